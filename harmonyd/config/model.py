@@ -1,0 +1,222 @@
+"""The configuration after validation: one frozen model. Everything else in harmonyd reads only this.
+
+Units are in the names; paths are absolute; names have been resolved and exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class HttpListener:
+    """Where a network listens for HTTP. ``bind_address``: IPv4, IPv6, or ``systemd:NAME`` for a passed socket."""
+
+    bind_address: str
+    bind_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class DicomDefaults:
+    """``[network.N.dicom]``: defaults for the dicom endpoints of the pipelines on that network."""
+
+    bind_address: str | None = None
+    bind_port: int | None = None
+    aet: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    name: str
+    http: HttpListener | None
+    dicom: DicomDefaults = DicomDefaults()
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """``path`` holds artifacts, ``spool/`` and ``quarantine/``; retention touches artifacts only."""
+
+    path: Path
+    retention_max_age_secs: float = 24 * 3600.0
+    retention_max_bytes: int = 5 * 1000**3
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """``[limits]``: bounds on what clients may send and hold."""
+
+    max_json_bytes: int = 1_000_000
+    """Largest JSON request body."""
+    max_body_bytes: int = 4 * 1000**3
+    """Largest request body of any other kind (store, http backend)."""
+    max_connections: int = 500
+    """Open HTTP connections per network."""
+    request_timeout_secs: float = 60.0
+    """Silence allowed while a client sends a request, or does not read its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingConfig:
+    level: str = "info"
+    format: str = "text"
+    """"text" or "json" (lines)."""
+    file: Path | None = None
+    """Log file; None: standard error."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisionConfig:
+    """``[supervision]``: defaults for children (design: supervision)."""
+
+    startup_deadline_secs: float = 30.0
+    probe_interval_secs: float = 10.0
+    probe_timeout_secs: float = 3.0
+    probe_misses: int = 2
+    stop_grace_secs: float = 10.0
+    stable_after_secs: float = 60.0
+    backoff_initial_secs: float = 1.0
+    backoff_max_secs: float = 60.0
+    fatal_after_failures: int = 5
+    fatal_retry_secs: float = 300.0
+    log_max_bytes: int = 10_000_000
+    log_backups: int = 3
+    ring_buffer_bytes: int = 256_000
+
+
+@dataclass(frozen=True, slots=True)
+class ManagementConfig:
+    enabled: bool = False
+    base_path: str = "/admin"
+    network: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """``network``: where /livez and /readyz are served; None: on every HTTP network."""
+
+    network: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpEndpointOptions:
+    """``path_prefix`` normalised: leading slash, no trailing one; "" is the root. Also used by ``echo`` endpoints."""
+
+    path_prefix: str
+    methods: tuple[str, ...] = ()
+    """Allowed HTTP methods; empty: any."""
+
+
+@dataclass(frozen=True, slots=True)
+class DicomEndpointOptions:
+    """An SCP."""
+
+    local_aet: str = "HARMONY_SCP"
+    bind_addr: str = "0.0.0.0"
+    port: int = 11112
+    max_pdu: int = 65536
+    store_scp: str = "persistent"
+    storage_dir: Path | None = None
+    """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DicomBackendOptions:
+    """An SCU; see design: configuration, table ``dicom`` under ``[backends]``."""
+
+    aet: str
+    host: str
+    port: int
+    local_aet: str = "HARMONY_SCU"
+    engine: str = "dcmtk"
+    store_scp: str = "persistent"
+    """"persistent" or "transient" (``persistent_store_scp`` true or false)."""
+    incoming_store_port: int = 11123
+    incoming_store_port_set: bool = False
+    """True when the file names it: the receiver then starts with the daemon, else with the first move."""
+    move_destination_aet: str = "HARMONY_SCU"
+    dimse_retrieve_mode: str = "get"
+    connect_timeout_secs: float = 30.0
+    association_timeout_secs: float = 300.0
+    operation_timeout_secs: float = 3600.0
+    max_pdu: int = 65536
+    max_associations: int = 10
+    max_queue: int = 100
+    """Requests that may wait for a free association; one more gets 503."""
+    max_results: int = 10000
+    query_model: str | None = None
+    """"study", "patient" or None: by level."""
+    storage_dir: Path | None = None
+    """Artifact folder for this backend; None: the storage path."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpBackendOptions:
+    base_url: str
+    connect_timeout_secs: float = 10.0
+    operation_timeout_secs: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class EchoOptions:
+    """The echo backend has no options."""
+
+
+EndpointOptions = HttpEndpointOptions | DicomEndpointOptions
+BackendOptions = DicomBackendOptions | HttpBackendOptions | EchoOptions
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    name: str
+    service: str
+    options: EndpointOptions
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    name: str
+    service: str
+    options: BackendOptions
+
+
+@dataclass(frozen=True, slots=True)
+class MiddlewareConfig:
+    """``options``: the validated keys of its type (see ``harmonyd.middleware``), keys of ``options`` merged in."""
+
+    name: str
+    type: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    name: str
+    description: str
+    networks: tuple[str, ...]
+    endpoints: tuple[str, ...]
+    middleware: tuple[str, ...]
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration. Only endpoints, backends and middleware that a pipeline names are started."""
+
+    path: Path
+    id: str
+    networks: Mapping[str, NetworkConfig]
+    storage: StorageConfig
+    pipelines: Mapping[str, PipelineConfig]
+    endpoints: Mapping[str, EndpointConfig]
+    backends: Mapping[str, BackendConfig]
+    middleware: Mapping[str, MiddlewareConfig]
+    limits: LimitsConfig = LimitsConfig()
+    logging: LoggingConfig = LoggingConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    management: ManagementConfig = ManagementConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    warnings: tuple[str, ...] = field(default=())
+    """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""

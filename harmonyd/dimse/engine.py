@@ -1,0 +1,218 @@
+"""The seam between the gateway and whatever speaks DIMSE: ``Engine`` and the values that cross it.
+
+``dimse.dcmtk`` implements it with supervised DCMTK programs, ``dimse.native`` in-process. Every operation takes an
+``OperationContext`` with its deadline; cancelling the Deferred that awaits it, or ``aclose()`` on its stream, ends the
+association.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+class QueryLevel(str, Enum):
+    """Query/Retrieve Level (0008,0052), PS3.4 section C.3."""
+
+    PATIENT = "PATIENT"
+    STUDY = "STUDY"
+    SERIES = "SERIES"
+    IMAGE = "IMAGE"
+
+
+class QueryModel(str, Enum):
+    """Query/Retrieve Information Model, PS3.4 sections C.3.1 and C.3.2."""
+
+    PATIENT_ROOT = "patient"
+    STUDY_ROOT = "study"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteNode:
+    """A remote application entity and how to talk to it. Validated by the configuration."""
+
+    name: str
+    """The backend's name, for messages and logs."""
+    aet: str
+    host: str
+    port: int
+    local_aet: str
+    connect_timeout_secs: float = 30.0
+    association_timeout_secs: float = 300.0
+    """Silence allowed in ACSE and between DIMSE messages."""
+    max_pdu: int = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class MoveReceiver:
+    """Who receives what a C-MOVE delivers."""
+
+    store_scp: str
+    """"persistent" or "transient"."""
+    destination_aet: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A validated identifier: ``dataset`` holds the keys, with Query/Retrieve Level set and text in Unicode."""
+
+    level: QueryLevel
+    model: QueryModel
+    dataset: Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class OperationContext:
+    """What every operation gets beside its arguments."""
+
+    id: str
+    """UUID in hex; names the artifact folder (``dcmtk_get_<id>``) and the operation in logs."""
+    request_id: str
+    """Correlation id of the request that asked for it."""
+    deadline: float
+    """Seconds on the reactor's clock; the operation is ended and ``DeadlinePassed`` raised when it passes."""
+    max_results: int = 10000
+    """C-FIND only: more matches are not passed on, and the outcome says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubOperations:
+    """The sub-operation counters of a final C-GET or C-MOVE response (PS3.7 section 9.1.3); None: the node omitted it."""
+
+    completed: int | None = None
+    failed: int | None = None
+    warning: int | None = None
+    remaining: int | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The truth about an operation, filled in when its stream ends."""
+
+    status: int | None = None
+    """Final DIMSE status, 16 bit."""
+    status_text: str = ""
+    comment: str | None = None
+    complete: bool = True
+    incomplete_reason: str | None = None
+    suboperations: SubOperations | None = None
+    warnings: list[str] = field(default_factory=list)
+    """For people: objects put aside, counters that contradict each other."""
+
+    def incomplete(self, reason: str) -> None:
+        """Mark the operation incomplete; the first reason stays first, later ones are appended."""
+        self.complete = False
+        self.incomplete_reason = f"{self.incomplete_reason}; {reason}" if self.incomplete_reason else reason
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One pending C-FIND response, already in the DICOM JSON Model."""
+
+    json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One received object: a complete Part 10 file, checked to its last element."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """The outcome of one C-STORE sub-request; ``status`` None when the peer gave no answer for this instance."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    status: int | None
+    status_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreScpConfig:
+    """A receiver for a dicom endpoint."""
+
+    name: str
+    """Name of the endpoint; the child is ``storescp:NAME``."""
+    local_aet: str
+    bind_addr: str
+    port: int
+    max_pdu: int = 65536
+    association_timeout_secs: float = 300.0
+
+
+ItemT = TypeVar("ItemT", covariant=True)
+
+
+class OperationStream(Protocol[ItemT]):
+    """Items as they arrive; after the last one ``outcome`` is final. Iteration raises when the operation fails."""
+
+    outcome: Outcome
+    folder: Path | None
+    """The artifact folder of the operation, where it has one."""
+    debug: dict[str, object] | None
+    """What the tool was given and said (args, stdout, stderr, status), after the end."""
+
+    def __aiter__(self) -> AsyncIterator[ItemT]: ...
+
+    async def aclose(self) -> None:
+        """End the operation if it still runs; returns when its processes are gone. Safe to call twice."""
+        ...
+
+
+class StoreScp(Protocol):
+    """A running receiver for inbound C-STORE."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class ObjectHandler(Protocol):
+    """Called once for each received object; when it raises, the object stays and is offered again later."""
+
+    async def __call__(self, instance: Instance, calling_aet: str | None) -> None: ...
+
+
+class Engine(Protocol):
+    """Performs DIMSE operations."""
+
+    async def echo(self, remote: RemoteNode, op: OperationContext) -> Outcome:
+        """C-ECHO (PS3.7 section 9.1.5). Raises a ``DimseError`` unless the node answered Success."""
+        ...
+
+    def find(self, remote: RemoteNode, query: Query, op: OperationContext) -> OperationStream[Match]:
+        """C-FIND (PS3.4 section C.4.1)."""
+        ...
+
+    def get(self, remote: RemoteNode, query: Query, op: OperationContext) -> OperationStream[Instance]:
+        """C-GET (PS3.4 section C.4.3)."""
+        ...
+
+    def move(
+        self, remote: RemoteNode, receiver: MoveReceiver, query: Query, op: OperationContext
+    ) -> OperationStream[Instance]:
+        """C-MOVE to our own receiver (PS3.4 section C.4.2); yields only what was asked for."""
+        ...
+
+    def store(
+        self, remote: RemoteNode, files: Sequence[Path], op: OperationContext
+    ) -> OperationStream[StoreResult]:
+        """C-STORE of Part 10 files, one result each (PS3.4 Annex B)."""
+        ...
+
+    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler) -> StoreScp:
+        """A receiver that hands each complete object to ``handler``."""
+        ...

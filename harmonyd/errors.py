@@ -1,0 +1,112 @@
+"""The root of every error harmonyd raises on purpose.
+
+Who has to act is decided once, where an error class is defined: the caller, the remote node, or us. The HTTP front end
+maps classes to a status in one table (``harmonyd.web.problem``); nothing else decides a status.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, ClassVar
+
+
+class Fault(Enum):
+    """Whose side has to change something."""
+
+    CALLER = "caller"
+    REMOTE = "remote"
+    OURS = "ours"
+
+
+class HarmonydError(Exception):
+    """Base of all errors raised on purpose.
+
+    ``detail`` is one sentence for the person who reads the answer; ``hint`` says which side changes what;
+    ``extra`` holds JSON-ready members for a problem detail (RFC 9457 section 3.2).
+    """
+
+    fault: ClassVar[Fault] = Fault.OURS
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, hint: str | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.extra: dict[str, Any] = {key: value for key, value in extra.items() if value is not None}
+
+
+class BadRequest(HarmonydError):
+    """The request cannot be understood or is not allowed to be asked like this."""
+
+    fault = Fault.CALLER
+    title = "Bad request"
+
+
+class NotFound(HarmonydError):
+    """No such route or operation, or nothing matched a retrieve."""
+
+    fault = Fault.CALLER
+    title = "Not found"
+
+
+class MethodNotAllowed(HarmonydError):
+    """The route exists, but not for this HTTP method; ``extra['allow']`` lists those that do."""
+
+    fault = Fault.CALLER
+    title = "Method not allowed"
+
+
+class NotAcceptable(HarmonydError):
+    """None of the media types the client accepts can be produced (RFC 9110 section 12.5.1)."""
+
+    fault = Fault.CALLER
+    title = "Not acceptable"
+
+
+class UnsupportedMediaType(HarmonydError):
+    """The request body is of a kind this operation does not read."""
+
+    fault = Fault.CALLER
+    title = "Unsupported media type"
+
+
+class PayloadTooLarge(HarmonydError):
+    """A request body is larger than its limit."""
+
+    fault = Fault.CALLER
+    title = "Request body too large"
+
+
+class Forbidden(HarmonydError):
+    """The configuration does not let this caller do this."""
+
+    fault = Fault.CALLER
+    title = "Forbidden"
+
+
+class Unavailable(HarmonydError):
+    """We cannot take this work now; ``extra['retry_after_secs']`` says when to try again."""
+
+    fault = Fault.OURS
+    title = "Not available now"
+
+
+class DeadlinePassed(HarmonydError):
+    """The operation's deadline passed before it was complete."""
+
+    fault = Fault.REMOTE
+    title = "Deadline passed"
+
+
+class StorageFull(HarmonydError):
+    """The disk cannot take what the operation has to write."""
+
+    fault = Fault.OURS
+    title = "Insufficient storage"
+
+
+class RemoteError(HarmonydError):
+    """Base of what a remote node did wrong: unreachable, refused, aborted, failure status, nonsense."""
+
+    fault = Fault.REMOTE
+    title = "The remote node failed"

@@ -1,0 +1,80 @@
+"""The two halves of a service type, and the registry's shape.
+
+An endpoint half turns its protocol into a ``RequestEnvelope`` and a ``ResponseEnvelope`` back; a backend half turns a
+``RequestEnvelope`` into a ``ResponseEnvelope``. A new service type is one module here and one line in
+``harmonyd.services.registry``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """What the HTTP front end hands to an endpoint; no Twisted type in it."""
+
+    id: str
+    """Correlation id."""
+    method: str
+    uri: str
+    path: str
+    """Percent-decoded path after the endpoint's prefix, "/" for the prefix itself."""
+    prefix: str
+    headers: Mapping[str, str]
+    query: Mapping[str, list[str]]
+    body: Body
+    client: str
+    """Peer address, for logs."""
+
+
+@dataclass(slots=True)
+class HttpAnswer:
+    """What an endpoint hands back to the HTTP front end.
+
+    ``chunks`` yields the body; when it raises after the first byte, the front end cuts the connection so that the
+    client cannot take the body for whole.
+    """
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    chunks: AsyncIterator[bytes] | None = None
+    length: int | None = None
+
+
+class HttpEndpoint(Protocol):
+    """The endpoint half of a service that clients reach over HTTP."""
+
+    name: str
+    path_prefix: str
+    methods: tuple[str, ...]
+
+    def request(self, request: HttpRequest) -> RequestEnvelope:
+        """Protocol → envelope. Cheap and synchronous; the body stays a stream."""
+        ...
+
+    async def answer(self, request: RequestEnvelope, response: ResponseEnvelope) -> HttpAnswer:
+        """Envelope → protocol. May raise a ``HarmonydError``, which becomes a problem detail."""
+        ...
+
+
+class Lifecycle(Protocol):
+    """Something that runs: started once with the daemon, stopped once."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class Backend(Lifecycle, Protocol):
+    """The backend half of a service."""
+
+    name: str
+
+    async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
+        """Perform the request. Raises a ``HarmonydError`` when it fails before there is anything to answer."""
+        ...

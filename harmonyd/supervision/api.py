@@ -1,0 +1,118 @@
+"""What the rest of harmonyd sees of supervision: specifications in, running children out.
+
+``kept`` children are restarted, probed and logged (store SCPs); ``once`` children run to their end (SCU tools). Both run
+through one runner: own session and process group, ``PR_SET_PDEATHSIG``, explicit environment, a watcher that ends them
+when the daemon dies, completion at the process's exit (never at end of file alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+
+@dataclass(frozen=True, slots=True)
+class OnceSpec:
+    """A child that runs to its end."""
+
+    name: str
+    """For logs and ``supervisorctl``: ``findscu:<operation id>``."""
+    argv: tuple[str, ...]
+    """``argv[0]`` is an absolute path. Elements that start with "@" are refused (DCMTK expands them to a file)."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the runner's explicit base environment (PATH, LANG, TCP_NODELAY=1)."""
+    operation_id: str = ""
+    on_line: Callable[[bytes], None] | None = None
+    """Called on the reactor thread for each line (without its newline) of stdout and stderr."""
+    max_output_bytes: int = 1_000_000
+    """Kept with the exit record; lines beyond it still reach ``on_line``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How a child ended."""
+
+    pid: int
+    exit_code: int | None
+    """None when a signal ended it."""
+    signal: int | None
+    output: bytes
+    """The first ``max_output_bytes`` of stdout and stderr, in order of arrival."""
+    runtime_secs: float
+
+
+class OnceChild(Protocol):
+    """A started once-child."""
+
+    pid: int
+    exited: Deferred[ExitRecord]
+    """Fires once, after the exit and a bounded drain of the pipes; never fails, and cancelling it does nothing."""
+
+    async def stop(self) -> ExitRecord:
+        """TERM to the group, grace, KILL to the group; returns when the group is gone. Safe to call at any time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSpec:
+    """A child that is kept running."""
+
+    group: str
+    """``storescp`` in ``storescp:incoming-11123``."""
+    name: str
+    argv: tuple[str, ...]
+    port: int
+    """The TCP port it must own to be ready."""
+    called_aet: str
+    """Called AE title of the readiness probe's C-ECHO."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    on_line: Callable[[bytes], None] | None = None
+    association_timeout_secs: float = 300.0
+    """A child that is busy, and about which nothing moved this long, counts as hung."""
+
+
+class KeptChild(Protocol):
+    """A child under supervision."""
+
+    spec: KeptSpec
+
+    @property
+    def state(self) -> str:
+        """STOPPED, STARTING, RUNNING, BACKOFF, STOPPING, EXITED or FATAL (``supervisor.states``)."""
+        ...
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def description(self) -> str:
+        """One line for people: why it is in its state."""
+        ...
+
+    def when_ready(self) -> Deferred[None]:
+        """Fires when RUNNING; fails with ``ChildNotReady`` when FATAL or stopped. Cancellable."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class Supervisor(Protocol):
+    """Runs all children."""
+
+    def run_once(self, spec: OnceSpec) -> OnceChild:
+        """Start a once-child. Raises ``SpawnError`` when it cannot be started."""
+        ...
+
+    def keep(self, spec: KeptSpec) -> KeptChild:
+        """Start and keep a child. Raises ``ValueError`` when the name is taken."""
+        ...
+
+    def children(self) -> list[KeptChild]: ...
+
+    async def stop_all(self) -> None:
+        """End every child; returns when no process of theirs is left."""
+        ...
