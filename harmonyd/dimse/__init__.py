@@ -1,0 +1,1 @@
+"""The DIMSE vocabulary and the ``Engine`` interface; ``dcmtk`` is its first implementation."""

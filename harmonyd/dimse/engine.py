@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+    from harmonyd.dimse.waiting import AssociationSlots
 
-class QueryLevel(str, Enum):
+
+class QueryLevel(StrEnum):
     """Query/Retrieve Level (0008,0052), PS3.4 section C.3."""
 
     PATIENT = "PATIENT"
@@ -26,7 +28,7 @@ class QueryLevel(str, Enum):
     IMAGE = "IMAGE"
 
 
-class QueryModel(str, Enum):
+class QueryModel(StrEnum):
     """Query/Retrieve Information Model, PS3.4 sections C.3.1 and C.3.2."""
 
     PATIENT_ROOT = "patient"
@@ -80,11 +82,15 @@ class OperationContext:
     """Seconds on the reactor's clock; the operation is ended and ``DeadlinePassed`` raised when it passes."""
     max_results: int = 10000
     """C-FIND only: more matches are not passed on, and the outcome says so."""
+    storage: Path | None = None
+    """Where the artifact folder goes; None: the engine's own storage path."""
+    slots: AssociationSlots | None = None
+    """The engine holds one slot while it has an association open for this operation."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubOperations:
-    """The sub-operation counters of a final C-GET or C-MOVE response (PS3.7 section 9.1.3); None: the node omitted it."""
+    """Counters of a final C-GET or C-MOVE response (PS3.7 section 9.1.3); None: the node omitted it."""
 
     completed: int | None = None
     failed: int | None = None
@@ -215,4 +221,8 @@ class Engine(Protocol):
 
     def store_scp(self, config: StoreScpConfig, handler: ObjectHandler) -> StoreScp:
         """A receiver that hands each complete object to ``handler``."""
+        ...
+
+    async def open_receiver(self, receiver: MoveReceiver) -> None:
+        """Start the receiver for C-MOVE deliveries now instead of with the first move."""
         ...

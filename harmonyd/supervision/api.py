@@ -49,8 +49,14 @@ class OnceChild(Protocol):
     """A started once-child."""
 
     pid: int
-    exited: Deferred[ExitRecord]
-    """Fires once, after the exit and a bounded drain of the pipes; never fails, and cancelling it does nothing."""
+
+    @property
+    def exited(self) -> Deferred[ExitRecord]:
+        """A new Deferred at each access; fires after the exit and a bounded drain of the pipes, and never fails.
+
+        Cancelling one ends the waiting of its holder, and does nothing to the child.
+        """
+        ...
 
     async def stop(self) -> ExitRecord:
         """TERM to the group, grace, KILL to the group; returns when the group is gone. Safe to call at any time."""

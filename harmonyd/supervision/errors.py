@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harmonyd.errors import Fault, HarmonydError, Unavailable
+from harmonyd.errors import Fault, HarmonydError, RemoteError, Unavailable
 
 
 class SpawnError(HarmonydError):
@@ -10,6 +10,16 @@ class SpawnError(HarmonydError):
 
     fault = Fault.OURS
     title = "A child process could not be started"
+
+
+class UnusableProgram(SpawnError):
+    """A child can never be started as it is configured: trying again changes nothing."""
+
+
+class ProbeFailed(RemoteError):
+    """A C-ECHO probe got no proper answer; the detail says why."""
+
+    title = "No answer to C-ECHO"
 
 
 class ChildNotReady(Unavailable):

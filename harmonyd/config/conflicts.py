@@ -1,0 +1,153 @@
+"""What no table sees alone: ports and paths that two of them claim, and defaults an endpoint takes from a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from harmonyd.config.dicom import bind_address
+from harmonyd.config.fields import Section
+from harmonyd.config.model import DicomBackendOptions, DicomDefaults, DicomEndpointOptions, PipelineConfig
+from harmonyd.config.pipelines import Parts
+
+BUILT_IN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
+_ANY_ADDRESS = ("0.0.0.0", "::")
+_DEFAULTS = (("local_aet", "aet"), ("bind_addr", "bind_address"), ("port", "bind_port"))
+"""Key of a dicom endpoint, and the key of ``[network.NAME.dicom]`` that is its default."""
+
+
+def apply_network_defaults(parts: Parts) -> None:
+    """Fill in what a dicom endpoint leaves open from ``[network.NAME.dicom]`` of the pipelines that name it."""
+    for name, options in parts.dicom_endpoints().items():
+        section = parts.tables["endpoints"][name]
+        networks = _networks_of(name, parts)
+        changes: dict[str, Any] = {}
+        for key, default_key in _DEFAULTS:
+            if key not in section.table("options"):
+                values = {network: getattr(dicom, default_key) for network, dicom in networks.items()}
+                value = _one_default(section, key, default_key, values)
+                if value is not None:
+                    changes[key] = value
+        endpoint = parts.endpoints[name]
+        parts.endpoints[name] = replace(endpoint, options=replace(options, **changes))
+
+
+def _networks_of(endpoint: str, parts: Parts) -> Mapping[str, DicomDefaults]:
+    pipelines = [item for item in parts.pipelines.values() if endpoint in item.endpoints]
+    names = {name for item in pipelines for name in item.networks if name in parts.networks}
+    return {name: parts.networks[name].dicom for name in sorted(names)}
+
+
+def _one_default(section: Section, key: str, default_key: str, values: Mapping[str, object]) -> object:
+    given = {network: value for network, value in values.items() if value is not None}
+    if len(set(given.values())) > 1:
+        places = ", ".join(f"[network.{network}.dicom] {default_key} = {value}" for network, value in given.items())
+        section.table("options").problem(key, f"missing, and its networks differ: {places}", "set it here")
+        return None
+    for network, value in given.items():
+        complaint = bind_address(str(value)) if key == "bind_addr" else None
+        if complaint:
+            what = f'[network.{network}.dicom] bind_address = "{value}": {complaint}'
+            section.table("options").problem(key, what, 'set bind_address or bind_addr to "0.0.0.0"')
+            return None
+    return next(iter(given.values()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A TCP port somebody listens on."""
+
+    section: Section
+    key: str
+    port: int
+    address: str
+    receiver_mode: str | None = None
+    """How a dicom backend receives (``store_scp``); such claims share a port when they agree on it."""
+
+    def clashes(self, other: _Claim) -> bool:
+        if self.port != other.port:
+            return False
+        if self.receiver_mode is not None and other.receiver_mode is not None:
+            return self.receiver_mode != other.receiver_mode
+        return self.address == other.address or self.address in _ANY_ADDRESS or other.address in _ANY_ADDRESS
+
+
+def check_ports(parts: Parts) -> None:
+    """Note every two that would listen on the same port."""
+    for one, two in combinations(_claims(parts), 2):
+        if one.clashes(two):
+            if one.receiver_mode and two.receiver_mode:
+                what = f'store_scp is "{two.receiver_mode}", and "{one.receiver_mode}" in [{one.section.name}]'
+                remedy = f"backends that share port {one.port} share one receiver: use one mode, or two ports"
+            else:
+                what = f"port {one.port} is that of [{one.section.name}] {one.key} in {one.section.file}"
+                remedy = "give one of them another port"
+            two.section.problem(two.key, what, remedy)
+
+
+def _claims(parts: Parts) -> Iterator[_Claim]:
+    for name, network in parts.networks.items():
+        if network.http is not None:
+            section = parts.tables["network"][name].table("http")
+            yield _Claim(section, "bind_port", network.http.bind_port, network.http.bind_address)
+    for name, endpoint in parts.dicom_endpoints().items():
+        options = parts.tables["endpoints"][name].table("options")
+        yield _Claim(options, "port", endpoint.port, endpoint.bind_addr)
+    for name, backend in _receiving_backends(parts).items():
+        options = parts.tables["backends"][name].table("options")
+        yield _Claim(options, "incoming_store_port", backend.incoming_store_port, "0.0.0.0", backend.store_scp)
+
+
+def _receiving_backends(parts: Parts) -> dict[str, DicomBackendOptions]:
+    """The dicom backends that an HTTP endpoint reaches; no other ever moves, so no other listens."""
+    reached = (name for item in parts.pipelines.values() if parts.http_endpoints(item) for name in item.backends)
+    found = ((name, parts.backends[name].options) for name in dict.fromkeys(reached) if name in parts.backends)
+    return {name: options for name, options in found if isinstance(options, DicomBackendOptions)}
+
+
+def check_paths(parts: Parts, management_base: str) -> None:
+    """Note every endpoint whose path is a built-in one, or that of another endpoint on the same network."""
+    owners: dict[tuple[str, str], str] = {}
+    told: set[tuple[str, str]] = set()
+    for endpoint, prefix, network in _served_paths(parts):
+        section = parts.tables["endpoints"][endpoint].table("options")
+        owner = owners.setdefault((network, prefix), endpoint)
+        if owner != endpoint and (owner, endpoint) not in told:
+            told.add((owner, endpoint))
+            other = parts.tables["endpoints"][owner]
+            what = f'endpoints "{owner}" (in {other.file}) and "{endpoint}" have the same path on network "{network}"'
+            section.problem("path_prefix", what, "give one of them another path")
+    for endpoint, prefix in {name: prefix for name, prefix, _ in _served_paths(parts)}.items():
+        _check_built_in(parts.tables["endpoints"][endpoint].table("options"), prefix, management_base)
+
+
+def _served_paths(parts: Parts) -> Iterator[tuple[str, str, str]]:
+    """(endpoint, prefix, network) of all that is served, each once or more."""
+    for item in parts.pipelines.values():
+        for endpoint, options in parts.http_endpoints(item):
+            yield from ((endpoint.name, options.path_prefix, network) for network in item.networks)
+
+
+def _check_built_in(section: Section, prefix: str, management_base: str) -> None:
+    if prefix in BUILT_IN_PATHS:
+        section.problem("path_prefix", "a built-in path", "choose another path")
+    elif prefix == management_base:
+        what = "the path of the management API ([management] base_path)"
+        section.problem("path_prefix", what, "choose another path, or another base_path")
+
+
+def check_once(parts: Parts) -> None:
+    """An endpoint that two pipelines name on one network (or a dicom endpoint at all) would have two owners."""
+    owners: dict[tuple[str, str], PipelineConfig] = {}
+    for item in parts.pipelines.values():
+        for name in item.endpoints:
+            is_dicom = name in parts.endpoints and isinstance(parts.endpoints[name].options, DicomEndpointOptions)
+            for network in [""] if is_dicom else item.networks:
+                owner = owners.setdefault((name, network), item)
+                if owner is not item:
+                    what = f'endpoint "{name}" is used by pipeline "{owner.name}" too'
+                    section = parts.tables["pipelines"][item.name]
+                    section.problem("endpoints", what, "an endpoint belongs to one pipeline: define a second endpoint")
+                    break

@@ -1,0 +1,142 @@
+"""``[middleware.*]``: the type decides which keys there are, directly in the table or in ``options`` below it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from harmonyd.config import checks
+from harmonyd.config.errors import listing, nearest
+from harmonyd.config.fields import NOT_BUILT, Section
+from harmonyd.config.model import MiddlewareConfig
+
+DIMSE_OPERATIONS = ("echo", "find", "get", "move", "store")
+
+_NOT_BUILT_TYPES = (
+    *("basic_auth", "jwt_auth", "jwtauth", "json_extractor", "json", "transform", "metadata_transform"),
+    *("dicomweb_bridge", "dicomweb"),
+)
+_OUT_OF_SCOPE_TYPES = ("auth", "connect", "jmix_builder")
+_VRS_WITHOUT_TEXT = ("SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN")
+_TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
+
+
+def middleware(name: str, section: Section) -> MiddlewareConfig | None:
+    """``[middleware.NAME]``; None when a mistake was noted."""
+    section.require("type")
+    kind = section.text("type")
+    if kind in _PARSERS:
+        options = _PARSERS[kind](_merged(section))
+        return MiddlewareConfig(name, kind, options) if section.sound else None
+    if kind in _NOT_BUILT_TYPES:
+        section.problem("type", NOT_BUILT, f"available: {listing(_PARSERS)}")
+    elif kind in _OUT_OF_SCOPE_TYPES:
+        section.problem("type", "out of scope", f"available: {listing(_PARSERS)}")
+    elif isinstance(section.raw("type"), str):
+        section.problem("type", "unknown middleware type", f"available: {listing(_PARSERS)}", nearest(kind, _PARSERS))
+    return None
+
+
+def _merged(section: Section) -> Section:
+    """The table's own keys and those of ``options`` as one table, under the name of the one that was used."""
+    options = section.table("options")
+    own = {key: section.raw(key) for key in section if key not in {"type", "options"}}
+    below = {key: options.raw(key) for key in options}
+    for key in sorted(own.keys() & below.keys()):
+        section.problem(key, f"given here and in [{options.name}]", "remove one")
+    place = section if own or not below else options
+    return Section(section.report, section.file, place.name, {**below, **own}, section)
+
+
+def _passthru(section: Section) -> Mapping[str, Any]:
+    section.finish()
+    return {}
+
+
+def _path_filter(section: Section) -> Mapping[str, Any]:
+    section.require("rules")
+    rules = section.strings("rules", checks.path_rule)
+    if section.sound and not rules:
+        section.problem("rules", "empty: every request would be refused", 'write for example ["/Patient/{id}"]')
+    section.finish()
+    return {"rules": rules}
+
+
+def _metadata(section: Section) -> Mapping[str, Any]:
+    entries = section.string_table("set")
+    identifier = _identifier(section.table("identifier"))
+    options: dict[str, Any] = {"set": entries, "identifier": identifier}
+    for key in ("dimse_op", "backend"):
+        section.text(key)
+        _shortcut(section, key, entries, options)
+    if section.sound and not (entries or identifier or options.keys() & {"dimse_op", "backend"}):
+        section.problem(None, "sets nothing", "give dimse_op, backend, set or identifier")
+    section.finish()
+    return options
+
+
+def _shortcut(section: Section, key: str, entries: Mapping[str, str], options: dict[str, Any]) -> None:
+    """``dimse_op`` and ``backend`` may stand in the table or in ``set``, and mean the same."""
+    if key in section:
+        options[key] = section.raw(key)
+        if key in entries and entries[key] != options[key]:
+            section.problem(key, f"differs from {key} in [{section.name}.set]", "remove one")
+    place = section if key in section else section.table("set")
+    if key == "dimse_op" and key in place and place.sound and place.raw(key) not in DIMSE_OPERATIONS:
+        known = nearest(str(place.raw(key)), DIMSE_OPERATIONS)
+        place.problem(key, "not an operation", f"allowed: {listing(DIMSE_OPERATIONS)}", known)
+
+
+def _identifier(section: Section) -> dict[str, str]:
+    """Query keys by DICOM keyword or tag ``ggggeeee`` (PS3.6 section 6); in the result by keyword if there is one."""
+    values: dict[str, str] = {}
+    for key in section:
+        value = section.text(key, "", _query_value)
+        tag = _tag(key)
+        if tag is None:
+            what = "not a DICOM keyword, nor a tag of eight hexadecimal digits"
+            section.problem(key, what, "write for example PatientID or 00100020", _nearest_keyword(key))
+            continue
+        complaint, name = _query_key(tag)
+        if complaint or name in values:
+            section.problem(key, complaint or f"another spelling of {name}, which is there too", "remove it")
+        values[name] = value
+    return values
+
+
+def _query_value(value: str) -> str | None:
+    return None if value.isprintable() else "a query value has no control characters"
+
+
+def _tag(key: str) -> int | None:
+    # Imported here, as below: the dictionary takes a moment to load, and few configurations force query keys.
+    from pydicom.datadict import tag_for_keyword
+
+    return int(key, 16) if _TAG.match(key) else tag_for_keyword(key)
+
+
+def _query_key(tag: int) -> tuple[str | None, str]:
+    """A complaint or None, and the name of the tag: its keyword, or ``GGGGEEEE`` for those without."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR
+
+    if tag >> 16 < 0x0008:
+        return "not an attribute of a query identifier (PS3.4 section C.2.2)", f"{tag:08X}"
+    if not dictionary_has_tag(tag):
+        return None, f"{tag:08X}"
+    vr = dictionary_VR(tag)
+    complaint = f"its VR is {vr}, which no text can be a value of" if vr[:2] in _VRS_WITHOUT_TEXT else None
+    return complaint, dictionary_keyword(tag) or f"{tag:08X}"
+
+
+def _nearest_keyword(key: str) -> str | None:
+    from pydicom.datadict import keyword_dict
+
+    return nearest(key.replace("_", ""), (keyword for keyword in keyword_dict if keyword))
+
+
+_PARSERS: Mapping[str, Callable[[Section], Mapping[str, Any]]] = {
+    "passthru": _passthru,
+    "path_filter": _path_filter,
+    "metadata": _metadata,
+}

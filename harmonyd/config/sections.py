@@ -1,0 +1,207 @@
+"""The tables of ``config.toml`` that stand alone: who we are, where we listen, what we keep, how we log."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from harmonyd.config import checks
+from harmonyd.config.errors import Report, nearest
+from harmonyd.config.fields import NOT_BUILT, Section
+from harmonyd.config.model import (
+    DicomDefaults,
+    HttpListener,
+    LimitsConfig,
+    LoggingConfig,
+    ManagementConfig,
+    NetworkConfig,
+    StorageConfig,
+    SupervisionConfig,
+    TelemetryConfig,
+)
+
+_LEVELS = {level: level for level in ("debug", "info", "warning", "error")} | {"trace": "debug", "warn": "warning"}
+_HOUR_SECS = 3600.0
+_DAY_SECS = 24 * _HOUR_SECS
+_GB = 1000**3
+
+
+def proxy(section: Section) -> tuple[str, str]:
+    """``[proxy]``: our id and log level. (The reader has used ``pipelines_path``.)"""
+    section.require("id")
+    identity = section.text("id", "", checks.plain_text)
+    level = section.choice("log_level", "info", _LEVELS)
+    if level == "trace":
+        section.warn("log_level", '"trace" is taken as "debug", the most there is')
+    section.raw("pipelines_path")
+    section.ignore(["transforms_path"], "no middleware that transforms is built yet")
+    section.ignore(["store_dir"], "[storage.options] path says where files go")
+    section.ignore(["jwks_cache_dir"], "key sets are not fetched")
+    section.finish()
+    return identity, _LEVELS[level]
+
+
+def network(name: str, section: Section) -> NetworkConfig:
+    """``[network.NAME]``."""
+    section.ignore(["enable_wireguard", "interface"], "harmonyd has no WireGuard; traffic takes the host's own routes")
+    http = _listener(section.table("http")) if "http" in section else None
+    dicom = _dicom_defaults(section.table("dicom"))
+    section.raw("http")
+    section.finish()
+    return NetworkConfig(name, http, dicom)
+
+
+def _listener(section: Section) -> HttpListener:
+    section.require("bind_address", "bind_port")
+    listener = HttpListener(
+        section.text("bind_address", "127.0.0.1", checks.ip_address), section.port("bind_port", 8080)
+    )
+    section.finish()
+    return listener
+
+
+def _dicom_defaults(section: Section) -> DicomDefaults:
+    defaults = DicomDefaults(
+        section.text("bind_address", "0.0.0.0", checks.ip_address) if "bind_address" in section else None,
+        section.port("bind_port", 11112) if "bind_port" in section else None,
+        section.text("aet", "HARMONY_SCP", checks.ae_title) if "aet" in section else None,
+    )
+    for key in ("bind_address", "bind_port", "aet"):
+        section.raw(key)
+    section.finish()
+    return defaults
+
+
+def storage(section: Section, base: Path) -> StorageConfig:
+    """``[storage]`` and ``[storage.options]``; ``base`` is the folder of config.toml."""
+    section.choice("backend", "filesystem", ["filesystem"])
+    options = section.table("options")
+    path = base / options.text("path", "./tmp", checks.plain_text)
+    age_hours = options.number("retention_max_age_hours", 24.0, 0.01, 24 * 365 * 100)
+    size_gb = options.number("retention_max_gb", 5.0, 0.001, 1_000_000)
+    options.finish()
+    section.finish()
+    return StorageConfig(path.resolve(), age_hours * _HOUR_SECS, round(size_gb * _GB))
+
+
+def limits(section: Section) -> LimitsConfig:
+    """``[limits]``."""
+    default = LimitsConfig()
+    result = LimitsConfig(
+        max_json_bytes=section.integer("max_json_bytes", default.max_json_bytes, 1_000, 100_000_000),
+        max_body_bytes=section.integer("max_body_bytes", default.max_body_bytes, 1_000, 1_000 * _GB),
+        max_connections=section.integer("max_connections", default.max_connections, 1, 100_000),
+        request_timeout_secs=section.number("request_timeout_secs", default.request_timeout_secs, 1, _DAY_SECS),
+    )
+    section.finish()
+    return result
+
+
+def logging(section: Section, base: Path, level: str) -> LoggingConfig:
+    """``[logging]``; a path alone switches logging to the file on."""
+    path = section.text("log_file_path", "")
+    to_file = section.flag("log_to_file", bool(path))
+    if to_file and not path and section.sound:
+        section.problem("log_to_file", "log_file_path is missing", "say which file")
+    log_format = section.choice("format", "text", ["text", "json"])
+    section.finish()
+    return LoggingConfig(level, log_format, (base / path).resolve() if to_file and path else None)
+
+
+_SUPERVISION_RANGES: dict[str, tuple[float, float]] = {
+    "startup_deadline_secs": (1, _HOUR_SECS),
+    "probe_interval_secs": (0.1, _HOUR_SECS),
+    "probe_timeout_secs": (0.1, _HOUR_SECS),
+    "probe_misses": (1, 100),
+    "stop_grace_secs": (0.1, _HOUR_SECS),
+    "stable_after_secs": (0.1, _DAY_SECS),
+    "backoff_initial_secs": (0.01, _HOUR_SECS),
+    "backoff_max_secs": (0.01, _DAY_SECS),
+    "fatal_after_failures": (1, 1000),
+    "fatal_retry_secs": (1, _DAY_SECS),
+    "log_max_bytes": (10_000, _GB),
+    "log_backups": (0, 100),
+    "ring_buffer_bytes": (1_000, 100_000_000),
+}
+
+
+def supervision(section: Section) -> SupervisionConfig:
+    """``[supervision]``: keys and defaults are those of the model; a default that is whole stays a whole number."""
+    defaults = SupervisionConfig()
+    values: dict[str, float] = {}
+    for spec in fields(SupervisionConfig):
+        low, high = _SUPERVISION_RANGES[spec.name]
+        default = getattr(defaults, spec.name)
+        if isinstance(default, int):
+            values[spec.name] = section.integer(spec.name, default, int(low), int(high))
+        else:
+            values[spec.name] = section.number(spec.name, default, low, high)
+    if section.sound and values["backoff_initial_secs"] > values["backoff_max_secs"]:
+        section.problem("backoff_initial_secs", "more than backoff_max_secs", "raise backoff_max_secs or lower this")
+    section.finish()
+    return SupervisionConfig(**values)  # type: ignore[arg-type]
+
+
+def management(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> ManagementConfig:
+    """``[management]``: the base path is kept free for it; switching it on is refused until it is there."""
+    if section.flag("enabled", False):
+        section.problem("enabled", f"the management API is {NOT_BUILT}", "set it to false")
+    base = section.text("base_path", "admin", _base_path)
+    named = http_network(section, networks, known)
+    section.finish()
+    return ManagementConfig(False, "/" + base.strip("/"), named)
+
+
+def _base_path(value: str) -> str | None:
+    """Harmony writes it without a leading slash; the root is not a path that can be kept free."""
+    return "empty" if not value.strip("/") else checks.path_prefix("/" + value.removeprefix("/"))
+
+
+def telemetry(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> TelemetryConfig:
+    """``[telemetry]``."""
+    named = http_network(section, networks, known)
+    section.finish()
+    return TelemetryConfig(named)
+
+
+def http_network(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> str | None:
+    """The ``network`` key: a network that listens for HTTP. ``known`` holds all names, those with mistakes too."""
+    if "network" not in section:
+        section.raw("network")
+        return None
+    name = section.text("network")
+    if isinstance(section.raw("network"), str) and name not in known:
+        section.problem("network", "no such network", "define it", nearest(name, known))
+    elif name in networks and networks[name].http is None:
+        section.problem("network", f"this network has no [network.{name}.http]", "add it, or name another network")
+    return name
+
+
+def control(section: Section) -> None:
+    """``[control]``: only an empty table until the supervisor interface is there."""
+    for key in section:
+        section.refuse(key, f"the control interface is {NOT_BUILT}")
+
+
+_SERVICES = ("http", "dicom", "echo", "dicomweb", "fhir", "jmix", "mock_dicom", "management")
+_MIDDLEWARE_TYPES = (
+    *("passthru", "path_filter", "metadata", "basic_auth", "jwt_auth", "jwtauth", "auth", "connect"),
+    *("json_extractor", "json", "transform", "metadata_transform", "dicomweb_bridge", "dicomweb", "jmix_builder"),
+)
+
+
+def registrations(sections: list[Section], report: Report) -> None:
+    """``[services.*]`` and ``[middleware_types.*]``: known names are accepted; ``module`` means nothing here."""
+    for section in sections:
+        known = _SERVICES if section.name == "services" else _MIDDLEWARE_TYPES
+        with_module = []
+        for name, entry in section.tables().items():
+            if name not in known:
+                section.problem(name, "unknown registration", "only built-in types exist", nearest(name, known))
+            if entry.raw("module") is not None:
+                with_module.append(name)
+            entry.finish()
+        if with_module:
+            names = ", ".join(with_module)
+            text = f"`module` is accepted, without effect: built-in types need no registration ({names})"
+            report.warnings.append(f"{section.file}: [{section.name}]: {text}")

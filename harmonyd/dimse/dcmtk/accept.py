@@ -1,0 +1,105 @@
+"""Deciding, for each received file, whether it is whole and was asked for. What is not is put aside, never lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harmonyd.dimse.engine import Instance, Query
+from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
+from harmonyd.dimse.uid import is_uid
+
+_UNIQUE_KEYS = (
+    ("PatientID", "patient_id"),
+    ("StudyInstanceUID", "study_instance_uid"),
+    ("SeriesInstanceUID", "series_instance_uid"),
+    ("SOPInstanceUID", "sop_instance_uid"),
+)
+
+
+def wanted_keys(query: Query) -> dict[str, frozenset[str]]:
+    """The unique keys of a retrieve: attribute of ``InstanceHeader`` → the values asked for."""
+    wanted: dict[str, frozenset[str]] = {}
+    for keyword, attribute in _UNIQUE_KEYS:
+        value = query.dataset.get(keyword)
+        if value:
+            values = [value] if isinstance(value, str) else list(value)
+            wanted[attribute] = frozenset(str(item).strip() for item in values)
+    return wanted
+
+
+def quarantine(path: Path, folder: Path, reason: str) -> Path:
+    """Move a file into the quarantine folder beside a note that says why; returns its new path. Blocking."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}_{uuid.uuid4().hex}.dcm"
+    note = {"reason": reason, "was": str(path), "time": time.time()}
+    target.with_suffix(".json").write_text(json.dumps(note), encoding="utf-8")
+    shutil.move(path, target)
+    return target
+
+
+@dataclass(slots=True)
+class Intake:
+    """Takes received files into an operation's folder, one by one. Its methods block: call them in a thread."""
+
+    query: Query
+    folder: Path
+    quarantine_folder: Path
+    arrived: set[str] = field(default_factory=set)
+    """SOP Instance UIDs taken in."""
+    put_aside: list[str] = field(default_factory=list)
+    """Why each file that was not taken in is in quarantine; never a patient's data."""
+    damaged: int = 0
+
+    def take(self, paths: list[Path]) -> list[Instance]:
+        """Check each file, move it into the folder; returns those that count."""
+        instances = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                instance = self._take_one(path)
+                if instance is not None:
+                    instances.append(instance)
+        return instances
+
+    def _take_one(self, path: Path) -> Instance | None:
+        try:
+            header = check_complete(path)
+        except DamagedFile as damage:
+            self.damaged += 1
+            return self._aside(path, f"damaged: {damage.detail}")
+        if not self._is_wanted(header):
+            return self._aside(path, "not asked for")
+        if header.sop_instance_uid in self.arrived:
+            return self._aside(path, "the same SOP Instance UID arrived twice")
+        self.arrived.add(header.sop_instance_uid)
+        target = self._place(path, header)
+        return Instance(
+            target, header.sop_class_uid, header.sop_instance_uid, header.transfer_syntax_uid, header.size_bytes
+        )
+
+    def _is_wanted(self, header: InstanceHeader) -> bool:
+        return all(
+            getattr(header, attribute).strip() in values for attribute, values in wanted_keys(self.query).items()
+        )
+
+    def _place(self, path: Path, header: InstanceHeader) -> Path:
+        if path.parent == self.folder:
+            return path
+        uid = header.sop_instance_uid
+        target = self.folder / (uid if is_uid(uid) else path.name)
+        if target.exists():
+            target = self.folder / f"{target.name}.{uuid.uuid4().hex}"
+        try:
+            return path.rename(target)
+        except OSError:
+            # Another file system (a backend's storage_dir).
+            return Path(shutil.move(path, target))
+
+    def _aside(self, path: Path, reason: str) -> None:
+        quarantine(path, self.quarantine_folder, reason)
+        self.put_aside.append(reason)

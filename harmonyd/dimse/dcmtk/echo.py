@@ -1,0 +1,18 @@
+"""C-ECHO with echoscu."""
+
+from __future__ import annotations
+
+from harmonyd.dimse.dcmtk import argv, verdict
+from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
+from harmonyd.dimse.engine import OperationContext, Outcome, RemoteNode
+
+
+async def echo(box: Toolbox, remote: RemoteNode, op: OperationContext) -> Outcome:
+    """Raises unless the node answered Success."""
+    run = ToolRun(box, op, folder=None)
+    try:
+        await run.start(argv.echoscu(box.tools["echoscu"].path, box.log_config, remote), small_dictionary=True)
+        record = await run.finish()
+        return verdict.final_outcome("echo", "C-ECHO RSP", run.log, record, remote)
+    finally:
+        await run.close()

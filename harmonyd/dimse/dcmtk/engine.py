@@ -1,0 +1,84 @@
+"""``DcmtkEngine``: the Engine interface over DCMTK's programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harmonyd.dimse.dcmtk import find, retrieve, store
+from harmonyd.dimse.dcmtk.echo import echo
+from harmonyd.dimse.dcmtk.log_config import write_support_files
+from harmonyd.dimse.dcmtk.receivers import Receivers
+from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.dcmtk.scp import DcmtkStoreScp
+from harmonyd.dimse.dcmtk.streams import ToolStream
+from harmonyd.dimse.dcmtk.tools import Tool
+from harmonyd.dimse.engine import (
+    Instance,
+    Match,
+    MoveReceiver,
+    ObjectHandler,
+    OperationContext,
+    Outcome,
+    Query,
+    RemoteNode,
+    StoreResult,
+    StoreScpConfig,
+)
+from harmonyd.supervision.api import Supervisor
+
+VERBOSE_VARIABLE = "HARMONY_TEST_VERBOSE_DCMTK"
+
+
+class DcmtkEngine:
+    """Performs DIMSE operations with DCMTK programs; one for the whole daemon.
+
+    ``storage`` holds the artifact folders, ``incoming/``, ``spool/`` and ``quarantine/``; ``scratch`` holds files that
+    live as long as one run.
+    """
+
+    def __init__(
+        self, reactor: Any, supervisor: Supervisor, tools: Mapping[str, Tool], *, storage: Path, scratch: Path
+    ) -> None:
+        log_config, dictionary = write_support_files(scratch)
+        verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
+        self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose)
+        self._storage = storage
+        self._quarantine = storage / "quarantine"
+        self._receivers = Receivers(self._box, storage, self._quarantine)
+
+    async def echo(self, remote: RemoteNode, op: OperationContext) -> Outcome:
+        return await echo(self._box, remote, op)
+
+    def find(self, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Match]:
+        return find.find(self._box, self._folder(op), remote, query, op)
+
+    def get(self, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Instance]:
+        return retrieve.get(self._box, self._places(op), remote, query, op)
+
+    def move(
+        self, remote: RemoteNode, receiver: MoveReceiver, query: Query, op: OperationContext
+    ) -> ToolStream[Instance]:
+        return retrieve.move(self._box, self._places(op), self._receivers, remote, receiver, query, op)
+
+    def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ToolStream[StoreResult]:
+        return store.store(self._box, remote, files, op)
+
+    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler) -> DcmtkStoreScp:
+        return DcmtkStoreScp(self._box, config, handler, self._storage / "spool", self._quarantine)
+
+    async def open_receiver(self, receiver: MoveReceiver) -> None:
+        """Start the kept receiver for C-MOVE deliveries now instead of with the first move."""
+        await self._receivers.open(receiver)
+
+    def close(self) -> None:
+        """Stop watching folders; the children are the supervisor's to end."""
+        self._receivers.close()
+
+    def _folder(self, op: OperationContext) -> Path:
+        return op.storage or self._storage
+
+    def _places(self, op: OperationContext) -> retrieve.Places:
+        return retrieve.Places(self._folder(op), self._quarantine)

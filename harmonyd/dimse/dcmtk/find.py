@@ -1,0 +1,65 @@
+"""C-FIND with findscu: matches leave as their files arrive, already decoded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+
+from harmonyd.dimse.dataset_json import MalformedDataset, part10_to_json
+from harmonyd.dimse.dcmtk import argv, artifacts, verdict
+from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
+from harmonyd.dimse.dcmtk.streams import ToolStream
+from harmonyd.dimse.engine import Match, OperationContext, Query, RemoteNode
+from harmonyd.dimse.errors import EngineFailed
+
+
+def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Match]:
+    """Lazy: the program runs from the first item asked for."""
+
+    async def produce(stream: ToolStream[Match]) -> AsyncGenerator[Match, None]:
+        folder = stream.folder = artifacts.make_folder(storage, "find", op.id)
+        run = ToolRun(box, op, folder=folder)
+        try:
+            with box.query_on_disk(op, query) as request:
+                tool = box.tools["findscu"].path
+                command = argv.findscu(tool, box.log_config, remote, query.model, request, folder)
+                await run.start(command, small_dictionary=True)
+                count = 0
+                async with aclosing(run.batches()) as batches:
+                    async for names in batches:
+                        for match in await box.in_thread(_decode, folder, names):
+                            if count == op.max_results:
+                                limit = f"more than max_results ({op.max_results}) matches"
+                                stream.outcome.incomplete(f"{limit}; the rest was cut")
+                                return
+                            count += 1
+                            yield match
+            _conclude(stream, run, remote, count)
+        finally:
+            await run.close()
+
+    return ToolStream(produce)
+
+
+def _decode(folder: Path, names: list[str]) -> list[Match]:
+    matches = []
+    for name in names:
+        with (folder / name).open("rb", buffering=0) as file:
+            data = file.read()
+        try:
+            matches.append(Match(part10_to_json(data)))
+        except MalformedDataset:
+            artifacts.raise_if_full(folder)
+            raise
+    return matches
+
+
+def _conclude(stream: ToolStream[Match], run: ToolRun, remote: RemoteNode, count: int) -> None:
+    assert run.record is not None
+    assert stream.folder is not None
+    stream.outcome = verdict.final_outcome("find", "C-FIND RSP", run.log, run.record, remote)
+    if run.log.find_responses != count:
+        # findscu does not say when it could not write a response.
+        artifacts.raise_if_full(stream.folder)
+        raise EngineFailed(f"The PACS sent {run.log.find_responses} matches, but {count} could be read")

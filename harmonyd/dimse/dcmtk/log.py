@@ -1,0 +1,115 @@
+"""Reading the log of a DCMTK program (written as ``log_config`` says), line by line, into facts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from harmonyd.dimse.engine import SubOperations
+
+MAX_KEPT_LINES = 50
+_LINE = re.compile(rb"@(\w+)\|(.*)", re.DOTALL)
+_STATUS = re.compile(r"0x([0-9a-fA-F]{1,4})(?::\s*(.*))?")
+_COMMENT = re.compile(r"\(0000,0902\) LO \[(.*?)(?:\]\s+#.*)?$")
+_FIND_RESPONSE = re.compile(r"Received Find Response (\d+)")
+_STATUS_LINE_KEYS = {
+    "Completed Suboperations": "completed",
+    "Failed Suboperations": "failed",
+    "Warning Suboperations": "warning",
+    "Remaining Suboperations": "remaining",
+}
+
+
+@dataclass(slots=True)
+class Response:
+    """A DIMSE response message that ends something: a final status, or the answer to one C-STORE."""
+
+    kind: str
+    """Message Type, such as "C-FIND RSP"."""
+    status: int | None = None
+    status_text: str = ""
+    sop_instance_uid: str = ""
+    suboperations: SubOperations = field(default_factory=SubOperations)
+    comment: str | None = None
+
+
+@dataclass(slots=True)
+class ToolLog:
+    """What a tool said so far. Feed it every line of its output."""
+
+    responses: list[Response] = field(default_factory=list)
+    find_responses: int = 0
+    """Pending C-FIND responses the tool received."""
+    accepted: bool = False
+    """The association was accepted."""
+    complaints: list[str] = field(default_factory=list)
+    """Warnings and errors, at most ``MAX_KEPT_LINES``."""
+    other: list[str] = field(default_factory=list)
+    """The first lines that are no log lines (usage texts), at most ``MAX_KEPT_LINES``."""
+    _fields: dict[str, str] | None = None
+    _in_detail: bool = False
+
+    def feed(self, line: bytes) -> None:
+        """Take in one line, without its newline."""
+        matched = _LINE.match(line)
+        text = (matched[2] if matched else line).decode("utf-8", "replace")
+        if matched is None:
+            if len(self.other) < MAX_KEPT_LINES and text.strip():
+                self.other.append(text[:500])
+        elif matched[1] == b"DEBUG":
+            self._debug(text)
+        else:
+            self._fields, self._in_detail = None, False
+            self._notable(matched[1], text)
+
+    def final(self, kind: str) -> Response | None:
+        """The last response of this kind that is not pending."""
+        return next((response for response in reversed(self.responses) if response.kind == kind), None)
+
+    def _notable(self, level: bytes, text: str) -> None:
+        if level in (b"WARN", b"ERROR", b"FATAL"):
+            if len(self.complaints) < MAX_KEPT_LINES:
+                self.complaints.append(text[:500])
+        elif text.startswith("Association Accepted"):
+            self.accepted = True
+        elif (counted := _FIND_RESPONSE.match(text)) is not None:
+            self.find_responses = int(counted[1])
+
+    def _debug(self, text: str) -> None:
+        # A status detail is the peer's own text: nothing in it may pass for a message.
+        if self._in_detail:
+            self._detail(text)
+        elif text.endswith("INCOMING DIMSE MESSAGE ===================="):
+            self._fields = {}
+        elif text.lower().endswith("status detail:"):
+            self._in_detail = True
+        elif self._fields is not None:
+            self._message_line(text, self._fields)
+
+    def _message_line(self, text: str, fields: dict[str, str]) -> None:
+        if "END DIMSE MESSAGE" in text:
+            self.responses.append(_response(fields))
+            self._fields = None
+            return
+        key, colon, value = text.partition(":")
+        if colon:
+            fields.setdefault(key.strip(), value.strip())
+
+    def _detail(self, text: str) -> None:
+        comment = _COMMENT.search(text)
+        if comment is not None and self.responses and self.responses[-1].comment is None:
+            self.responses[-1].comment = "".join(c for c in comment[1] if c.isprintable()).strip()[:64]
+
+
+def _response(fields: dict[str, str]) -> Response:
+    response = Response(fields.get("Message Type", ""), sop_instance_uid=fields.get("Affected SOP Instance UID", ""))
+    status = _STATUS.search(fields.get("DIMSE Status", ""))
+    if status is not None:
+        response.status, response.status_text = int(status[1], 16), (status[2] or "").strip()
+    counters = {name: _count(fields.get(key)) for key, name in _STATUS_LINE_KEYS.items()}
+    response.suboperations = SubOperations(**counters)
+    return response
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None

@@ -1,0 +1,78 @@
+"""How DCMTK's programs are told to log (``-lc``, log4cplus), so that their outcome can be read from it.
+
+At ``-v`` the final status has no number (every 0xCxxx reads "UnableToProcess"), at ``-d`` there are hundreds of lines an
+association and ten a result. So: DEBUG, and filters that let through only what decides an outcome. Messages that repeat a
+client's query values are dropped: they are patient data, and a value could imitate a log line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MARK = "@"
+"""Every line of the log starts with ``@LEVEL|``; anything else on the pipe is no log line."""
+
+_HEAD = f"""\
+log4cplus.rootLogger = WARN, A
+log4cplus.logger.dcmtk.dcmnet = DEBUG
+log4cplus.logger.dcmtk.apps = DEBUG
+log4cplus.appender.A = log4cplus::ConsoleAppender
+log4cplus.appender.A.logToStdErr = true
+log4cplus.appender.A.ImmediateFlush = true
+log4cplus.appender.A.layout = log4cplus::PatternLayout
+log4cplus.appender.A.layout.ConversionPattern = {MARK}%p|%m%n
+"""
+
+_DROPPED = (
+    "Request Identifiers:",
+    "query keys:",
+    # Pending responses: one block of ten lines for each result, and the files tell the same.
+    ": 0xff00: ",
+    ": 0xff01: ",
+    ": C-STORE RQ",
+    "Received C-STORE Request",
+    "Sending C-STORE Response",
+    "Received C-GET Response",
+    "Received Move Response",
+    "Writing response dataset",
+    "Sending file:",
+    "Converting transfer syntax",
+)
+_KEPT = ("INCOMING DIMSE MESSAGE", "Status Detail:", "status detail:")
+
+
+def log_config() -> str:
+    """The text of the configuration file."""
+    filters = [("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "false"}) for text in _DROPPED]
+    filters += [("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "true"}) for text in _KEPT]
+    filters += [("LogLevelRangeFilter", {"LogLevelMin": "INFO", "AcceptOnMatch": "true"}), ("DenyAllFilter", {})]
+    lines = [_HEAD]
+    for number, (kind, options) in enumerate(filters, 1):
+        key = f"log4cplus.appender.A.filters.{number}"
+        lines.append(f"{key} = log4cplus::spi::{kind}\n")
+        lines += [f"{key}.{option} = {value}\n" for option, value in options.items()]
+    return "".join(lines)
+
+
+def small_dictionary() -> str:
+    """A data dictionary of the command and file meta groups only.
+
+    echoscu, findscu and movescu spend half their time parsing DCMTK's full dictionary; they need no more than this, as
+    identifiers pass through them with their VR (Explicit VR query file) or as bytes (Implicit VR responses).
+    """
+    from pydicom.datadict import DicomDictionary
+
+    lines = []
+    for tag, (vr, vm, _name, _retired, keyword) in sorted(DicomDictionary.items()):
+        if tag >> 16 in (0x0000, 0x0002) and len(vr) == 2 and keyword:
+            lines.append(f"({tag >> 16:04x},{tag & 0xFFFF:04x})\t{vr}\t{keyword}\t{vm}\tDICOM\n")
+    return "".join(lines)
+
+
+def write_support_files(folder: Path) -> tuple[Path, Path]:
+    """Write the log configuration and the small dictionary into ``folder``; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config, dictionary = folder / "dcmtk-log.cfg", folder / "dcmtk-small.dic"
+    config.write_text(log_config(), encoding="ascii")
+    dictionary.write_text(small_dictionary(), encoding="ascii")
+    return config, dictionary

@@ -1,0 +1,133 @@
+"""Who receives what C-MOVE delivers: kept storescp processes, one a port, and whose turn it is.
+
+A storescp cannot tell two moves apart (movescu's message id is always 1), so moves on one port take turns. What arrives
+when nobody's turn it is, is put in quarantine and said in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.logger import Logger
+
+from harmonyd.dimse.dcmtk import argv
+from harmonyd.dimse.dcmtk.accept import quarantine
+from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.engine import MoveReceiver, OperationContext
+from harmonyd.dimse.waiting import until
+from harmonyd.errors import DeadlinePassed
+from harmonyd.supervision.api import KeptChild, KeptSpec
+
+PERSISTENT = "persistent"
+
+
+class KeptReceiver:
+    """One kept storescp and its folder. ``listener`` is told each complete file; without one, files are put aside."""
+
+    _log = Logger()
+
+    def __init__(self, box: Toolbox, receiver: MoveReceiver, folder: Path, quarantine_folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.listener: Callable[[str], None] | None = None
+        self._box = box
+        self._quarantine = quarantine_folder
+        self._watch = FolderWatch(box.reactor, folder, self._arrived)
+        command = argv.storescp(
+            box.tools["storescp"].path,
+            local_aet=receiver.destination_aet,
+            port=receiver.port,
+            folder=folder,
+            max_pdu=65536,
+            association_timeout_secs=300.0,
+        )
+        self.child: KeptChild = box.supervisor.keep(
+            KeptSpec("storescp", f"incoming-{receiver.port}", tuple(command), receiver.port, receiver.destination_aet)
+        )
+
+    def sweep(self) -> list[str]:
+        """Names of complete files nobody was told of."""
+        names = self._watch.sweep()
+        for name in names:
+            self._watch.forget(name)
+        return names
+
+    async def put_aside_rest(self) -> None:
+        """Quarantine what lies in the folder and belongs to nobody: at start-up, and between two turns."""
+        for name in self.sweep():
+            await self._put_aside(name)
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def _arrived(self, name: str) -> None:
+        self._watch.forget(name)
+        if self.listener is not None:
+            self.listener(name)
+        else:
+            Deferred.fromCoroutine(self._put_aside(name)).addErrback(
+                lambda failure: self._log.failure("could not put {name} in quarantine", failure=failure, name=name)
+            )
+
+    async def _put_aside(self, name: str) -> None:
+        reason = f"arrived at {self.child.spec.name} while no C-MOVE was under way"
+        target = await self._box.in_thread(quarantine, self.folder / name, self._quarantine, reason)
+        self._log.warn("an object nobody asked for is in quarantine: {target}", target=str(target), child=self.child.spec.name)
+
+
+class Receivers:
+    """All receivers of the engine, by port."""
+
+    def __init__(self, box: Toolbox, storage: Path, quarantine_folder: Path) -> None:
+        self._box = box
+        self._storage = storage
+        self._quarantine = quarantine_folder
+        self._kept: dict[int, KeptReceiver] = {}
+        self._locks: dict[int, DeferredLock] = {}
+
+    async def open(self, receiver: MoveReceiver) -> KeptReceiver:
+        """Start the kept storescp for this port unless it runs already."""
+        kept = self._kept.get(receiver.port)
+        if kept is None:
+            folder = self._storage / "incoming" / str(receiver.port)
+            kept = self._kept[receiver.port] = KeptReceiver(self._box, receiver, folder, self._quarantine)
+            await kept.put_aside_rest()
+        return kept
+
+    @asynccontextmanager
+    async def turn(self, receiver: MoveReceiver, op: OperationContext) -> AsyncIterator[KeptReceiver | None]:
+        """Hold the port for one move. Yields the ready kept receiver, or None in transient mode.
+
+        Raises ``DeadlinePassed`` when the operation's deadline comes first, ``ChildNotReady`` when the storescp is FATAL.
+        """
+        lock = self._locks.setdefault(receiver.port, DeferredLock())
+        await self._wait(lock.acquire(), op, "for its turn on the store SCP")
+        kept = None
+        try:
+            if receiver.store_scp == PERSISTENT:
+                kept = await self.open(receiver)
+                await self._wait(kept.child.when_ready(), op, "for the store SCP to become ready")
+                await kept.put_aside_rest()
+            yield kept
+        finally:
+            if kept is not None:
+                kept.listener = None
+            lock.release()
+
+    def close(self) -> None:
+        """Stop watching; the children are the supervisor's to end."""
+        for kept in self._kept.values():
+            kept.close()
+
+    async def _wait(self, waiting: Deferred[Any], op: OperationContext, what: str) -> None:
+        error = DeadlinePassed(
+            f"The deadline passed while the move waited {what}",
+            hint="Moves to one store AE take turns; ask for less at once or raise operation_timeout_ms.",
+            timeout="queue",
+        )
+        await until(self._box.reactor, op.deadline, waiting, error)

@@ -1,0 +1,142 @@
+"""C-GET with getscu and C-MOVE with movescu: instances leave as they arrive, then the counters are reconciled."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from harmonyd.dimse.dcmtk import argv, artifacts, verdict
+from harmonyd.dimse.dcmtk.accept import Intake, wanted_keys
+from harmonyd.dimse.dcmtk.receivers import Receivers
+from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
+from harmonyd.dimse.dcmtk.streams import ToolStream
+from harmonyd.dimse.engine import Instance, MoveReceiver, OperationContext, Outcome, Query, RemoteNode
+from harmonyd.dimse.errors import EngineFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a retrieve writes."""
+
+    storage: Path
+    quarantine: Path
+
+
+def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Instance]:
+    """Lazy: the program runs from the first item asked for."""
+
+    async def produce(stream: ToolStream[Instance]) -> AsyncGenerator[Instance, None]:
+        folder = stream.folder = artifacts.make_folder(places.storage, "get", op.id)
+        intake = Intake(query, folder, places.quarantine)
+        run = ToolRun(box, op, folder=folder)
+        try:
+            with box.query_on_disk(op, query) as request:
+                tool = box.tools["getscu"].path
+                await run.start(argv.getscu(tool, box.log_config, remote, query.model, request, folder))
+                async with aclosing(_instances(box, run, intake, folder, None)) as instances:
+                    async for instance in instances:
+                        yield instance
+            _conclude(stream, run, intake, "get", remote)
+        finally:
+            await run.close()
+
+    return ToolStream(produce)
+
+
+def move(
+    box: Toolbox,
+    places: Places,
+    receivers: Receivers,
+    remote: RemoteNode,
+    receiver: MoveReceiver,
+    query: Query,
+    op: OperationContext,
+) -> ToolStream[Instance]:
+    """Lazy. Waits for its turn on the receiver first: moves on one store AE run one after the other."""
+
+    async def produce(stream: ToolStream[Instance]) -> AsyncGenerator[Instance, None]:
+        folder = stream.folder = artifacts.make_folder(places.storage, "move", op.id)
+        intake = Intake(query, folder, places.quarantine)
+        async with receivers.turn(receiver, op) as kept:
+            own = kept is None
+            run = ToolRun(box, op, folder=folder if own else None)
+            command: list[str] = []
+            try:
+                with box.query_on_disk(op, query) as request:
+                    tool = box.tools["movescu"].path
+                    target = folder if own else None
+                    command = argv.movescu(tool, box.log_config, remote, query.model, receiver, request, target)
+                    if kept is not None:
+                        kept.listener = run.offer
+                    await run.start(command, small_dictionary=not own)
+                    source = folder if kept is None else kept.folder
+                    sweep = None if kept is None else kept.sweep
+                    async with aclosing(_instances(box, run, intake, source, sweep)) as instances:
+                        async for instance in instances:
+                            yield instance
+                _conclude(stream, run, intake, "move", remote)
+            finally:
+                await run.close()
+                stream.debug = _debug(command, run)
+                await box.in_thread(artifacts.write_last_move, places.storage, stream.debug)
+
+    return ToolStream(produce)
+
+
+async def _instances(
+    box: Toolbox, run: ToolRun, intake: Intake, source: Path, sweep: Callable[[], list[str]] | None
+) -> AsyncGenerator[Instance, None]:
+    async with aclosing(run.batches(sweep)) as batches:
+        async for names in batches:
+            for instance in await box.in_thread(intake.take, [source / name for name in names]):
+                yield instance
+
+
+def _conclude(stream: ToolStream[Instance], run: ToolRun, intake: Intake, operation: str, remote: RemoteNode) -> None:
+    assert run.record is not None
+    assert stream.folder is not None
+    outcome = verdict.final_outcome(operation, f"C-{operation.upper()} RSP", run.log, run.record, remote)
+    stream.outcome = outcome
+    if intake.damaged:
+        artifacts.raise_if_full(stream.folder)
+    _reconcile(outcome, intake)
+    if outcome.complete and not intake.arrived and any("write" in line.lower() for line in run.log.complaints):
+        raise EngineFailed("; ".join(run.log.complaints[-3:]))
+
+
+def _reconcile(outcome: Outcome, intake: Intake) -> None:
+    """Compare what the PACS counted, what arrived, and what was asked for by UID (promise 1)."""
+    counters, arrived = outcome.suboperations, len(intake.arrived)
+    if outcome.status and (counters is None or counters.failed is None):
+        outcome.incomplete(f"the PACS ended with status 0x{outcome.status:04X} ({outcome.status_text})")
+    if counters is not None:
+        delivered = (counters.completed or 0) + (counters.warning or 0)
+        if counters.failed:
+            outcome.incomplete(f"the PACS counted {counters.failed} failed sub-operations")
+        if counters.remaining:
+            outcome.incomplete(f"the PACS left {counters.remaining} sub-operations undone")
+        if counters.completed is not None and delivered > arrived:
+            outcome.incomplete(f"the PACS counted {delivered} instances delivered, {arrived} arrived")
+        if counters.completed is not None and delivered < arrived:
+            outcome.warnings.append(f"the PACS counted {delivered} instances delivered, {arrived} arrived")
+    missing = wanted_keys(intake.query).get("sop_instance_uid", frozenset()) - intake.arrived
+    if missing and arrived:
+        outcome.incomplete(f"{len(missing)} of the instances asked for did not arrive")
+    if intake.damaged:
+        outcome.incomplete(f"{intake.damaged} received files were damaged and are in quarantine")
+    for reason in sorted(set(intake.put_aside)):
+        outcome.warnings.append(f"{intake.put_aside.count(reason)} received files put in quarantine: {reason}")
+
+
+def _debug(command: Sequence[str], run: ToolRun) -> dict[str, object]:
+    """The shape of ``movescu_last.json``: args, stdout, stderr, status."""
+    record = run.record
+    return {
+        "args": list(command),
+        "stdout": record.stdout.decode("utf-8", "replace") if record else "",
+        "stderr": record.output.decode("utf-8", "replace") if record else "",
+        "status": None if record is None else record.exit_code,
+        "signal": None if record is None else record.signal,
+    }

@@ -1,0 +1,185 @@
+"""One DCMTK program from start to exit: its log read, its files noticed, its deadline kept, its processes ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from harmonyd.dimse import query_file
+from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.log import ToolLog
+from harmonyd.dimse.dcmtk.tools import Tool
+from harmonyd.dimse.engine import OperationContext, Query
+from harmonyd.errors import DeadlinePassed
+from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """What every run needs; made once by the engine."""
+
+    reactor: Any
+    supervisor: Supervisor
+    tools: Mapping[str, Tool]
+    log_config: Path
+    small_dictionary: Path
+    scratch: Path
+    """For files that live as long as one run: query files, association profiles."""
+    verbose: bool
+    """Log what children say at info level (``HARMONY_TEST_VERBOSE_DCMTK``)."""
+
+    @contextmanager
+    def query_on_disk(self, op: OperationContext, query: Query) -> Iterator[Path]:
+        """The query as a file for a tool's command line; removed afterwards."""
+        path = self.scratch / f"query_{op.id}.dcm"
+        path.write_bytes(query_file.query_bytes(query))
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run blocking work in the reactor's thread pool."""
+        pool = self.reactor.getThreadPool()
+        result: T = await deferToThreadPool(self.reactor, pool, function, *args)
+        return result
+
+
+class ToolRun:
+    """A running DCMTK program.
+
+    ``batches`` yields the names of the files that arrived until the program has ended; ``record`` and ``log`` are final
+    then. ``close`` must be awaited in every case: it ends the whole process group if it still runs.
+    """
+
+    _log = Logger()
+
+    def __init__(self, box: Toolbox, op: OperationContext, *, folder: Path | None) -> None:
+        self.log = ToolLog()
+        self.record: ExitRecord | None = None
+        self._box = box
+        self._op = op
+        self._child: OnceChild | None = None
+        self._names: list[str] = []
+        self._waiter: Deferred[None] | None = None
+        self._expired = False
+        self._holds_slot = False
+        self._wake_call: Any = None
+        self._watch = FolderWatch(box.reactor, folder, self.offer) if folder is not None else None
+        remaining = max(0.0, op.deadline - box.reactor.seconds())
+        self._deadline_call: Any = box.reactor.callLater(remaining, self._expire)
+
+    async def start(self, argv: Sequence[str], *, small_dictionary: bool = False) -> None:
+        """Start the program once a slot is free; raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``."""
+        if self._op.slots is not None:
+            await self._op.slots.acquire(self._op.deadline)
+            self._holds_slot = True
+        name = Path(argv[0]).name
+        env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
+        spec = OnceSpec(
+            name=f"{name}:{self._op.id}", argv=tuple(argv), env=env, operation_id=self._op.id, on_line=self._line
+        )
+        self._child = self._box.supervisor.run_once(spec)
+        self._child.exited.addCallback(self._exited)
+        self._log.debug(
+            "started {name}", name=name, pid=self._child.pid, operation=self._op.id, request=self._op.request_id
+        )
+
+    def offer(self, name: str) -> None:
+        """A file is complete; also called by a receiver that is not this program."""
+        self._names.append(name)
+        self._wake_soon()
+
+    async def batches(self, sweep: Callable[[], list[str]] | None = None) -> AsyncIterator[list[str]]:
+        """Yield names of complete files as they come; end after the program's exit. Raises ``DeadlinePassed``.
+
+        ``sweep`` names files that were not noticed, once the program has ended; default: those of the watched folder.
+        """
+        while True:
+            if self._names:
+                batch, self._names = self._names, []
+                yield batch
+            elif self.record is not None:
+                break
+            elif self._expired:
+                raise DeadlinePassed(
+                    "The operation did not end within its time; it was cancelled",
+                    hint="Ask for less at once, or raise operation_timeout_ms.",
+                    timeout="operation",
+                )
+            else:
+                await self._wait()
+        missed = sweep() if sweep is not None else self._watch.sweep() if self._watch is not None else []
+        if missed:
+            yield missed
+
+    async def finish(self) -> ExitRecord:
+        """Wait for the program's exit, taking no notice of files; raises ``DeadlinePassed``."""
+        async for _names in self.batches(list):
+            pass
+        assert self.record is not None
+        return self.record
+
+    async def close(self) -> None:
+        """End the program if it runs and stop watching; returns when its processes are gone. Safe to call twice."""
+        for call in (self._deadline_call, self._wake_call):
+            if call is not None and call.active():
+                call.cancel()
+        if self._watch is not None:
+            self._watch.close()
+        try:
+            if self._child is not None:
+                self.record = await self._child.stop()
+        finally:
+            if self._holds_slot and self._op.slots is not None:
+                self._holds_slot = False
+                self._op.slots.release()
+
+    def _line(self, line: bytes) -> None:
+        self.log.feed(line)
+        if self._box.verbose:
+            self._log.info(
+                "{line}", line=line.decode("utf-8", "replace"), operation=self._op.id, request=self._op.request_id
+            )
+
+    def _exited(self, record: ExitRecord) -> ExitRecord:
+        self.record = record
+        self._log.debug(
+            "child ended with {code}",
+            code=record.exit_code if record.signal is None else f"signal {record.signal}",
+            pid=record.pid,
+            operation=self._op.id,
+            request=self._op.request_id,
+        )
+        self._wake_soon()
+        return record
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._wake_soon()
+
+    def _wake_soon(self) -> None:
+        # In the reactor's next turn, so that all files one turn reports make one batch.
+        if self._wake_call is None or not self._wake_call.active():
+            self._wake_call = self._box.reactor.callLater(0, self._wake)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(None)
+
+    async def _wait(self) -> None:
+        self._waiter = Deferred(self._forget_waiter)
+        await self._waiter
+
+    def _forget_waiter(self, _cancelled: Deferred[None]) -> None:
+        self._waiter = None

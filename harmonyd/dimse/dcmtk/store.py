@@ -1,0 +1,108 @@
+"""C-STORE with storescu: Part 10 files out, one result each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from harmonyd.dimse import status as dimse_status
+from harmonyd.dimse.dcmtk import argv, verdict
+from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
+from harmonyd.dimse.dcmtk.streams import ToolStream
+from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
+from harmonyd.dimse.part10 import InstanceHeader, read_header
+
+_FILES_PER_RUN = 500
+_UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+_CONTEXTS_PER_ASSOCIATION = 128
+
+
+def store(
+    box: Toolbox, remote: RemoteNode, files: Sequence[Path], op: OperationContext
+) -> ToolStream[StoreResult]:
+    """Lazy. Raises when the association fails before any instance was answered."""
+
+    async def produce(stream: ToolStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
+        answered = 0
+        for number, batch in enumerate(_batches(files)):
+            headers = await box.in_thread(lambda paths=batch: [read_header(path) for path in paths])
+            run = await _run(box, remote, batch, headers, op, number)
+            results = _results(run, headers)
+            answered += sum(result.status is not None for result in results)
+            if not answered:
+                assert run.record is not None
+                raise verdict.failure("store", run.log, run.record, remote)
+            for result in results:
+                yield result
+        stream.outcome.status = 0
+
+    return ToolStream(produce)
+
+
+async def _run(
+    box: Toolbox,
+    remote: RemoteNode,
+    files: Sequence[Path],
+    headers: Sequence[InstanceHeader],
+    op: OperationContext,
+    number: int,
+) -> ToolRun:
+    profile = box.scratch / f"profile_{op.id}_{number}.cfg"
+    profile.write_text(association_profile(headers), encoding="ascii")
+    run = ToolRun(box, op, folder=None)
+    try:
+        await run.start(argv.storescu(box.tools["storescu"].path, box.log_config, remote, profile, files))
+        await run.finish()
+    finally:
+        await run.close()
+        profile.unlink(missing_ok=True)
+    return run
+
+
+def association_profile(headers: Iterable[InstanceHeader]) -> str:
+    """An association configuration (DCMTK asconfig.txt) with the presentation contexts these objects need.
+
+    A context each for SOP class and compressed transfer syntax, so that nothing is transcoded; uncompressed objects also
+    offer the two uncompressed little endian syntaxes, as every node has to take Implicit VR Little Endian (PS3.5 10.1).
+    """
+    pairs = dict.fromkeys((header.sop_class_uid, header.transfer_syntax_uid) for header in headers)
+    syntaxes = {uid: f"TS{number}" for number, uid in enumerate(dict.fromkeys(uid for _, uid in pairs), 1)}
+    lines = ["[[TransferSyntaxes]]"]
+    for uid, name in syntaxes.items():
+        lines += [f"[{name}]", f"TransferSyntax1 = {uid}"]
+    lines.append("[Uncompressed]")
+    lines += [f"TransferSyntax{number} = {uid}" for number, uid in enumerate(_UNCOMPRESSED, 1)]
+    contexts = list(dict.fromkeys(_contexts(pairs, syntaxes)))[:_CONTEXTS_PER_ASSOCIATION]
+    lines += ["[[PresentationContexts]]", "[Contexts]"]
+    lines += [f"PresentationContext{number} = {context}" for number, context in enumerate(contexts, 1)]
+    lines += ["[[Profiles]]", "[Default]", "PresentationContexts = Contexts", ""]
+    return "\n".join(lines)
+
+
+def _contexts(pairs: Iterable[tuple[str, str]], syntaxes: dict[str, str]) -> Iterator[str]:
+    for sop_class, syntax in pairs:
+        yield f"{sop_class}\\{syntaxes[syntax]}"
+        if syntax in (*_UNCOMPRESSED, "1.2.840.10008.1.2.2"):
+            yield f"{sop_class}\\Uncompressed"
+
+
+def _results(run: ToolRun, headers: Sequence[InstanceHeader]) -> list[StoreResult]:
+    answers = {
+        response.sop_instance_uid: response for response in run.log.responses if response.kind == "C-STORE RSP"
+    }
+    results = []
+    for header in headers:
+        answer = answers.get(header.sop_instance_uid)
+        status = None if answer is None else answer.status
+        text = "not sent, or not answered" if status is None else dimse_status.text("store", status)
+        if answer is not None and answer.comment:
+            text = f"{text}; it says: {answer.comment}"
+        results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text))
+    return results
+
+
+def _batches(files: Sequence[Path]) -> Iterator[list[Path]]:
+    remaining = iter(files)
+    while batch := list(islice(remaining, _FILES_PER_RUN)):
+        yield batch

@@ -1,0 +1,200 @@
+"""What a finished DCMTK program's log and exit mean: an error of ours, or the final response.
+
+Measured with DCMTK 3.6.7: findscu exits 0 after a failure status, an abort, a dropped connection and a DIMSE timeout;
+getscu exits 0 after any C-GET status; movescu exits 0 after an abort. So a success is a final response with status
+Success and nothing else; exit codes only help to name what went wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from harmonyd.dimse import status as dimse_status
+from harmonyd.dimse.dcmtk.log import Response, ToolLog
+from harmonyd.dimse.engine import Outcome, RemoteNode, SubOperations
+from harmonyd.dimse.errors import (
+    AssociationAborted,
+    AssociationRejected,
+    DimseError,
+    DimseFailure,
+    DimseTimeout,
+    EngineFailed,
+    NonsenseAnswer,
+    NoPresentationContext,
+    RemoteUnreachable,
+)
+from harmonyd.errors import HarmonydError
+from harmonyd.supervision.api import ExitRecord
+
+_CONDITION = re.compile(r"\b([0-9a-f]{4}):([0-9a-f]{4}) (.*)")
+_REJECTED = re.compile(r"Result: (.*?), Source: (.*)")
+_REASON = re.compile(r"Reason: (.*)")
+_PROTOCOL_CODES = frozenset({"0303", "0304", "0305", "0306", "0307", "0311", "0319", "0321", "0322", "0323", "0324"})
+
+
+def final_outcome(operation: str, kind: str, log: ToolLog, record: ExitRecord, remote: RemoteNode) -> Outcome:
+    """The outcome of an operation that ended with a Success or Warning response of ``kind``.
+
+    Raises what the log says went wrong otherwise: a ``DimseError``, ``DimseTimeout`` or ``EngineFailed``.
+    """
+    response = log.final(kind)
+    if response is None or response.status is None:
+        raise failure(operation, log, record, remote)
+    if dimse_status.category(response.status) not in (
+        dimse_status.StatusCategory.SUCCESS,
+        dimse_status.StatusCategory.WARNING,
+    ):
+        raise failure_status(operation, response, remote)
+    return Outcome(
+        status=response.status,
+        status_text=dimse_status.text(operation, response.status),
+        comment=response.comment,
+        suboperations=response.suboperations if response.suboperations != SubOperations() else None,
+    )
+
+
+def failure_status(operation: str, response: Response, remote: RemoteNode) -> DimseFailure:
+    """The error for a failure or cancel status in a response."""
+    status = response.status or 0
+    error = DimseFailure.from_status(
+        f"C-{operation.upper()} at {_node(remote)}", status, dimse_status.text(operation, status), response.comment
+    )
+    error.hint = _STATUS_HINTS.get(status)
+    counters = response.suboperations
+    if counters != SubOperations():
+        error.extra["suboperations"] = {
+            "completed": counters.completed,
+            "failed": counters.failed,
+            "warning": counters.warning,
+            "remaining": counters.remaining,
+        }
+    return error
+
+
+_STATUS_HINTS = {
+    0xA801: "The PACS does not know the move destination: add our destination AE title with this host and "
+    "incoming_store_port to its host table.",
+    0xA702: "The PACS could not deliver: check that its host table entry for our destination AE title has this host and "
+    "incoming_store_port, and that no firewall is in between.",
+    0xA700: "The PACS is out of resources; narrow the query or ask its operator.",
+    0xA900: "The PACS does not accept this combination of keys and level; try another query_model or fewer keys.",
+}
+
+
+def failure(operation: str, log: ToolLog, record: ExitRecord, remote: RemoteNode) -> HarmonydError:
+    """The error for a run that has no final response."""
+    complaints = log.complaints
+    return (
+        _rejected(complaints, remote)
+        or _no_context(complaints, remote)
+        or _condition(complaints, remote, accepted=log.accepted)
+        or _tool_failure(operation, log, record)
+    )
+
+
+def _node(remote: RemoteNode) -> str:
+    return f"{remote.aet}@{remote.host}:{remote.port}"
+
+
+def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | None:
+    said = next((found for line in complaints if (found := _REJECTED.search(line))), None)
+    if said is None:
+        return None
+    reason = next((found[1].strip() for line in complaints if (found := _REASON.search(line))), "no reason given")
+    hints = {
+        "Called AE Title Not Recognized": f"Change the backend's aet (now {remote.aet}) to the AE title of the PACS.",
+        "Calling AE Title Not Recognized": f"Add our AE title {remote.local_aet} to the nodes the PACS accepts.",
+    }
+    return AssociationRejected(
+        f"{_node(remote)} rejected the association: {reason} ({said[1].strip()}, {said[2].strip()})",
+        hint=hints.get(reason, "The PACS refuses us for now; its log and its limits say why."),
+        reject_result=said[1].strip(),
+        reject_source=said[2].strip(),
+        reject_reason=reason,
+    )
+
+
+def _no_context(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | None:
+    if not any("No Acceptable Presentation Contexts" in line or "No presentation context" in line for line in complaints):
+        return None
+    return NoPresentationContext(
+        f"{_node(remote)} accepts no presentation context for this operation",
+        hint="The PACS does not offer this service (or query model) to us; enable it there, or use another operation.",
+    )
+
+
+def _condition(complaints: Sequence[str], remote: RemoteNode, *, accepted: bool) -> HarmonydError | None:
+    """The most telling OFCondition (module 0006 is dcmnet) among the complaints."""
+    found = [(match[2], match[3]) for line in complaints for match in _CONDITION.finditer(line) if match[1] == "0006"]
+    for look in (_unreachable, _timed_out, _nonsense, _aborted):
+        for code, text in found:
+            error = look(code, text, remote, accepted)
+            if error is not None:
+                return error
+    if found:
+        code, text = found[0]
+        return DimseError(f"The association with {_node(remote)} failed: {text} (0006:{code})")
+    return None
+
+
+def _unreachable(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
+    if code == "0320" or (code == "031c" and "nknown host" in text):
+        return RemoteUnreachable(f"The host name {remote.host} is unknown", hint="Correct the backend's host, or DNS.")
+    if code != "031c" or accepted:
+        return None
+    if "imeout" in text or "timed out" in text:
+        return DimseTimeout(
+            f"No TCP connection to {_node(remote)} within {remote.connect_timeout_secs:g} s",
+            hint="Check host, port, routing and firewall between here and the PACS.",
+            timeout="connect",
+        )
+    why = text.rsplit(":", 1)[-1].strip()
+    return RemoteUnreachable(
+        f"Cannot connect to {_node(remote)}: {why}",
+        hint="Check that the PACS runs and that the backend's host and port are its own.",
+    )
+
+
+def _timed_out(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
+    if code not in ("0207", "031a"):
+        return None
+    phase = "dimse" if accepted else "association"
+    waited = "its next DIMSE message" if accepted else "its answer to the association request"
+    return DimseTimeout(
+        f"{_node(remote)} was silent for {remote.association_timeout_secs:g} s; {waited} did not come",
+        hint="The PACS is up but does not answer; look at its load and its log, or raise association_timeout_ms.",
+        timeout=phase,
+    )
+
+
+def _nonsense(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
+    if code not in _PROTOCOL_CODES:
+        return None
+    return NonsenseAnswer(
+        f"What answers at {_node(remote)} does not speak DICOM correctly: {text}",
+        hint="Check that host and port are those of the PACS's DICOM listener (not HTTP, not TLS).",
+    )
+
+
+def _aborted(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
+    if code not in ("0317", "0318", "031b", "031d", "0313", "0314", "0315", "031c"):
+        return None
+    when = "during the operation" if accepted else "before it was established"
+    return AssociationAborted(
+        f"{_node(remote)} aborted the association, or dropped the connection, {when}",
+        hint="The PACS ended it: its log says why.",
+    )
+
+
+def _tool_failure(operation: str, log: ToolLog, record: ExitRecord) -> HarmonydError:
+    if record.signal is not None:
+        how = f"was ended by signal {record.signal}"
+    else:
+        how = f"exited with {record.exit_code} and no final response"
+    said = " / ".join((log.complaints or log.other)[-3:])
+    return EngineFailed(
+        f"The DCMTK program for C-{operation.upper()} {how}" + (f": {said}" if said else ""),
+        exit_code=record.exit_code,
+        signal=record.signal,
+    )

@@ -1,0 +1,72 @@
+"""A query as a Part 10 file, the one way its keys reach a DCMTK program: no value becomes an option or another key."""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence
+from typing import Any
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from harmonyd.dimse.engine import Query
+
+UTF_8 = "ISO_IR 192"
+"""Specific Character Set of text beyond ASCII (PS3.3 section C.12.1.1.2)."""
+
+_STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
+_NAME_OF_ALL_QUERIES = UID("2.25.208137443254291832937408203771098712340")
+
+
+def query_bytes(query: Query) -> bytes:
+    """Return ``query`` as a file: preamble, file meta information, the keys in Explicit VR Little Endian.
+
+    Text is in UTF-8, declared by Specific Character Set (0008,0005) when any of it is not ASCII.
+    """
+    ds = query.dataset
+    if "SpecificCharacterSet" not in ds and not _is_ascii(ds):
+        ds = Dataset(ds)
+        declare_character_set(ds)
+    buffer = DicomBytesIO()
+    buffer.is_little_endian = True
+    buffer.is_implicit_VR = False
+    write_dataset(buffer, ds)
+    return _HEADER + buffer.getvalue()
+
+
+def declare_character_set(ds: Dataset) -> None:
+    """Say in ``ds`` that its text is UTF-8, if any of it is not ASCII."""
+    if not _is_ascii(ds):
+        ds.SpecificCharacterSet = UTF_8
+
+
+def _is_ascii(ds: Dataset) -> bool:
+    return all(_value_is_ascii(elem.value) for elem in ds.values())
+
+
+def _value_is_ascii(value: Any) -> bool:
+    if value is None or isinstance(value, int | float):
+        return True
+    if isinstance(value, str):
+        return value.isascii()
+    if isinstance(value, Dataset):
+        return _is_ascii(value)
+    if isinstance(value, MutableSequence):
+        return all(_value_is_ascii(item) for item in value)
+    return str(value).isascii()
+
+
+def _header() -> bytes:
+    """Preamble and file meta information: the same for all queries, since nobody reads more of it than the syntax."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = _STUDY_ROOT_FIND
+    meta.MediaStorageSOPInstanceUID = _NAME_OF_ALL_QUERIES
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = DicomBytesIO()
+    buffer.write(bytes(128) + b"DICM")
+    write_file_meta_info(buffer, meta, enforce_standard=True)
+    return buffer.getvalue()
+
+
+_HEADER = _header()

@@ -1,0 +1,64 @@
+"""Waiting with an end: deadlines for Deferreds, and the bounded queue in front of a remote node."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+
+from harmonyd.errors import DeadlinePassed, Unavailable
+
+T = TypeVar("T")
+
+
+async def until(reactor: Any, deadline: float, waiting: Deferred[T], error: DeadlinePassed) -> T:
+    """The result of ``waiting``; at ``deadline`` (reactor seconds) it is cancelled and ``error`` raised.
+
+    A cancellation from elsewhere stays a ``CancelledError``.
+    """
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        waiting.cancel()
+
+    call = reactor.callLater(max(0.0, deadline - reactor.seconds()), expire)
+    try:
+        return await waiting
+    except CancelledError:
+        if expired:
+            raise error from None
+        raise
+    finally:
+        if call.active():
+            call.cancel()
+
+
+class AssociationSlots:
+    """At most ``limit`` associations to one node at once; ``max_queue`` more may wait, the next is refused."""
+
+    def __init__(self, reactor: Any, node: str, limit: int, max_queue: int) -> None:
+        self._reactor = reactor
+        self._node = node
+        self._semaphore = DeferredSemaphore(limit)
+        self._max_queue = max_queue
+
+    async def acquire(self, deadline: float) -> None:
+        """Wait for a slot. Raises ``Unavailable`` (queue full) or ``DeadlinePassed``."""
+        if len(self._semaphore.waiting) >= self._max_queue:
+            raise Unavailable(
+                f"{self._max_queue} requests wait for {self._node} already",
+                hint="Try again later; max_associations of the backend bounds how many run at once.",
+                retry_after_secs=5,
+            )
+        error = DeadlinePassed(
+            f"The deadline passed while the request waited for a free association to {self._node}",
+            hint="The node is busy with other requests of ours; raise max_associations if it can take more.",
+            timeout="queue",
+        )
+        await until(self._reactor, deadline, self._semaphore.acquire(), error)
+
+    def release(self) -> None:
+        """Give the slot back."""
+        self._semaphore.release()

@@ -1,0 +1,209 @@
+"""The backend half: a RequestEnvelope becomes a DIMSE operation at a remote node."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from harmonyd.config.model import BackendConfig, DicomBackendOptions
+from harmonyd.dimse.engine import (
+    Engine,
+    Instance,
+    Match,
+    MoveReceiver,
+    OperationContext,
+    OperationStream,
+    Query,
+    RemoteNode,
+)
+from harmonyd.dimse.errors import DimseError
+from harmonyd.dimse.waiting import AssociationSlots
+from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.errors import HarmonydError, NotFound
+from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord
+from harmonyd.services.dicom.storing import store_request
+from harmonyd.services.http.media import negotiate
+
+DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
+T = TypeVar("T", Match, Instance)
+
+
+class DicomBackend:
+    """One remote node. ``active`` holds the ids of its running operations, whose artifact folders are in use."""
+
+    _log = Logger()
+
+    def __init__(
+        self, config: BackendConfig, options: DicomBackendOptions, engine: Engine, reactor: Any, storage: Path, *,
+        has_retrievers: bool,
+    ) -> None:
+        self.name = config.name
+        self.options = options
+        self.active: set[str] = set()
+        self.storage = options.storage_dir or storage
+        self._engine = engine
+        self._reactor = reactor
+        self._has_retrievers = has_retrievers
+        self._slots = AssociationSlots(reactor, config.name, options.max_associations, options.max_queue)
+        self.receiver = MoveReceiver(options.store_scp, options.move_destination_aet, options.incoming_store_port)
+        self.remote = RemoteNode(
+            config.name,
+            options.aet,
+            options.host,
+            options.port,
+            options.local_aet,
+            options.connect_timeout_secs,
+            options.association_timeout_secs,
+            options.max_pdu,
+        )
+
+    async def start(self) -> None:
+        """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
+        options = self.options
+        if options.store_scp == "persistent" and options.incoming_store_port_set and self._has_retrievers:
+            await self._engine.open_receiver(self.receiver)
+
+    async def stop(self) -> None:
+        """Nothing of its own runs: operations end with their requests, receivers with the supervisor."""
+
+    async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
+        """Perform the operation. For find, get and move the first item has arrived when this returns."""
+        in_path = dicom_request.operation_in_path(request)
+        if in_path == "store":
+            return await self._store(request)
+        document = await dicom_request.read_document(request)
+        operation = dicom_request.settle_operation(in_path, document, fixed="dimse_op" in request.metadata)
+        try:
+            return await self._perform(operation, request, document)
+        except HarmonydError as error:
+            error.extra.setdefault("operation", operation)
+            error.extra.setdefault("backend", self.name)
+            raise
+
+    async def _perform(self, operation: str, request: RequestEnvelope, document: Any) -> ResponseEnvelope:
+        media_type = negotiate(operation, request.headers.get("accept"))
+        if operation == "echo":
+            return await self._echo(request, media_type)
+        if operation == "store":
+            return await self._store(request)
+        query = dicom_request.build_query(request, document, operation, self.options)
+        op = self._context(request)
+        if operation == "find":
+            found = self._engine.find(self.remote, query, op)
+            return await self._respond(operation, media_type, "matches", found, op, MatchRecord)
+        return await self._retrieve(operation, media_type, query, op)
+
+    async def _retrieve(self, operation: str, media_type: str, query: Query, op: OperationContext) -> ResponseEnvelope:
+        if operation == "get":
+            stream = self._engine.get(self.remote, query, op)
+        else:
+            stream = self._engine.move(self.remote, self.receiver, query, op)
+
+        def record(instance: Instance) -> InstanceRecord:
+            return InstanceRecord(instance, self._in_thread)
+
+        return await self._respond(operation, media_type, "instances", stream, op, record)
+
+    async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
+        op = self._context(request)
+        try:
+            await self._engine.echo(self.remote, op)
+        finally:
+            self.active.discard(op.id)
+        remote = self.remote
+        summary = {
+            "success": True,
+            "complete": True,
+            "remote_aet": remote.aet,
+            "host": remote.host,
+            "port": remote.port,
+        }
+        return ResponseEnvelope(results=FixedResults("echo", media_type, summary))
+
+    async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
+        negotiate("store", request.headers.get("accept"))
+        op = self._context(request)
+        try:
+            return await store_request(self._engine, self.remote, request, op, self.storage, self._in_thread)
+        except HarmonydError as error:
+            error.extra.setdefault("operation", "store")
+            error.extra.setdefault("backend", self.name)
+            raise
+        finally:
+            self.active.discard(op.id)
+
+    async def _respond(
+        self,
+        operation: str,
+        media_type: str,
+        items_key: str,
+        stream: OperationStream[T],
+        op: OperationContext,
+        record: Callable[[T], MatchRecord | InstanceRecord],
+    ) -> ResponseEnvelope:
+        def closed() -> None:
+            self.active.discard(op.id)
+
+        try:
+            first = await anext(aiter(stream), None)
+            if first is None and operation != "find":
+                _raise_for_nothing(operation, stream)
+        except BaseException as error:
+            await stream.aclose()
+            closed()
+            if isinstance(error, HarmonydError) and stream.debug is not None and _debugging():
+                error.extra["debug"] = stream.debug
+            raise
+        results = DimseResults(
+            operation, media_type, items_key, stream, first, record, with_debug=_debugging(), closed=closed
+        )
+        return ResponseEnvelope(results=results)
+
+    def _context(self, request: RequestEnvelope) -> OperationContext:
+        now = self._reactor.seconds()
+        deadline = now + self.options.operation_timeout_secs
+        if request.deadline is not None:
+            deadline = min(deadline, request.deadline)
+        op = OperationContext(
+            uuid.uuid4().hex,
+            request.id,
+            deadline,
+            self.options.max_results,
+            storage=self.options.storage_dir,
+            slots=self._slots,
+        )
+        self.active.add(op.id)
+        return op
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
+
+
+def _debugging() -> bool:
+    return os.environ.get(DEBUG_VARIABLE) == "1"
+
+
+def _raise_for_nothing(operation: str, stream: OperationStream[T]) -> None:
+    outcome = stream.outcome
+    if outcome.complete:
+        raise NotFound(
+            "Nothing at the remote node matches",
+            hint="Check the UIDs with a find; an instance the PACS has under other UIDs does not match.",
+        )
+    raise DimseError(
+        f"No instance arrived: {outcome.incomplete_reason}",
+        hint="The PACS has it but did not deliver it to us; its log, and 'suboperations', say how many it tried.",
+        suboperations=None if outcome.suboperations is None else {
+            "completed": outcome.suboperations.completed,
+            "failed": outcome.suboperations.failed,
+            "warning": outcome.suboperations.warning,
+            "remaining": outcome.suboperations.remaining,
+        },
+    )

@@ -1,0 +1,145 @@
+"""The endpoint half: objects a store SCP received become envelopes and run through the endpoint's pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.logger import Logger
+
+from harmonyd.bodies import FileBody
+from harmonyd.config.model import DicomEndpointOptions
+from harmonyd.dimse.dataset_json import file_to_json
+from harmonyd.dimse.engine import Engine, Instance, StoreScp, StoreScpConfig
+from harmonyd.dimse.part10 import InstanceHeader, read_header
+from harmonyd.dimse.uid import is_uid
+from harmonyd.envelope import RequestEnvelope
+from harmonyd.pipeline.errors import DeliveryFailed
+from harmonyd.pipeline.pipeline import Pipeline
+
+InThread = Callable[..., Awaitable[Any]]
+_REMEMBERED_DELIVERIES = 10_000
+
+
+class ObjectBody:
+    """A received object as a body: the file is opened when it is first read, and can be sent from where it lies."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        self.length: int | None = size_bytes
+        self._file: FileBody | None = None
+
+    def _opened(self) -> FileBody:
+        if self._file is None:
+            self._file = FileBody(self.path.open("rb"))
+        return self._file
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        async for chunk in self._opened().chunks():
+            yield chunk
+
+    async def read(self, limit_bytes: int) -> bytes:
+        return await self._opened().read(limit_bytes)
+
+    async def close(self) -> None:
+        if self._file is not None:
+            await self._file.close()
+
+
+class DicomEndpoint:
+    """Receives objects for one pipeline. Without a backend there, they are kept below ``kept_folder``."""
+
+    _log = Logger()
+
+    def __init__(
+        self, name: str, options: DicomEndpointOptions, engine: Engine, pipeline: Pipeline, storage: Path,
+        in_thread: InThread,
+    ) -> None:
+        self.name = name
+        self._options = options
+        self._pipeline = pipeline
+        self._in_thread = in_thread
+        self._kept_folder = options.storage_dir or storage / "received" / name
+        self._delivered: dict[Path, tuple[str, ...]] = {}
+        config = StoreScpConfig(name, options.local_aet, options.bind_addr, options.port, options.max_pdu)
+        self._scp: StoreScp = engine.store_scp(config, self._handle)
+
+    async def start(self) -> None:
+        await self._scp.start()
+
+    async def stop(self) -> None:
+        await self._scp.stop()
+
+    async def _handle(self, instance: Instance, calling_aet: str | None) -> None:
+        header: InstanceHeader = await self._in_thread(read_header, instance.path)
+        if self._pipeline.backends:
+            await self._deliver(instance, header, calling_aet)
+        else:
+            target = await self._in_thread(keep, instance.path, header, self._kept_folder)
+            self._log.info("kept an object from {calling} as {target}", calling=calling_aet, target=str(target))
+
+    async def _deliver(self, instance: Instance, header: InstanceHeader, calling_aet: str | None) -> None:
+        request = self._envelope(instance, header, calling_aet)
+        request.normalized = json.loads(await self._in_thread(file_to_json, instance.path))
+        done = self._delivered.get(instance.path, ())
+        try:
+            names = await self._pipeline.deliver(
+                request, lambda: ObjectBody(instance.path, instance.size_bytes), skip=done
+            )
+        except DeliveryFailed as failed:
+            if len(self._delivered) < _REMEMBERED_DELIVERIES:
+                self._delivered[instance.path] = tuple({*done, *failed.delivered})
+            raise
+        finally:
+            await request.body.close()
+        self._delivered.pop(instance.path, None)
+        self._log.info(
+            "delivered an object from {calling} to {backends}",
+            calling=calling_aet, backends=", ".join(names) or "no backend", request=request.id,
+        )  # fmt: skip
+
+    def _envelope(self, instance: Instance, header: InstanceHeader, calling_aet: str | None) -> RequestEnvelope:
+        metadata = {
+            "dimse_op": "store",
+            "called_aet": self._options.local_aet,
+            "calling_aet": calling_aet or "",
+            "sop_class_uid": header.sop_class_uid,
+            "sop_instance_uid": header.sop_instance_uid,
+            "study_instance_uid": header.study_instance_uid,
+            "series_instance_uid": header.series_instance_uid,
+            "transfer_syntax_uid": header.transfer_syntax_uid,
+        }
+        return RequestEnvelope(
+            protocol="dicom",
+            method="C-STORE",
+            uri=f"dicom://{self._options.local_aet}/{header.sop_instance_uid}",
+            path="/",
+            body=ObjectBody(instance.path, instance.size_bytes),
+            headers={"content-type": "application/dicom"},
+            metadata=metadata,
+        )
+
+
+def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
+    """Copy an object to ``<study>/<series>/<instance>.dcm`` below ``folder``, atomically; return the file. Blocking.
+
+    An object of the same UID that is there already is replaced, as a PACS would. UIDs that are none become "unknown".
+    """
+    study, series, instance = (
+        uid if is_uid(uid) else "unknown"
+        for uid in (header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    )
+    name = instance if instance != "unknown" else path.stem
+    target = folder / study / series / f"{name}.dcm"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{path.name}.part")
+    with path.open("rb") as source, temporary.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1024 * 1024)
+        copy.flush()
+        os.fsync(copy.fileno())
+    temporary.replace(target)
+    return target

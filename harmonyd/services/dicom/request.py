@@ -1,0 +1,79 @@
+"""What a request asks a dicom backend to do: which operation, and with which identifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harmonyd.config.model import DicomBackendOptions
+from harmonyd.dimse.engine import Query, QueryModel
+from harmonyd.dimse.identifier import decode_json, parse_query, requested_operation
+from harmonyd.envelope import RequestEnvelope
+from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
+
+OPERATIONS = ("echo", "find", "get", "move", "store")
+JSON_LIMIT_BYTES = 100_000_000
+"""A last bound; the front end has applied ``max_json_bytes`` already."""
+_IDENTIFIER_PREFIX = "identifier."
+
+
+def operation_in_path(request: RequestEnvelope) -> str | None:
+    """The operation set by middleware, else the last segment of the path; None when the path is the prefix itself.
+
+    Raises ``NotFound`` for a segment that names no operation, ``MethodNotAllowed`` for anything but POST.
+    """
+    chosen = request.metadata.get("dimse_op")
+    if chosen is not None:
+        return chosen
+    last = request.path.rstrip("/").rpartition("/")[2]
+    if last and last not in OPERATIONS:
+        raise NotFound(f"There is no operation {last!r} here", hint=f"Operations: {', '.join(OPERATIONS)}.")
+    if request.protocol == "http" and request.method != "POST":
+        raise MethodNotAllowed("DIMSE operations are asked for with POST", allow=["POST"])
+    return last or None
+
+
+async def read_document(request: RequestEnvelope) -> Any:
+    """The request body as decoded JSON, None when it is empty.
+
+    Raises ``UnsupportedMediaType``, ``PayloadTooLarge`` or ``BadRequest``.
+    """
+    if request.body.length == 0:
+        return None
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMediaType(
+            f"This operation reads JSON, not {kind[:100]}", hint="Send 'Content-Type: application/json'."
+        )
+    data = await request.body.read(JSON_LIMIT_BYTES)
+    return decode_json(data) if data.strip() else None
+
+
+def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
+    """The operation of path and body together; ``fixed``: middleware set it, and the body cannot contradict.
+
+    Raises ``BadRequest`` when they differ, or when neither names one.
+    """
+    in_body = requested_operation(document)
+    if in_path is not None and in_body is not None and in_path != in_body:
+        if fixed:
+            return in_path
+        raise BadRequest(f"The path asks for {in_path}, the body for {in_body}", hint="Make them agree.")
+    operation = in_path or in_body
+    if operation is None:
+        raise BadRequest(
+            "The request names no operation",
+            hint='POST to {prefix}/echo, /find, /get, /move or /store, or put "operation" into the body.',
+        )
+    return operation
+
+
+def build_query(request: RequestEnvelope, document: Any, operation: str, options: DicomBackendOptions) -> Query:
+    """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``."""
+    forced = {
+        key.removeprefix(_IDENTIFIER_PREFIX): value
+        for key, value in request.metadata.items()
+        if key.startswith(_IDENTIFIER_PREFIX)
+    }
+    model = QueryModel(options.query_model) if options.query_model else None
+    destination = options.move_destination_aet if operation == "move" else None
+    return parse_query(document, operation=operation, model=model, forced=forced, destination=destination)

@@ -1,0 +1,174 @@
+"""An operation's stream as ``Results``: records for the endpoint to serialise, and the summary that tells the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from harmonyd.dimse.dataset_json import file_to_json
+from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, StoreResult
+from harmonyd.errors import HarmonydError
+
+T = TypeVar("T")
+InThread = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class MatchRecord:
+    """One C-FIND match."""
+
+    match: Match
+    name: str = "match"
+    path: Path | None = None
+
+    async def json(self) -> bytes:
+        return self.match.json
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """One received instance; its JSON is read from the file in a thread."""
+
+    instance: Instance
+    in_thread: InThread
+
+    @property
+    def path(self) -> Path:
+        return self.instance.path
+
+    @property
+    def name(self) -> str:
+        return self.instance.sop_instance_uid
+
+    async def json(self) -> bytes:
+        data: bytes = await self.in_thread(file_to_json, self.instance.path)
+        return data
+
+
+class DimseResults(Generic[T]):
+    """Implements ``Results`` over an operation whose first item has been read already."""
+
+    def __init__(
+        self,
+        operation: str,
+        media_type: str,
+        items_key: str,
+        stream: OperationStream[T],
+        first: T | None,
+        record: Callable[[T], MatchRecord | InstanceRecord],
+        *,
+        with_debug: bool,
+        closed: Callable[[], None],
+    ) -> None:
+        self.operation = operation
+        self.media_type = media_type
+        self.items_key: str | None = items_key
+        self._stream = stream
+        self._first = first
+        self._record = record
+        self._with_debug = with_debug
+        self._closed = closed
+        self._count = 0
+        self._failed: HarmonydError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[MatchRecord | InstanceRecord]:
+        try:
+            if self._first is not None:
+                first, self._first = self._first, None
+                self._count += 1
+                yield self._record(first)
+                async for item in self._stream:
+                    self._count += 1
+                    yield self._record(item)
+        except HarmonydError as error:
+            self._failed = error
+            raise
+
+    def summary(self) -> Mapping[str, Any]:
+        members: dict[str, Any] = {"success": self._failed is None, "complete": self._failed is None}
+        if self._failed is not None:
+            members["incomplete_reason"] = self._failed.detail
+        else:
+            members |= outcome_members(self._stream.outcome)
+        if self.items_key == "matches":
+            members["count"] = self._count
+        else:
+            folder = self._stream.folder
+            members |= {
+                "file_count": self._count,
+                "folder_id": folder.name.rpartition("_")[2] if folder else None,
+                "folder_path": str(folder) if folder else None,
+            }
+        if self._with_debug and self._stream.debug is not None:
+            members["debug"] = self._stream.debug
+        return members
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            self._closed()
+
+
+def outcome_members(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as members of an answer."""
+    members: dict[str, Any] = {"complete": outcome.complete}
+    if outcome.incomplete_reason:
+        members["incomplete_reason"] = outcome.incomplete_reason
+    if outcome.suboperations is not None:
+        members["suboperations"] = asdict(outcome.suboperations)
+    if outcome.warnings:
+        members["warnings"] = outcome.warnings
+    return members
+
+
+class FixedResults:
+    """``Results`` of an operation that has ended: echo (no records) and store."""
+
+    def __init__(
+        self, operation: str, media_type: str, summary: Mapping[str, Any], stored: list[StoreResult] | None = None
+    ) -> None:
+        self.operation = operation
+        self.media_type = media_type
+        self.items_key: str | None = None if stored is None else "instances"
+        self._summary = summary
+        self._stored = stored or []
+
+    async def __aiter__(self) -> AsyncIterator[StoreRecord]:
+        for result in self._stored:
+            yield StoreRecord(result)
+
+    def summary(self) -> Mapping[str, Any]:
+        return self._summary
+
+    async def aclose(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """The outcome of storing one instance."""
+
+    result: StoreResult
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.result.sop_instance_uid
+
+    async def json(self) -> bytes:
+        return json.dumps(store_members(self.result)).encode()
+
+
+def store_members(result: StoreResult) -> dict[str, Any]:
+    """One store outcome as members of an answer; the status as 0xHHHH, null when there was no answer."""
+    return {
+        "sop_class_uid": result.sop_class_uid,
+        "sop_instance_uid": result.sop_instance_uid,
+        "status": None if result.status is None else f"0x{result.status:04X}",
+        "status_text": result.status_text,
+    }
+

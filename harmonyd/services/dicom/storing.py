@@ -1,0 +1,101 @@
+"""C-STORE for a request: body to files, files to the remote node, one outcome each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from harmonyd.dimse import status as dimse_status
+from harmonyd.dimse.engine import Engine, OperationContext, RemoteNode, StoreResult
+from harmonyd.dimse.errors import DimseFailure
+from harmonyd.dimse.part10 import DamagedFile, check_complete
+from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.errors import BadRequest, UnsupportedMediaType
+from harmonyd.multipart import read_parts
+from harmonyd.services.dicom.inbound import ObjectBody
+from harmonyd.services.dicom.results import FixedResults, store_members
+
+MAX_PARTS = 10_000
+InThread = Callable[..., Awaitable[Any]]
+
+
+async def store_request(
+    engine: Engine,
+    remote: RemoteNode,
+    request: RequestEnvelope,
+    op: OperationContext,
+    storage: Path,
+    in_thread: InThread,
+) -> ResponseEnvelope:
+    """Store what the body holds. Raises ``BadRequest`` when a part is not DICOM, ``DimseFailure`` when none was taken."""
+    folder = storage / f"dcmtk_store_{op.id}"
+    await in_thread(lambda: folder.mkdir(parents=True))
+    try:
+        files = await _files(request, folder, in_thread)
+        await in_thread(_check, files)
+        stream = engine.store(remote, files, op)
+        try:
+            stored = [result async for result in stream]
+        finally:
+            await stream.aclose()
+    finally:
+        await in_thread(shutil.rmtree, folder, True)
+    return ResponseEnvelope(results=FixedResults("store", "application/json", _summary(stored), stored))
+
+
+def _summary(stored: list[StoreResult]) -> dict[str, Any]:
+    taken = [result for result in stored if result.status is not None and _is_taken(result.status)]
+    if not taken:
+        worst = stored[0]
+        raise DimseFailure(
+            f"The remote node took none of {len(stored)} instances: {worst.status_text}",
+            dimse_status=None if worst.status is None else f"0x{worst.status:04X}",
+            instances=[store_members(result) for result in stored],
+        )
+    whole = len(taken) == len(stored)
+    failed = len(stored) - len(taken)
+    summary: dict[str, Any] = {"success": whole, "complete": whole, "stored": len(taken), "failed": failed}
+    if failed:
+        summary["incomplete_reason"] = f"{failed} of {len(stored)} instances were not stored"
+    return summary
+
+
+def _is_taken(status: int) -> bool:
+    return dimse_status.category(status) in (
+        dimse_status.StatusCategory.SUCCESS,
+        dimse_status.StatusCategory.WARNING,
+    )
+
+
+async def _files(request: RequestEnvelope, folder: Path, in_thread: InThread) -> list[Path]:
+    if isinstance(request.body, ObjectBody):
+        # An object of our own spool: sent from where it lies.
+        return [request.body.path]
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/related":
+        parts = await read_parts(request.body, content_type, folder, max_parts=MAX_PARTS)
+        return [part.path for part in parts]
+    if kind != "application/dicom":
+        raise UnsupportedMediaType(
+            f"A store takes application/dicom or multipart/related, not {kind[:100] or 'a body without a type'}",
+            hint="Set the Content-Type of the request.",
+        )
+    target = folder / "1.dcm"
+    with target.open("wb") as file:
+        async for chunk in request.body.chunks():
+            await in_thread(file.write, chunk)
+    return [target]
+
+
+def _check(files: list[Path]) -> None:
+    for number, path in enumerate(files, 1):
+        try:
+            check_complete(path)
+        except DamagedFile as damage:
+            raise BadRequest(
+                f"Object {number} of {len(files)} is not a whole DICOM file: {damage.detail}",
+                hint="Send Part 10 files (preamble, DICM, file meta information, data set).",
+            ) from damage

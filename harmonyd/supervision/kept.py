@@ -1,0 +1,388 @@
+"""A child that is kept running: executes the effects of the table in ``states``, and turns what happens into events."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from harmonyd.config.model import SupervisionConfig
+from harmonyd.supervision import states
+from harmonyd.supervision.api import ExitRecord, KeptSpec
+from harmonyd.supervision.backoff import Backoff
+from harmonyd.supervision.errors import ChildNotReady, SpawnError, UnusableProgram
+from harmonyd.supervision.logs import ChildLog
+from harmonyd.supervision.ports import holder_text, problem_text, try_port
+from harmonyd.supervision.process import ChildProcess, exit_text, in_thread
+from harmonyd.supervision.readiness import Examiner, ProbeFunction, Verdict
+from harmonyd.supervision.states import Event, State, Timer
+
+READY_POLL_SECS = (0.05, 0.5)
+"""First and longest delay between looks at a child that starts."""
+LAST_LINES = 5
+_NOT_EXECUTED = (126, 127)
+"""Exit codes of setpriv and setsid when the program behind them cannot be run."""
+
+Launch = Callable[["Kept", ChildProcess], None]
+"""Starts the process of a child and reports it to whoever has to know. Raises ``SpawnError``."""
+
+
+class Kept:
+    """Implements ``api.KeptChild``. Made by ``ProcessSupervisor.keep``; everything on the reactor's thread."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        spec: KeptSpec,
+        config: SupervisionConfig,
+        log: ChildLog,
+        *,
+        probe: ProbeFunction,
+        random: Callable[[], float],
+        launch: Launch,
+    ) -> None:
+        self.spec = spec
+        self.full_name = f"{spec.group}:{spec.name}"
+        self.output = log
+        self.exits: deque[ExitRecord] = deque(maxlen=20)
+        """How its latest processes ended, oldest first; their output is in ``output``."""
+        self._reactor = reactor
+        self._config = config
+        self._probe = probe
+        self._launch = launch
+        self._backoff = Backoff(
+            config.backoff_initial_secs, config.backoff_max_secs, config.fatal_after_failures, random
+        )
+        self._state = State.STOPPED
+        self._state_since = reactor.seconds()
+        self._why = "not started"
+        self._busy = False
+        self._process: ChildProcess | None = None
+        self._discarded = False
+        self._task: Deferred[None] | None = None
+        self._timers: dict[Timer, IDelayedCall] = {}
+        self._events: deque[Event] = deque()
+        self._posting = False
+        self._ready_waiters: list[Deferred[None]] = []
+        self._stop_waiters: list[Deferred[None]] = []
+        self._handler_failed = False
+
+    # --- api.KeptChild
+
+    @property
+    def state(self) -> str:
+        return self._state.value
+
+    @property
+    def state_since(self) -> float:
+        """When it came into its state, in seconds on the reactor's clock."""
+        return self._state_since
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and not self._process.exited else None
+
+    @property
+    def description(self) -> str:
+        if self._state is State.RUNNING:
+            minutes, secs = divmod(int(self._reactor.seconds() - self._state_since), 60)
+            uptime = f"pid {self.pid}, uptime {minutes // 60}:{minutes % 60:02}:{secs:02}"
+            return f"{uptime}, {self._why}" if self._why else uptime
+        return self._why
+
+    def when_ready(self) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred(lambda d: self._ready_waiters.remove(d))
+        self._ready_waiters.append(waiter)
+        self._tell_waiters()
+        return waiter
+
+    def start(self) -> None:
+        """Start a child that is STOPPED, FATAL or in BACKOFF. Raises ``IllegalTransition`` in any other state."""
+        states.step(self._state, Event.START)
+        self._post(Event.START)
+
+    async def stop(self) -> None:
+        """End it and keep it STOPPED; returns when no process of its group is left. Safe to call at any time."""
+        if self._state is State.STOPPED:
+            return
+        if self._state is not State.STOPPING:
+            self._post(Event.STOP)
+        await self._when_stopped()
+
+    def _when_stopped(self) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred(lambda d: self._stop_waiters.remove(d))
+        self._stop_waiters.append(waiter)
+        self._tell_waiters()
+        return waiter
+
+    # --- events and effects
+
+    def _post(self, event: Event) -> None:
+        """Handle an event; one that comes while another is handled waits for its turn."""
+        self._events.append(event)
+        if self._posting:
+            return
+        self._posting = True
+        try:
+            while self._events:
+                self._handle(self._events.popleft())
+        finally:
+            self._posting = False
+        self._tell_waiters()
+
+    def _handle(self, event: Event) -> None:
+        before = self._state
+        new, effects = states.step(before, event)
+        if new is not before:
+            self._state, self._state_since, self._busy = new, self._reactor.seconds(), False
+            self._why = self._reason(new)
+        for effect in effects:
+            self._execute(effect)
+        if new is not before:
+            self.log.info(
+                "{child}: {before} -> {state}: {why}",
+                child=self.full_name, pid=self.pid, before=before.value, state=new.value, why=self.description,
+                operation="state",
+            )  # fmt: skip
+
+    def _reason(self, new: State) -> str:
+        """What the description starts from in a new state; failures set theirs before they are posted."""
+        plain = {State.STARTING: "starting", State.RUNNING: "", State.STOPPING: "stopping", State.STOPPED: "stopped"}
+        return plain.get(new, self._why)
+
+    def _execute(self, effect: states.Effect) -> None:
+        match effect:
+            case states.Spawn():
+                self._run_task(self._bring_up())
+            case states.Probe():
+                self._run_task(self._watch_over())
+            case states.StopProbe():
+                self._end_task()
+            case states.Signal(signum):
+                self._signal(signum)
+            case states.Discard():
+                self._discard()
+            case states.ArmTimer(Timer.RESTART):
+                self._arm_restart()
+            case states.ArmTimer(timer):
+                self._arm(timer, self._timer_secs(timer))
+            case states.CancelTimer(timer):
+                self._cancel(timer)
+            case states.ResetBackoff():
+                self._backoff.reset()
+            case states.Record():
+                self._record()
+
+    def _signal(self, signum: int) -> None:
+        if self._process is None:
+            self._post(Event.GONE)
+        else:
+            self._process.signal(signum)
+
+    def _discard(self) -> None:
+        if self._process is not None:
+            self._discarded = True
+            self._process.signal(signal.SIGKILL)
+
+    def _record(self) -> None:
+        self.log.warn(
+            "{child}: {why}; it said last: {last}",
+            child=self.full_name, pid=self.pid, why=self._why, operation="failure",
+            last=[line.decode("utf-8", "replace") for line in self.output.last_lines(LAST_LINES)],
+        )  # fmt: skip
+
+    # --- timers
+
+    def _timer_secs(self, timer: Timer) -> float:
+        config = self._config
+        return {
+            Timer.STARTUP: config.startup_deadline_secs,
+            Timer.STABLE: config.stable_after_secs,
+            Timer.RETRY: config.fatal_retry_secs,
+            Timer.GRACE: config.stop_grace_secs,
+        }[timer]
+
+    def _arm(self, timer: Timer, delay_secs: float) -> None:
+        self._timers[timer] = self._reactor.callLater(delay_secs, self._timer_fired, timer)
+
+    def _arm_restart(self) -> None:
+        delay_secs = self._backoff.failed(self._reactor.seconds())
+        if delay_secs is None:
+            self._post(Event.GIVE_UP)
+        else:
+            self._arm(Timer.RESTART, delay_secs)
+
+    def _cancel(self, timer: Timer) -> None:
+        call = self._timers.pop(timer, None)
+        if call is not None:
+            call.cancel()
+
+    def _timer_fired(self, timer: Timer) -> None:
+        del self._timers[timer]
+        if timer is Timer.STARTUP:
+            self._why = f"not ready after {self._config.startup_deadline_secs:g} s: {self._why}"
+        self._post(timer.value)
+
+    # --- the task of the state: bringing up, or watching over
+
+    def _run_task(self, coroutine: Coroutine[Deferred[Any], Any, Event]) -> None:
+        task = Deferred.fromCoroutine(coroutine)
+        self._task = task
+        task.addCallbacks(self._task_done, self._task_failed)
+
+    def _end_task(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
+    def _task_done(self, event: Event) -> None:
+        self._task = None
+        self._post(event)
+
+    def _task_failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
+        self._task = None
+        self.log.failure("{child}: its supervision failed", failure, child=self.full_name)
+        self._why = f"internal error: {failure.getErrorMessage()}"
+        self._post(Event.NOT_STARTED if self._state is State.STARTING else Event.HUNG)
+
+    async def _bring_up(self) -> Event:
+        """Start the process; return READY, or why there is none (its exit and the deadline are events of their own)."""
+        if self._process is not None:
+            self._why = f"waiting for pid {self._process.pid} of the last run to end"
+            await self._process.when_gone()
+        error = try_port(self.spec.port)
+        if error is not None:
+            self._why = await in_thread(self._reactor, problem_text, self.spec.port, error)
+            return Event.NOT_STARTED
+        try:
+            process = self._spawn()
+        except SpawnError as failed:
+            self._why = failed.detail
+            return Event.UNUSABLE if isinstance(failed, UnusableProgram) else Event.NOT_STARTED
+        await self._until_ready(self._examiner(process))
+        return Event.READY
+
+    def _spawn(self) -> ChildProcess:
+        process = ChildProcess(
+            self._reactor, self.full_name, on_lines=self._lines, on_exit=self._exited, on_gone=self._gone
+        )
+        self._process, self._discarded = process, False
+        try:
+            self._launch(self, process)
+        except SpawnError:
+            self._process = None
+            raise
+        return process
+
+    def _examiner(self, process: ChildProcess) -> Examiner:
+        return Examiner(
+            self._reactor, process, self.spec.port, self.spec.called_aet, self._probe,
+            probe_timeout_secs=self._config.probe_timeout_secs,
+            association_timeout_secs=self.spec.association_timeout_secs,
+        )  # fmt: skip
+
+    async def _until_ready(self, examiner: Examiner) -> None:
+        delay_secs, longest_secs = READY_POLL_SECS
+        while True:
+            await deferLater(self._reactor, delay_secs)
+            found = await examiner.ready()
+            if found.verdict is Verdict.WELL:
+                return
+            self._why = found.why
+            delay_secs = min(1.5 * delay_secs, longest_secs)
+
+    async def _watch_over(self) -> Event:
+        """Probe now and then; return HUNG when too many probes in a row were missed."""
+        assert self._process is not None
+        examiner = self._examiner(self._process)
+        misses = 0
+        while misses < self._config.probe_misses:
+            await deferLater(self._reactor, self._config.probe_interval_secs)
+            found = await examiner.examine()
+            misses = misses + 1 if found.verdict is Verdict.MISSED else 0
+            self._busy = found.verdict is Verdict.BUSY
+            self._why = "busy" if self._busy else found.why
+        self._why = f"hung: {self._why}"
+        return Event.HUNG
+
+    # --- the process
+
+    def _lines(self, lines: list[bytes]) -> None:
+        assert self._process is not None
+        self.output.lines(self._process.pid, lines)
+        handler = self.spec.on_line
+        if handler is None:
+            return
+        for line in lines:
+            try:
+                handler(line)
+            except Exception:  # noqa: BLE001 - a handler's bug must not stop the reader
+                self._complain()
+
+    def _complain(self) -> None:
+        if not self._handler_failed:
+            self._handler_failed = True
+            self.log.failure("{child}: the handler of its lines failed", child=self.full_name, pid=self.pid)
+
+    def _exited(self) -> None:
+        process = self._process
+        if process is None or self._discarded:
+            return
+        if self._state is not State.STOPPING:
+            self._why = exit_text(process.exit_code, process.exit_signal)
+        self._post(Event.EXITED)
+
+    def _gone(self) -> None:
+        """Its output is complete, and nothing of its group is left."""
+        process, self._process = self._process, None
+        assert process is not None
+        record = process.exit_record()
+        self.exits.append(record)
+        if self._state is State.STOPPING:
+            self._post(Event.GONE)
+        elif self._state in (State.BACKOFF, State.FATAL) and record.exit_code:
+            self._explain(record)
+
+    def _explain(self, record: ExitRecord) -> None:
+        """Say better why it failed, now that its last words are here."""
+        lines = record.output.splitlines()
+        last = lines[-1].decode("utf-8", "replace") if lines else "it said nothing"
+        self._why = f"{exit_text(record.exit_code, None)}: {last}"
+        # DCMTK's command line parser says "error: ..." without a level, and only about options.
+        bad_options = record.exit_code == 1 and any(line.startswith(b"error: ") for line in lines)
+        if bad_options or record.exit_code in _NOT_EXECUTED:
+            self._post(Event.UNUSABLE)
+        elif b"Address already in use" in record.output:
+            in_thread(self._reactor, holder_text, self.spec.port).addCallback(self._port_was_held)
+
+    def _port_was_held(self, text: str) -> None:
+        self.log.warn("{child}: {why}", child=self.full_name, why=text, operation="failure")
+        if self._state in (State.BACKOFF, State.FATAL):
+            self._why = text
+
+    # --- those who wait
+
+    def _tell_waiters(self) -> None:
+        if self._state is State.RUNNING:
+            waiters, self._ready_waiters = self._ready_waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
+        elif self._state in (State.FATAL, State.STOPPING, State.STOPPED):
+            waiters, self._ready_waiters = self._ready_waiters, []
+            for waiter in waiters:
+                waiter.errback(ChildNotReady(f"{self.full_name} is {self.state}: {self.description}"))
+        if self._state is State.STOPPED:
+            waiters, self._stop_waiters = self._stop_waiters, []
+            for waiter in waiters:
+                waiter.callback(None)

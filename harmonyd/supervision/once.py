@@ -1,0 +1,109 @@
+"""A child that runs to its end: an SCU tool."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from harmonyd.supervision.api import ExitRecord, OnceSpec
+from harmonyd.supervision.process import ChildProcess
+from harmonyd.supervision.states import State
+
+
+class Once:
+    """Implements ``api.OnceChild``. Start it with ``ProcessSupervisor.run_once``."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, spec: OnceSpec, stop_grace_secs: float, on_gone: Callable[[Once], None]) -> None:
+        self.spec = spec
+        self._reactor = reactor
+        self._grace_secs = stop_grace_secs
+        self._report_gone = on_gone
+        self._waiters: list[Deferred[ExitRecord]] = []
+        self._kill_call: IDelayedCall | None = None
+        self._stopping = False
+        self._handler_failed = False
+        self.process = ChildProcess(
+            reactor,
+            spec.name,
+            on_lines=self._lines,
+            on_exit=self._exited,
+            on_drained=self._drained,
+            on_gone=self._gone,
+            max_output_bytes=spec.max_output_bytes,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def state(self) -> str:
+        """RUNNING, STOPPING or EXITED (``supervisor.states``)."""
+        if self.process.exited:
+            return State.EXITED.value
+        return (State.STOPPING if self._stopping else State.RUNNING).value
+
+    @property
+    def exited(self) -> Deferred[ExitRecord]:
+        """See ``api.OnceChild``."""
+        waiter: Deferred[ExitRecord] = Deferred(lambda d: self._waiters.remove(d))
+        if self.process.drained:
+            waiter.callback(self.process.exit_record())
+        else:
+            self._waiters.append(waiter)
+        return waiter
+
+    async def stop(self) -> ExitRecord:
+        """See ``api.OnceChild``. The child is ended even when the caller does not wait for it."""
+        self._end()
+        await self.process.when_gone()
+        return self.process.exit_record()
+
+    def _end(self) -> None:
+        if self._stopping or self.process.gone:
+            return
+        self._stopping = True
+        self.process.signal(signal.SIGTERM)
+        self._kill_call = self._reactor.callLater(self._grace_secs, self.process.signal, signal.SIGKILL)
+
+    def _lines(self, lines: list[bytes]) -> None:
+        handler = self.spec.on_line
+        if handler is None:
+            return
+        for line in lines:
+            try:
+                handler(line)
+            except Exception:  # noqa: BLE001 - a handler's bug must not stop the reader
+                self._complain()
+
+    def _complain(self) -> None:
+        if not self._handler_failed:
+            self._handler_failed = True
+            self.log.failure("{child}: the handler of its lines failed", child=self.spec.name, pid=self.pid)
+
+    def _exited(self) -> None:
+        if not self.process.group_empty:
+            self._end()  # a grandchild is left, and nobody waits for its work
+
+    def _drained(self) -> None:
+        record = self.process.exit_record()
+        self.log.debug(
+            "{child} ended after {secs:.3f} s: code {code}, signal {signal}",
+            child=self.spec.name, pid=record.pid, operation=self.spec.operation_id, secs=record.runtime_secs,
+            code=record.exit_code, signal=record.signal,
+        )  # fmt: skip
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(record)
+
+    def _gone(self) -> None:
+        if self._kill_call is not None and self._kill_call.active():
+            self._kill_call.cancel()
+        self._report_gone(self)

@@ -1,0 +1,134 @@
+"""Is a child ready, and is it still well? Readings are taken in a thread; judgements are pure.
+
+RUNNING means ready: alive, a process of its own group listens on its port, and a C-ECHO succeeded. Afterwards **busy is
+not hung**: a storescp without ``--fork`` serves one association at a time and answers no other meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from harmonyd.supervision.errors import ProbeFailed
+from harmonyd.supervision.ports import established, owned_by_session
+from harmonyd.supervision.process import ChildProcess, in_thread
+from harmonyd.supervision.watcher import members
+
+ProbeFunction = Callable[[Any, str, int, str, float], Awaitable[None]]
+"""(reactor, host, port, called AE title, timeout in seconds); raises ``ProbeFailed``: ``probe.c_echo``."""
+
+HOST = "127.0.0.1"
+
+
+class Verdict(Enum):
+    WELL = "answers"
+    BUSY = "busy with an association"
+    MISSED = "missed a probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    verdict: Verdict
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What /proc says about a child."""
+
+    stopped: bool
+    """By a signal, or by a tracer: it does nothing until it is continued."""
+    connections: int
+    """Established on its port."""
+    cpu_ticks: int
+
+
+def read_child(session: int, port: int) -> Reading:
+    """Take a reading. Reads many files: call it in a thread."""
+    stats = members(session)
+    stopped = any(stat.pid == session and stat.state in "Tt" for stat in stats)
+    return Reading(stopped, established(port), sum(stat.cpu_ticks for stat in stats))
+
+
+class Movement:
+    """Remembers when something about a child last changed: what it wrote, what CPU time it used."""
+
+    def __init__(self, now: float) -> None:
+        self._last: tuple[int, int] | None = None
+        self._moved_at = now
+
+    def still_secs(self, now: float, output_bytes: int, cpu_ticks: int) -> float:
+        """Note the present values; return for how long nothing has moved."""
+        if (output_bytes, cpu_ticks) != self._last:
+            self._last = (output_bytes, cpu_ticks)
+            self._moved_at = now
+        return now - self._moved_at
+
+
+def judge(reading: Reading, still_secs: float, association_timeout_secs: float) -> Finding | None:
+    """What a reading alone tells; None: only a C-ECHO can tell."""
+    if reading.stopped:
+        return Finding(Verdict.MISSED, "it is stopped by a signal")
+    if not reading.connections:
+        return None
+    if still_secs >= association_timeout_secs:
+        return Finding(Verdict.MISSED, f"it has a connection open, and nothing about it moved for {still_secs:.0f} s")
+    return Finding(Verdict.BUSY)
+
+
+class Examiner:
+    """Examines one process that listens on ``port``."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        process: ChildProcess,
+        port: int,
+        called_aet: str,
+        probe: ProbeFunction,
+        *,
+        probe_timeout_secs: float,
+        association_timeout_secs: float,
+    ) -> None:
+        self._reactor = reactor
+        self._process = process
+        self._port = port
+        self._called_aet = called_aet
+        self._probe = probe
+        self._probe_timeout_secs = probe_timeout_secs
+        self._association_timeout_secs = association_timeout_secs
+        self._movement = Movement(reactor.seconds())
+
+    async def ready(self) -> Finding:
+        """WELL when the port is its own and a C-ECHO succeeded, else MISSED with what is not so."""
+        if not await in_thread(self._reactor, owned_by_session, self._port, self._process.pid):
+            return Finding(Verdict.MISSED, f"it does not listen on port {self._port}")
+        return await self._echo()
+
+    async def examine(self) -> Finding:
+        """WELL, BUSY or MISSED.
+
+        A busy child gets no C-ECHO: it could not answer, and each try would fill its queue of waiting connections.
+        """
+        found = await self._look()
+        if found is not None:
+            return found
+        echoed = await self._echo()
+        if echoed.verdict is Verdict.WELL:
+            return echoed
+        return await self._look() or echoed
+
+    async def _look(self) -> Finding | None:
+        reading = await in_thread(self._reactor, read_child, self._process.pid, self._port)
+        now = self._reactor.seconds()
+        still_secs = self._movement.still_secs(now, self._process.output_bytes, reading.cpu_ticks)
+        return judge(reading, still_secs, self._association_timeout_secs)
+
+    async def _echo(self) -> Finding:
+        try:
+            await self._probe(self._reactor, HOST, self._port, self._called_aet, self._probe_timeout_secs)
+        except ProbeFailed as error:
+            return Finding(Verdict.MISSED, f"C-ECHO failed: {error.detail}")
+        return Finding(Verdict.WELL)

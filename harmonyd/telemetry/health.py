@@ -1,0 +1,151 @@
+"""Is the process alive, and is it ready for work? What ``/livez`` and ``/readyz`` answer.
+
+Readiness depends on what is ours (children, disk, shutdown), never on a PACS: one PACS that is away must not take the
+gateway to all the others out of service.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+
+__all__ = ["CheckResult", "DiskWritable", "Health", "write_probe"]
+
+_log = Logger()
+_PROBE = bytes(4096)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """``detail`` is for people, and also says what is well."""
+
+    ok: bool
+    detail: str
+
+
+class Health:
+    """The checks that together decide readiness. A check is cheap and never blocks."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Callable[[], CheckResult]] = {}
+        self._stopping = False
+
+    def add_check(self, name: str, fn: Callable[[], CheckResult]) -> None:
+        """Make readiness depend on ``fn``; one that raises counts as failed. Raises ``ValueError`` for a taken name."""
+        if name in self._checks:
+            raise ValueError(f"there is a check named {name!r} already")
+        self._checks[name] = fn
+
+    def begin_shutdown(self) -> None:
+        """Be not ready from now on, so that whoever balances the load turns elsewhere."""
+        self._stopping = True
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether all checks pass, and the JSON body that says so."""
+        results = {name: _run(name, fn) for name, fn in self._checks.items()}
+        if self._stopping:
+            results["shutdown"] = CheckResult(False, "shutting down")
+        return _report(results)
+
+    def live(self) -> tuple[bool, dict[str, Any]]:
+        """Return that the process works: it answers, which is all that restarting it could mend."""
+        return _report({})
+
+
+def _report(results: dict[str, CheckResult]) -> tuple[bool, dict[str, Any]]:
+    ok = all(result.ok for result in results.values())
+    checks = {name: {"ok": result.ok, "detail": result.detail} for name, result in results.items()}
+    return ok, {"status": "ready" if ok else "not ready", "checks": checks}
+
+
+def _run(name: str, fn: Callable[[], CheckResult]) -> CheckResult:
+    try:
+        return fn()
+    except Exception as exc:  # noqa: BLE001 - a broken check is a failed check, whatever broke it
+        _log.failure("health check {check} raised", check=name)
+        return CheckResult(False, f"the check itself failed: {type(exc).__name__}")
+
+
+def write_probe(folder: Path) -> None:
+    """Write and remove a small file in ``folder``. Raises ``OSError``."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.write(_PROBE)
+
+
+class DiskWritable:
+    """The check that a folder can be written to: probed in a thread every ``interval_secs``, answered from memory.
+
+    A probe that does not come back (a file system that hangs) makes the check fail after three intervals.
+    ``clock`` provides ``IReactorTime``.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        folder: Path,
+        interval_secs: float = 10.0,
+        probe: Callable[[Path], Deferred[None]] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._folder = folder
+        self._interval_secs = interval_secs
+        self._probe = probe or _probe_in_thread
+        self._result = CheckResult(False, f"{folder} was not checked yet")
+        self._checked_at = clock.seconds()
+        self._loop = LoopingCall(self._check)
+        self._loop.clock = clock
+        self._running: Deferred[None] | None = None
+
+    async def start(self) -> None:
+        """Probe once, then regularly."""
+        self._loop.start(self._interval_secs)
+        await self._idle()
+
+    async def stop(self) -> None:
+        """Stop probing; returns when no probe runs any more."""
+        if self._loop.running:
+            self._loop.stop()
+        await self._idle()
+
+    def __call__(self) -> CheckResult:
+        """Return the newest result."""
+        silent_secs = self._clock.seconds() - self._checked_at
+        if silent_secs > 3 * self._interval_secs:
+            return CheckResult(False, f"the file system of {self._folder} has not answered for {silent_secs:.0f} s")
+        return self._result
+
+    def _check(self) -> Deferred[None]:
+        self._running = running = self._probe(self._folder)
+        running.addCallbacks(self._passed, self._failed)
+        return running
+
+    async def _idle(self) -> None:
+        if self._running is not None and not self._running.called:
+            done: Deferred[None] = Deferred()
+            self._running.addBoth(lambda _: done.callback(None))
+            await done
+
+    def _passed(self, _: None) -> None:
+        self._store(CheckResult(True, f"{self._folder} can be written to"))
+
+    def _failed(self, failure: Any) -> None:
+        reason = getattr(failure.value, "strerror", None) or type(failure.value).__name__
+        self._store(CheckResult(False, f"{self._folder} cannot be written to: {reason}"))
+
+    def _store(self, result: CheckResult) -> None:
+        if result.ok != self._result.ok:
+            _log.info("disk check: {detail}", detail=result.detail)
+        self._result = result
+        self._checked_at = self._clock.seconds()
+
+
+def _probe_in_thread(folder: Path) -> Deferred[None]:
+    return deferToThread(write_probe, folder)

@@ -1,0 +1,224 @@
+"""One HTTP network: listens, finds the route of each request, passes it through its pipeline, sends the answer.
+
+The order of events for one request: its head arrives (``admit``: route, method, size), its body is spooled, ``process``
+starts a coroutine that hands it to endpoint and pipeline and streams the answer. The coroutine is cancelled when the
+client leaves; whatever it holds is closed at its end, in every case.
+"""
+
+# mypy: allow-untyped-calls
+# (most methods of Twisted's classes have no types)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from harmonyd.config.model import LimitsConfig, NetworkConfig
+from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
+from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
+from harmonyd.telemetry.health import Health
+from harmonyd.web.health import health_routes
+from harmonyd.web.listening import listen
+from harmonyd.web.problem import is_ours, problem
+from harmonyd.web.request import Request
+from harmonyd.web.route import Route
+from harmonyd.web.router import Router, parse_query, segments_of, split_target
+from harmonyd.web.site import Site
+from harmonyd.web.stream import ClientStalled, send
+
+__all__ = ["HttpFrontEnd", "Route"]
+
+_RETRY_AFTER_SHUTDOWN_SECS = 10
+_MAX_BACKLOG = 1024
+
+
+class _Exchange:
+    """What one request holds while it is answered."""
+
+    def __init__(self) -> None:
+        self.body: Body | None = None
+        self.envelope: RequestEnvelope | None = None
+        self.response: ResponseEnvelope | None = None
+
+    @property
+    def operation(self) -> str | None:
+        return self.envelope.metadata.get("dimse_op") if self.envelope is not None else None
+
+    async def close(self) -> None:
+        try:
+            if self.response is not None:
+                await self.response.close()
+        finally:
+            if self.body is not None:
+                await self.body.close()
+
+
+class HttpFrontEnd:
+    """Serves ``routes``, and the health paths if ``health`` is given, on one network."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        network: NetworkConfig,
+        routes: Sequence[Route],
+        limits: LimitsConfig,
+        health: Health | None,
+        spool_dir: Path,
+    ) -> None:
+        """``spool_dir`` takes request bodies that are too big for memory. Raises ``ValueError`` for equal prefixes."""
+        if network.http is None:
+            raise ValueError(f"network {network.name!r} has no HTTP listener")
+        self.limits = limits
+        self.spool_dir = spool_dir
+        self.stopping = False
+        self._reactor = reactor
+        self._network_name = network.name
+        self._listener = network.http
+        self._router: Router[Route] = Router()
+        for path, built_in in (health_routes(health) if health is not None else {}).items():
+            self._router.add_exact(path, built_in)
+        for route in routes:
+            self._router.add_prefix(route.endpoint.path_prefix, route)
+        self._site = Site(reactor, self)
+        self._listening: Any = None
+        self._running: set[Deferred[None]] = set()
+        self._idle: Deferred[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The TCP port that is bound. Raises ``RuntimeError`` before ``start``."""
+        if self._listening is None:
+            raise RuntimeError("the front end was not started")
+        return int(self._listening.getHost().port)
+
+    async def start(self) -> None:
+        """Listen. Raises ``PortTaken`` or ``CannotBind``, ``OSError`` when ``spool_dir`` cannot be made."""
+        self.spool_dir.mkdir(parents=True, exist_ok=True)
+        backlog = min(self.limits.max_connections, _MAX_BACKLOG)
+        self._listening = await listen(self._reactor, self._listener, self._site, backlog)
+        where = self._listening.getHost()
+        said = "network {name} listens on {host} port {port}"
+        self._log.info(said, name=self._network_name, host=where.host, port=where.port)
+
+    async def stop(self, grace_secs: float = 5.0) -> None:
+        """Accept nothing new, give running requests ``grace_secs``, cancel the rest; returns when all is closed."""
+        self.stopping = True
+        if self._listening is not None:
+            await self._listening.stopListening()
+        for channel in list(self._site.connections):
+            channel.close_when_idle()
+        if not await self._is_idle_within(grace_secs):
+            for running in list(self._running):
+                running.cancel()
+            await self._is_idle_within(grace_secs)
+        self._site.abort_all()
+        closed: Deferred[None] = Deferred()
+        self._site.call_when_empty(lambda: closed.callback(None))
+        await closed
+
+    async def _is_idle_within(self, secs: float) -> bool:
+        """Wait for running requests; tell whether none is left. Does not cancel them."""
+        if not self._running:
+            return True
+        self._idle = Deferred()
+        try:
+            await self._idle.addTimeout(secs, self._reactor)
+        except DeferredTimeout:
+            return False
+        return True
+
+    def _ended(self, running: Deferred[None]) -> None:
+        self._running.discard(running)
+        if not self._running and self._idle is not None and not self._idle.called:
+            self._idle.callback(None)
+
+    def admit(self, request: Request) -> None:
+        """Find the route by the head alone, so that a body nobody wants is not received (``Front``)."""
+        if self.stopping:
+            raise Unavailable("harmonyd is shutting down.", retry_after_secs=_RETRY_AFTER_SHUTDOWN_SECS)
+        path, query = split_target(request.uri)
+        match = self._router.match(segments_of(path))
+        if match is None:
+            raise NotFound("Nothing is served at this path.", hint="Compare it with the path_prefix of the endpoints.")
+        method = request.method.decode("ascii")
+        if not match.target.allows(method):
+            allowed = match.target.endpoint.methods
+            raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
+        request.query = parse_query(query)
+        request.match = match
+
+    def process(self, request: Request) -> None:
+        """Answer a request that is there, or was refused (``Front``)."""
+        # Before the coroutine starts: it may be done, and the request finished, when fromCoroutine returns.
+        finished = request.notifyFinish()
+        running = Deferred.fromCoroutine(self._serve(request))
+        self._running.add(running)
+        running.addErrback(self._broke, request)
+        running.addBoth(lambda _: self._ended(running))
+        finished.addErrback(lambda _: running.cancel())
+
+    def _broke(self, failure: Failure, request: Request) -> None:
+        """Log what even the error handling did not catch, and leave no client waiting."""
+        self._log.failure("a request was not answered", failure=failure, request=request.id)
+        request.cut(flush=False)
+
+    async def _serve(self, request: Request) -> None:
+        began_at = self._reactor.seconds()
+        exchange = _Exchange()
+        try:
+            try:
+                await self._answer(request, exchange)
+            except Exception as exc:  # noqa: BLE001 - the boundary: whatever went wrong becomes an answer
+                self._failed(request, exc, exchange.operation)
+            self._log_access(request, self._reactor.seconds() - began_at, exchange.operation)
+        finally:
+            await exchange.close()
+
+    async def _answer(self, request: Request, exchange: _Exchange) -> None:
+        if request.refusal is not None:
+            raise request.refusal
+        match = request.match
+        assert match is not None, "admit sets it or refuses"
+        endpoint = match.target.endpoint
+        exchange.body = request.take_body()
+        exchange.envelope = envelope = endpoint.request(request.as_http(match, exchange.body))
+        exchange.response = response = await match.target.handle(envelope)
+        answer = await endpoint.answer(envelope, response)
+        await send(request, answer, clock=self._reactor, stall_secs=self.limits.request_timeout_secs)
+
+    def _failed(self, request: Request, exc: Exception, operation: str | None) -> None:
+        fields: dict[str, Any] = {"request": request.id, "operation": operation}
+        if request.gone:
+            self._log.info("the client left before its answer was complete", **fields)
+            return
+        if self.stopping and isinstance(exc, CancelledError):
+            exc = Unavailable("harmonyd is shutting down.", retry_after_secs=_RETRY_AFTER_SHUTDOWN_SECS)
+        if is_ours(exc) and not isinstance(exc, ClientStalled):
+            self._log.failure("failed by our fault", failure=Failure(exc), **fields)
+        if request.startedWriting:
+            self._log.warn("the answer was cut off: {reason}", reason=str(exc) or type(exc).__name__, **fields)
+            request.cut(flush=not isinstance(exc, ClientStalled))
+        else:
+            request.reply(*problem(exc, request_id=request.id, operation=operation))
+
+    def _log_access(self, request: Request, secs: float, operation: str | None) -> None:
+        # The path without its query: queries hold names and numbers of patients.
+        path = request.uri.split(b"?", 1)[0].decode("latin-1")
+        self._log.info(
+            "{method} {path} {status} {sent_bytes} bytes {ms} ms",
+            method=request.method.decode("ascii"),
+            path=path,
+            status=request.code,
+            sent_bytes=request.sentLength,
+            ms=round(secs * 1000),
+            request=request.id,
+            operation=operation,
+        )

@@ -1,0 +1,62 @@
+"""``/livez`` and ``/readyz`` as routes like any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from harmonyd.bodies import BytesBody
+from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.services.base import HttpAnswer, HttpRequest
+from harmonyd.telemetry.health import Health
+from harmonyd.web.route import Route
+
+__all__ = ["health_routes"]
+
+
+class HealthEndpoint:
+    """Serves the JSON that a health report is."""
+
+    methods: tuple[str, ...] = ("GET", "HEAD")
+
+    def __init__(self, path: str) -> None:
+        self.name = path.strip("/")
+        self.path_prefix = path
+
+    def request(self, request: HttpRequest) -> RequestEnvelope:
+        """Make an envelope; a health report depends on nothing in it."""
+        return RequestEnvelope(
+            protocol="http",
+            method=request.method,
+            uri=request.uri,
+            path=request.path,
+            body=request.body,
+            id=request.id,
+        )
+
+    async def answer(self, request: RequestEnvelope, response: ResponseEnvelope) -> HttpAnswer:
+        """Pass the report on."""
+        body = response.body
+        assert body is not None
+        return HttpAnswer(response.status, dict(response.headers), body.chunks(), body.length)
+
+
+def health_routes(health: Health) -> dict[str, Route]:
+    """Return the built-in paths and what serves them."""
+    return {
+        "/livez": Route(HealthEndpoint("/livez"), _reporter(health.live)),
+        "/readyz": Route(HealthEndpoint("/readyz"), _reporter(health.ready)),
+    }
+
+
+def _reporter(report: Callable[[], tuple[bool, dict[str, Any]]]) -> Callable[[RequestEnvelope], Any]:
+    async def handle(_: RequestEnvelope) -> ResponseEnvelope:
+        ok, members = report()
+        return ResponseEnvelope(
+            status=200 if ok else 503,
+            headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+            body=BytesBody(json.dumps(members).encode() + b"\n"),
+        )
+
+    return handle

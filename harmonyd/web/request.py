@@ -1,0 +1,183 @@
+"""One HTTP request on Twisted's side: identified and admitted when its headers are there, spooled while it arrives."""
+
+# mypy: allow-untyped-calls
+# (most methods of Twisted's classes have no types)
+
+from __future__ import annotations
+
+import re
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.web import http
+from twisted.web.http_headers import Headers
+
+from harmonyd import __version__
+from harmonyd.bodies import EmptyBody, too_large
+from harmonyd.config.model import LimitsConfig
+from harmonyd.envelope import Body
+from harmonyd.errors import HarmonydError
+from harmonyd.services.base import HttpRequest
+from harmonyd.web.route import Route
+from harmonyd.web.router import Match
+from harmonyd.web.spool import MEMORY_BYTES, Spool
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+
+__all__ = ["Front", "Request", "request_id"]
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_JSON = re.compile(r"(application/json|[^;]*\+json)\s*(;.*)?", re.IGNORECASE)
+SERVER = f"harmonyd/{__version__}"
+
+
+class Front(Protocol):
+    """What a request needs of the front end it arrived at."""
+
+    limits: LimitsConfig
+    spool_dir: Path
+    stopping: bool
+
+    def admit(self, request: Request) -> None:
+        """Find the route; set ``match`` and ``query``. Raises a ``HarmonydError`` to refuse."""
+        ...
+
+    def process(self, request: Request) -> None:
+        """Answer the request, which is there as a whole or was refused."""
+        ...
+
+
+def request_id(given: str | None) -> str:
+    """Return the client's correlation id when it is sane, else a fresh one."""
+    return given if given and _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class Request(http.Request):
+    """A request; ``refusal`` is why it will not be passed on, known perhaps before its body arrived."""
+
+    # http.Request gives these no types, or types that are too narrow.
+    channel: Any
+    match: Match[Route] | None = None
+
+    def __init__(self, channel: Any, *_: object) -> None:
+        super().__init__(channel)
+        self.front: Front = channel.factory.front
+        self.id = ""
+        self.query: dict[str, list[str]] = {}
+        self.refusal: Exception | None = None
+        self.gone = False
+        self._spool: Spool | None = None
+
+    def begin(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> bool:
+        """Take note of the head; return whether the answer is clear and worth giving before the body arrives.
+
+        ``length`` is the body's length, None when it comes in chunks.
+        """
+        self.method, self.uri, self.clientproto = method, uri, version
+        self.id = request_id(self.getHeader("x-request-id"))
+        limit_bytes = self._limit_bytes()
+        try:
+            self.front.admit(self)
+            if length is not None and length > limit_bytes:
+                raise too_large(limit_bytes)
+        except HarmonydError as exc:
+            self.refusal = exc
+        self._spool = Spool(self.front.spool_dir, limit_bytes)
+        # A small body is cheaper to read than a new connection is to open.
+        is_small = length is not None and length <= MEMORY_BYTES and not self.requestHeaders.hasHeader("expect")
+        return self.refusal is not None and bool(length != 0) and not is_small
+
+    def gotLength(self, length: int | None) -> None:
+        """Do nothing, where the base class opens a file for the body: ours is opened when it grows."""
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Store a piece of the body; on failure give the answer now and let the connection discard the rest."""
+        if self.refusal is not None or self._spool is None:
+            return
+        try:
+            self._spool.write(data)
+        except (HarmonydError, OSError) as exc:
+            self.refusal = exc
+            self._spool.discard()
+            self.channel.refuse(self)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Process the request; the base class would parse forms, which are the endpoint's business if anybody's."""
+        self.process()
+
+    def process(self) -> None:
+        """Answer now."""
+        self.front.process(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Release the body of a request that will never be whole."""
+        self.gone = True
+        if self._spool is not None:
+            self._spool.discard()
+        super().connectionLost(reason)
+
+    def take_body(self) -> Body:
+        """Hand the body over. Raises ``OSError`` when the disk does not take its end."""
+        return self._spool.take() if self._spool is not None else EmptyBody()
+
+    def as_http(self, match: Match[Route], body: Body) -> HttpRequest:
+        """Return what an endpoint sees."""
+        return HttpRequest(
+            id=self.id,
+            method=self.method.decode("ascii"),
+            uri=self.uri.decode("latin-1"),
+            path=match.path,
+            prefix=match.prefix,
+            headers=self._headers(),
+            query=self.query,
+            body=body,
+            client=str(getattr(self.client, "host", "")),
+        )
+
+    def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
+        """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""
+        self.setResponseCode(status)
+        # What an earlier attempt at an answer set goes; whether the connection stays was decided before.
+        connection = self.responseHeaders.getRawHeaders("connection", [])
+        self.responseHeaders = Headers({"connection": connection} if connection else {})
+        for name, value in headers.items():
+            self.responseHeaders.setRawHeaders(name, [value])
+        self.responseHeaders.setRawHeaders("Server", [SERVER])
+        self.responseHeaders.setRawHeaders("Date", [http.datetimeToString()])
+        self.responseHeaders.setRawHeaders("X-Request-ID", [self.id])
+        if length is not None:
+            self.responseHeaders.setRawHeaders("Content-Length", [str(length)])
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        """Answer with a body that is whole, and finish."""
+        self.start(status, headers, len(body))
+        self.write(body)
+        self.finish()
+
+    def cut(self, *, flush: bool = True) -> None:
+        """End the connection in the middle of the answer, so that the client cannot take it for whole.
+
+        What was written is flushed where the missing end is visible (no last chunk, too few bytes); an answer that ends
+        with the connection has no visible end, so that connection is reset.
+        """
+        if self.gone or self.finished:
+            return
+        self.gone = True
+        has_visible_end = self.chunked or self.responseHeaders.hasHeader("content-length")
+        if flush and has_visible_end:
+            self.channel.close_soon()
+        else:
+            self.channel.abort()
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            name.decode("latin-1").lower(): b", ".join(values).decode("latin-1")
+            for name, values in self.requestHeaders.getAllRawHeaders()
+        }
+
+    def _limit_bytes(self) -> int:
+        kind = (self.getHeader("content-type") or "").strip()
+        limits = self.front.limits
+        return limits.max_json_bytes if not kind or _JSON.fullmatch(kind) else limits.max_body_bytes

@@ -1,0 +1,249 @@
+"""Connections: Twisted's HTTP/1.1 server, with refusals that reach their client and a limit on open connections.
+
+Twisted decides by itself what a body is, when a request is whole and in what order pipelined requests are answered.
+Added here is what it leaves open: a body that will not be accepted is refused when that is known, not after it arrived;
+a client that is still sending gets to read why; a client that reads slowly, but reads, is not timed out.
+"""
+
+# mypy: allow-untyped-calls
+# (most methods of Twisted's classes have no types)
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.protocol import Protocol
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+from twisted.web import http
+
+from harmonyd.errors import BadRequest, HarmonydError, Unavailable
+from harmonyd.web.problem import problem
+from harmonyd.web.request import SERVER, Front, Request, request_id
+from harmonyd.web.stream import unread_bytes
+
+__all__ = ["Channel", "Site"]
+
+DISCARD_BYTES = 256 * 1024 * 1024
+"""How much of a refused body is read and thrown away, for clients that read only after they sent everything."""
+LINGER_SECS = 30.0
+"""How long that may take."""
+_BUSY_LINGER_SECS = 2.0
+_MAX_BUSY = 50
+
+
+class Channel(http.HTTPChannel):
+    """One connection. While ``_refusing``, an answer was given and all that still arrives is thrown away."""
+
+    # Twisted's classes leave these without types, or with types that are too narrow.
+    requestFactory: Any = Request  # noqa: N815
+    factory: Any
+    transport: Any
+    requests: list[Request]
+    _command: Any
+    _path: Any
+    _version: Any
+    _networkProducer: Any  # noqa: N815
+
+    _refusing = False
+    _discarded_bytes = 0
+    _unread_bytes: int | None = None
+
+    def connectionMade(self) -> None:
+        """Count the connection."""
+        self.factory.connections.add(self)
+        super().connectionMade()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """Forget the connection."""
+        super().connectionLost(reason)
+        self.factory.forget(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Parse, or throw away within limits."""
+        if not self._refusing:
+            super().dataReceived(data)
+            return
+        self._discarded_bytes += len(data)
+        if self._discarded_bytes > DISCARD_BYTES:
+            self.abort()
+
+    def lineReceived(self, line: bytes) -> None:
+        """Ignore the rest of a buffer in which the refusal happened."""
+        if not self._refusing:
+            super().lineReceived(line)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Ignore the rest of a buffer in which the refusal happened."""
+        if not self._refusing:
+            super().rawDataReceived(data)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Say so, where the base class only hangs up."""
+        self._respondToBadRequestAndDisconnect()
+
+    def allHeadersReceived(self) -> None:
+        """Decide about the request before the client is told to go on with the body (RFC 9110 section 10.1.1)."""
+        request = self.requests[-1]
+        refuse_now = request.begin(self._command, self._path, self._version, self.length)
+        if refuse_now:
+            request.requestHeaders.removeHeader("expect")
+        super().allHeadersReceived()
+        if refuse_now:
+            self.refuse(request)
+
+    def allContentReceived(self) -> None:
+        """Ignore the end of a body that was refused on its way."""
+        if not self._refusing:
+            super().allContentReceived()
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """Keep no connection when we are shutting down."""
+        keep = bool(super().checkPersistence(request, version))
+        if keep and self.factory.front.stopping:
+            request.responseHeaders.setRawHeaders("Connection", ["close"])
+            return False
+        return keep
+
+    def refuse(self, request: Request) -> None:
+        """Answer ``request`` before it is whole. The connection cannot be used any further."""
+        self._refusing = True
+        self.persistent = False
+        request.responseHeaders.setRawHeaders("Connection", ["close"])
+        request.process()
+
+    def loseConnection(self) -> None:
+        """Close; after a refusal only our half, since closing both would reset it and could destroy the answer."""
+        if not self._refusing:
+            super().loseConnection()
+            return
+        self._networkProducer.unregisterProducer()
+        self._networkProducer.resumeProducing()
+        self.transport.loseWriteConnection()
+        self.setTimeout(LINGER_SECS)
+
+    def close_soon(self) -> None:
+        """Flush what was written and close; abort when the client does not take it in time."""
+        self.unregisterProducer()
+        self.loseConnection()
+        self.setTimeout(self.factory.timeOut)
+
+    def close_when_idle(self) -> None:
+        """Close now, or after the request that is under way."""
+        self.persistent = False
+        if not self.requests:
+            self.close_soon()
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        self.transport.abortConnection()
+
+    def timeoutConnection(self) -> None:
+        """Close a silent connection, unless the client still reads what we sent."""
+        unread, before = unread_bytes(self.transport), self._unread_bytes
+        self._unread_bytes = unread
+        if self._refusing:
+            self.abort()
+        elif unread and unread != before:
+            self.setTimeout(self.factory.timeOut)
+        else:
+            super().timeoutConnection()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's own answer has neither body nor correlation id. It calls this more than once for one request.
+        if self._refusing:
+            return
+        self._refusing = True
+        error = BadRequest("This is not an HTTP/1.1 request, or its head is larger than 16 KiB.")
+        self.transport.write(_bare_response(error))
+        self.loseConnection()
+
+
+class Busy(Protocol, TimeoutMixin):
+    """A connection beyond the limit: told so and closed, without parsing anything."""
+
+    factory: Any
+    transport: Any
+
+    def connectionMade(self) -> None:
+        """Answer whatever will be asked."""
+        self.factory.busy.add(self)
+        error = Unavailable("Too many HTTP connections are open.", hint="Try again later, or raise max_connections.")
+        self.transport.write(_bare_response(error))
+        self.transport.loseWriteConnection()
+        self.setTimeout(_BUSY_LINGER_SECS)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        """Forget the connection."""
+        self.setTimeout(None)
+        self.factory.forget(self)
+
+    def timeoutConnection(self) -> None:
+        """Wait no longer for the client to close."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        self.transport.abortConnection()
+
+
+class Site(http.HTTPFactory):
+    """Makes connections, up to the limit. Its own access log is off: the front end's leaves out what may be private."""
+
+    def __init__(self, reactor: Any, front: Front) -> None:
+        super().__init__(timeout=front.limits.request_timeout_secs, reactor=reactor)
+        self.front = front
+        self.connections: set[Channel] = set()
+        self.busy: set[Busy] = set()
+        self._when_empty: list[Any] = []
+
+    def startFactory(self) -> None:
+        """Do nothing, where the base class starts its access log."""
+
+    def stopFactory(self) -> None:
+        """Do nothing, where the base class stops its access log."""
+
+    def log(self, request: http.Request) -> None:
+        """Do nothing, where the base class writes its access log."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Return a connection, one that says that we are busy, or None to hang up."""
+        if len(self.busy) > _MAX_BUSY:
+            return None
+        is_full = len(self.connections) >= self.front.limits.max_connections
+        channel: Any = Busy() if is_full else Channel()
+        channel.factory = self
+        channel.callLater = self.reactor.callLater
+        channel.timeOut = None if is_full else self.timeOut
+        return channel
+
+    def forget(self, connection: Any) -> None:
+        """Take note that a connection is gone."""
+        self.connections.discard(connection)
+        self.busy.discard(connection)
+        if not self.connections and not self.busy:
+            waiting, self._when_empty = self._when_empty, []
+            for callback in waiting:
+                callback()
+
+    def call_when_empty(self, callback: Any) -> None:
+        """Call ``callback`` once when no connection is left."""
+        if self.connections or self.busy:
+            self._when_empty.append(callback)
+        else:
+            callback()
+
+    def abort_all(self) -> None:
+        """Reset every connection."""
+        for channel in list(self.connections):
+            channel.abort()
+        for busy in list(self.busy):
+            busy.abort()
+
+
+def _bare_response(error: HarmonydError) -> bytes:
+    status, headers, body = problem(error, request_id=(fresh := request_id(None)), operation=None)
+    headers |= {"Server": SERVER, "X-Request-ID": fresh, "Content-Length": str(len(body)), "Connection": "close"}
+    reason = http.RESPONSES[status].decode("ascii")
+    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

@@ -1,0 +1,108 @@
+"""The tables of config.toml that stand alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from harmonyd.config.model import LimitsConfig, SupervisionConfig
+
+PROXY = '[proxy]\nid = "x"\n'
+NETWORK = '[network.n.http]\nbind_address = "127.0.0.1"\nbind_port = 8080\n[network.d.dicom]\nbind_port = 11112\n'
+
+
+def test_defaults(loaded, tmp_path):
+    """Only an id is required; everything else has the documented default."""
+    config = loaded(main=PROXY)
+    assert config.logging.level == "info"
+    assert config.logging.file is None
+    assert config.storage.path == tmp_path / "tmp"
+    assert (config.storage.retention_max_age_secs, config.storage.retention_max_bytes) == (86400, 5_000_000_000)
+    assert config.limits == LimitsConfig()
+    assert config.supervision == SupervisionConfig()
+    assert config.management.base_path == "/admin"
+    assert config.telemetry.network is None
+
+
+def test_values_reach_the_model(loaded, tmp_path):
+    """Each key sets its field, in the unit of the model."""
+    config = loaded(
+        main=PROXY + NETWORK + "[storage.options]\npath = '/srv/h'\nretention_max_age_hours = 1.5\nretention_max_gb = 2\n"
+        "[limits]\nmax_json_bytes = 2000\nrequest_timeout_secs = 5\n"
+        "[supervision]\nbackoff_initial_secs = 2\nbackoff_max_secs = 30.5\nlog_backups = 0\n"
+        "[logging]\nlog_to_file = true\nlog_file_path = 'h.log'\nformat = 'json'\n[telemetry]\nnetwork = 'n'\n[control]\n"
+    )
+    assert str(config.storage.path) == "/srv/h"
+    assert (config.storage.retention_max_age_secs, config.storage.retention_max_bytes) == (5400, 2_000_000_000)
+    assert (config.limits.max_json_bytes, config.limits.request_timeout_secs) == (2000, 5.0)
+    supervision = config.supervision
+    assert (supervision.backoff_initial_secs, supervision.backoff_max_secs, supervision.log_backups) == (2.0, 30.5, 0)
+    assert (config.logging.format, config.logging.file) == ("json", tmp_path / "h.log")
+    assert config.telemetry.network == "n"
+
+
+@pytest.mark.parametrize(
+    ("text", "table", "key"),
+    [
+        ("[network.n.http]\nbind_port = 80\n", "network.n.http", "bind_address"),
+        ("[network.n.http]\nbind_address = '::'\n", "network.n.http", "bind_port"),
+        ("[network.n.http]\nbind_address = 'localhost'\nbind_port = 80\n", "network.n.http", "bind_address"),
+        ("[network.n.http]\nbind_address = '::'\nbind_port = 0\n", "network.n.http", "bind_port"),
+        ("[network.n]\nhttps = 1\n", "network.n", "https"),
+        ("[network.n.dicom]\naet = 'A\\B'\n", "network.n.dicom", "aet"),
+        ("[storage]\nbackend = 's3'\n", "storage", "backend"),
+        ("[storage.options]\nretention_max_gb = 0\n", "storage.options", "retention_max_gb"),
+        ("[storage.options]\npath = ''\n", "storage.options", "path"),
+        ("[logging]\nlog_to_file = true\n", "logging", "log_to_file"),
+        ("[logging]\nformat = 'xml'\n", "logging", "format"),
+        ("[limits]\nmax_connections = 0\n", "limits", "max_connections"),
+        ("[supervision]\nbackoff_initial_secs = 70\n", "supervision", "backoff_initial_secs"),
+        ("[supervision]\nprobe_misses = 1.5\n", "supervision", "probe_misses"),
+        ("[telemetry]\nnetwork = 'm'\n", "telemetry", "network"),
+        (NETWORK + "[telemetry]\nnetwork = 'd'\n", "telemetry", "network"),
+        ("[telemetry]\nnetwork = 3\n", "telemetry", "network"),
+        ("[control]\nsocket = 'x'\n", "control", "socket"),
+        ("[management]\nenabled = true\n", "management", "enabled"),
+        ("[management]\nbase_path = '/'\n", "management", "base_path"),
+        ("[services.htp]\n", "services", "htp"),
+        ("[middleware_types.passthrough]\n", "middleware_types", "passthrough"),
+    ],
+)
+def test_one_mistake(problems, text, table, key):
+    """Each of these has exactly one mistake, told at its table and key."""
+    assert [(problem.table, problem.key) for problem in problems(main=PROXY + text)] == [(table, key)]
+
+
+@pytest.mark.parametrize("text", ["[management]\nenabled = true\n", "[control]\nsocket = 'x'\n"])
+def test_what_is_not_built_yet_is_said_to_be(problems, text):
+    """Tables of later features are refused with the reason."""
+    assert "not built yet" in problems(main=PROXY + text)[0].what
+
+
+def test_the_wrong_network_gets_the_nearest(problems):
+    """A mistyped network of [telemetry] is answered with the nearest."""
+    assert problems(main=PROXY + "[network.public]\n[telemetry]\nnetwork = 'pulbic'\n")[0].nearest == "public"
+
+
+def test_a_mistyped_log_level_gets_the_nearest(problems):
+    """A mistyped level is answered with the nearest."""
+    assert problems(main='[proxy]\nid = "x"\nlog_level = "inof"\n')[0].nearest == "info"
+
+
+def test_switching_the_log_file_off_keeps_its_path(loaded):
+    """A path with log_to_file = false is not used."""
+    assert loaded(main=PROXY + "[logging]\nlog_to_file = false\nlog_file_path = 'x.log'\n").logging.file is None
+
+
+def test_trace_is_debug_and_said_so(loaded):
+    """Harmony's finest level is our finest level, with a warning."""
+    config = loaded(main='[proxy]\nid = "x"\nlog_level = "trace"\n')
+    assert config.logging.level == "debug"
+    assert "trace" in config.warnings[0]
+
+
+def test_registrations_of_known_names_are_accepted(loaded):
+    """Registrations have no effect, and one warning a table says so."""
+    text = "[services.http]\nmodule = ''\n[services.dicom]\nmodule = ''\n[middleware_types.metadata]\n"
+    told = [line for line in loaded(main=PROXY + text).warnings if "module" in line]
+    assert len(told) == 1
+    assert "(http, dicom)" in told[0]
