@@ -1,15 +1,15 @@
 """Reads ``multipart/related`` request bodies (RFC 2387, RFC 2046 section 5.1) part by part into files.
 
-Of the kept libraries one is written for form data (its parser knows no transport padding, and its part for
-``multipart/related`` would have to be replaced), the other works byte by byte on headers and drops what exceeds a limit.
-So the grammar is here: a push parser without I/O, fed in threads, and a spooler that writes what it finds.
+The kept libraries are for form data: of their push parsers that of ``multipart`` 2.0 refuses the padding that RFC 2046
+allows after a boundary, that of ``python-multipart`` 0.0.34 refuses a preamble. So the grammar is here: a push parser
+without I/O, and a spooler that feeds it in threads and writes what it finds.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -56,103 +56,122 @@ Event = PartBegin | bytes | PartEnd
 
 
 class MultipartParser:
-    """A push parser without I/O: chunks of any size in, events out; the same events wherever the stream is split.
+    """A push parser without I/O: chunks of any size in, events out, the same parts wherever the stream is split.
 
-    Parts may be headed by any line of the boundary: a preamble and an epilogue are skipped, blanks and tabs after a
-    boundary are ignored. All its methods raise ``BadRequest`` that says what is wrong.
+    A preamble and an epilogue are skipped, blanks and tabs after a boundary ignored. ``feed`` and ``close`` raise
+    ``BadRequest`` that says what is wrong.
     """
 
     def __init__(self, boundary: str, *, max_header_bytes: int = DEFAULT_MAX_HEADER_BYTES) -> None:
-        # The line break before a boundary belongs to it. One in front of the stream makes the first boundary like all.
         self._delimiter = b"\r\n--" + boundary.encode("ascii")
+        # The line break before a boundary belongs to it; one before the stream makes the first like the others.
         self._buffer = b"\r\n"
+        self._position = 0
         self._max_header_bytes = max_header_bytes
-        self._read = self._preamble
+        self._step: Callable[[], bool] = self._preamble
+        self._events: list[Event] = []
         self._parts = 0
-        self.finished = False
-        """The closing boundary has been read."""
+        self._finished = False
 
-    def feed(self, data: bytes) -> Iterator[Event]:
-        """Yield what ``data`` brings. Has to be iterated to its end before the next call."""
-        self._buffer += data
-        while not self.finished:
-            read = self._read
-            left = len(self._buffer)
-            event = read()
-            if event is not None:
-                yield event
-            elif self._read == read and len(self._buffer) == left:
-                return
-        self._buffer = b""
+    def feed(self, data: bytes) -> list[Event]:
+        """Return what ``data`` brings: no more content than that and what was held back for a boundary."""
+        if self._finished:
+            return []
+        self._buffer = self._buffer[self._position :] + data
+        self._position = 0
+        while self._step():
+            pass
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         """Raise ``BadRequest`` unless the closing boundary has been read, after one part at least."""
-        if not self.finished:
+        if not self._finished:
             where = f"in or after part {self._parts}" if self._parts else "before its first part"
             raise BadRequest(f"The multipart body ends {where}, without the closing boundary.")
         if not self._parts:
             raise BadRequest("The multipart body has no parts.")
 
-    def _preamble(self) -> Event | None:
-        found = self._buffer.find(self._delimiter)
-        if found < 0:
-            self._buffer = self._buffer[max(0, len(self._buffer) - len(self._delimiter) + 1) :]
-        else:
-            self._buffer = self._buffer[found + len(self._delimiter) :]
-            self._read = self._boundary_end
-        return None
+    # Each step reads on from the position and says whether the next one can go on, or more data has to come first.
 
-    def _boundary_end(self) -> Event | None:
+    def _preamble(self) -> bool:
+        if self._skip_to_delimiter() is None:
+            return False
+        self._step = self._boundary_end
+        return True
+
+    def _boundary_end(self) -> bool:
         """What follows a boundary: "--" after the last one, else optional blanks and a line break."""
-        if self._buffer.startswith(b"--"):
-            self.finished = True
-            return None
-        line, found, rest = self._buffer.partition(b"\r\n")
-        # An end in "\r" may be half a line break, a lone "-" half of the closing one.
-        if (line if found else line.removesuffix(b"\r")).strip(b" \t") and (found or line != b"-"):
+        ahead = self._buffer[self._position : self._position + _MAX_PADDING_BYTES + 2]
+        if ahead.startswith(b"--"):
+            self._finished = True
+            return False
+        line, line_break, _ = ahead.partition(b"\r\n")
+        # Without its end the line may stop in the middle of the break, or of the closing "--".
+        known = line if line_break else line.removesuffix(b"\r")
+        if known.strip(b" \t") and (line_break or known != b"-"):
             raise BadRequest("A boundary in the multipart body is followed by other text on its line.")
-        if len(line) > _MAX_PADDING_BYTES:
-            raise BadRequest("A boundary in the multipart body is followed by too much padding.")
-        if found:
-            self._parts += 1
-            self._read = self._header
-            self._buffer = rest
-        return None
+        if not line_break:
+            if len(ahead) == _MAX_PADDING_BYTES + 2:
+                raise BadRequest("A boundary in the multipart body is followed by too much padding.")
+            return False
+        self._position += len(line) + 2
+        self._parts += 1
+        self._step = self._header
+        return True
 
-    def _header(self) -> Event | None:
-        """A part's header: lines up to an empty one; none at all when the first line is empty."""
-        if self._buffer.startswith(b"\r\n"):
-            # Kept: when the content is empty, this line break is the one that belongs to the next boundary.
-            block, rest = b"", self._buffer[2:]
+    def _header(self) -> bool:
+        """A part's header: lines up to an empty one. The break of that one stays: see ``_content_begin``."""
+        if self._buffer.startswith(b"\r\n", self._position):
+            block = b""
         else:
-            block, found, rest = self._buffer.partition(b"\r\n\r\n")
-            if len(block) > self._max_header_bytes:
+            end = self._buffer.find(b"\r\n\r\n", self._position)
+            if (len(self._buffer) - 4 if end < 0 else end) - self._position > self._max_header_bytes:
                 raise BadRequest(f"The header of part {self._parts} is longer than {self._max_header_bytes} bytes.")
-            if not found:
+            if end < 0:
+                return False
+            block = self._buffer[self._position : end]
+            self._position = end + 2
+        self._events.append(PartBegin(self._fields(block)))
+        self._step = self._content_begin
+        return True
+
+    def _content_begin(self) -> bool:
+        """The empty line after the header; without any content its break can be the one of the next boundary."""
+        ahead = self._buffer[self._position : self._position + len(self._delimiter)]
+        if len(ahead) < len(self._delimiter) and self._delimiter.startswith(ahead):
+            return False
+        if ahead != self._delimiter:
+            self._position += 2
+        self._step = self._content
+        return True
+
+    def _content(self) -> bool:
+        start = self._position
+        end = self._skip_to_delimiter()
+        data = self._buffer[start : self._position if end is None else end]
+        if data:
+            self._events.append(data)
+        if end is None:
+            return False
+        self._events.append(PartEnd())
+        self._step = self._boundary_end
+        return True
+
+    def _skip_to_delimiter(self) -> int | None:
+        """Move behind the next delimiter and return its start; else move to where one could still begin."""
+        found = self._buffer.find(self._delimiter, self._position)
+        if found >= 0:
+            self._position = found + len(self._delimiter)
+            return found
+        start = max(self._position, len(self._buffer) - len(self._delimiter) + 1)
+        while (start := self._buffer.find(b"\r", start)) >= 0:
+            if self._delimiter.startswith(self._buffer[start:]):
+                self._position = start
                 return None
-        self._buffer = rest
-        self._read = self._content
-        return PartBegin(self._fields(block))
-
-    def _content(self) -> Event | None:
-        found = self._buffer.find(self._delimiter)
-        if found > 0:
-            return self._take(found)
-        if found == 0:
-            self._buffer = self._buffer[len(self._delimiter) :]
-            self._read = self._boundary_end
-            return PartEnd()
-        # What may be the start of a boundary stays: from the last carriage return within reach.
-        reach = max(0, len(self._buffer) - len(self._delimiter) + 1)
-        start = self._buffer.find(b"\r", reach)
-        while start >= 0 and not self._delimiter.startswith(self._buffer[start:]):
-            start = self._buffer.find(b"\r", start + 1)
-        size = len(self._buffer) if start < 0 else start
-        return self._take(size) if size else None
-
-    def _take(self, size: int) -> bytes:
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
-        return data
+            start += 1
+        self._position = len(self._buffer)
+        return None
 
     def _fields(self, block: bytes) -> dict[str, str]:
         fields: dict[str, str] = {}
@@ -178,8 +197,9 @@ async def read_parts(
     """Write the parts of ``body`` to files ``part-000001`` … in ``directory``, which exists.
 
     A part may leave its Content-Type out; one of another type than ``part_type`` is refused. When it fails, no file is
-    left. Raises ``UnsupportedMediaType`` when ``content_type`` is not multipart/related of ``part_type``, ``BadRequest``
-    for a body that is not well formed or not whole, ``PayloadTooLarge`` for too many parts, and ``StorageFull``.
+    left. Raises ``UnsupportedMediaType`` when ``content_type`` is not multipart/related of ``part_type``,
+    ``BadRequest`` for a body that is not well formed or not whole, ``PayloadTooLarge`` for too many parts, and
+    ``StorageFull``.
     """
     parser = MultipartParser(_boundary(content_type, part_type), max_header_bytes=max_header_bytes)
     spooler = _Spooler(parser, directory, part_type, max_parts)
@@ -223,8 +243,9 @@ class _Spooler:
 
     def feed(self, chunks: list[bytes]) -> None:
         with self._lock:
-            for event in self._parser.feed(b"".join(chunks)) if not self._discarded else ():
-                self._write(event)
+            if not self._discarded:
+                for event in self._parser.feed(b"".join(chunks)):
+                    self._write(event)
 
     def finish(self) -> list[Part]:
         with self._lock:
@@ -277,7 +298,7 @@ def _boundary(content_type: str, part_type: str) -> str:
     if media is None or media.essence != "multipart/related":
         raise UnsupportedMediaType("The request body is not multipart/related.")
     if media.parameters.get("type", part_type).lower() != part_type:
-        raise UnsupportedMediaType(f'The parts of the body have to be {part_type}: multipart/related; type="{part_type}".')
+        raise UnsupportedMediaType(f'The parts have to be {part_type}: multipart/related; type="{part_type}".')
     boundary = media.parameters.get("boundary", "")
     if not boundary:
         raise BadRequest("The Content-Type names no boundary.", hint="Add the parameter: multipart/related; boundary=…")

@@ -1,4 +1,4 @@
-"""What holds for every test: a deadline, nothing left behind, no failure that was only logged; and the shared fixtures."""
+"""What holds for every test (a deadline, nothing left behind, no failure that was only logged), and shared fixtures."""
 
 from __future__ import annotations
 
@@ -136,16 +136,23 @@ def logged_failures() -> Iterator[LoggedFailures]:
     failures.stop()
 
 
-@pytest.fixture(autouse=True)
-def clean_end(request: pytest.FixtureRequest, logged_failures: LoggedFailures) -> Iterator[None]:
-    """Fail a test that leaves a process, a delayed call, a reader or a logged failure behind."""
+@pytest.fixture(scope="session")
+def started_reactor() -> Any:
+    """The reactor after its first turn, with its own readers in place."""
     from twisted.internet import reactor
 
-    before = Leftovers(reactor)
+    pytest_twisted.blockon(deferLater(reactor, 0))
+    return reactor
+
+
+@pytest.fixture(autouse=True)
+def clean_end(request: pytest.FixtureRequest, started_reactor: Any, logged_failures: LoggedFailures) -> Iterator[None]:
+    """Fail a test that leaves a process, a delayed call, a reader or a logged failure behind."""
+    before = Leftovers(started_reactor)
     yield
     if getattr(request.function, "_pytest_twisted_mark", None):
         gc.collect()  # a Deferred tells of a failure that nobody handled when it is collected
-    problems = _settled(before, reactor)
+    problems = _settled(before, started_reactor)
     before.end()
     problems += [f"logged failure: {failure.getTraceback()}" for failure in logged_failures.flush()]
     if problems:

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+SYSTEMD = "systemd:"
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
@@ -59,9 +60,15 @@ def host(value: str) -> str | None:
 
 def ip_address(value: str) -> str | None:
     """An address to listen on."""
-    if value.startswith("systemd:"):
-        return "socket activation is not built yet; give an IPv4 or IPv6 address"
     return None if is_ip_address(value) else "not an IPv4 or IPv6 address, such as 127.0.0.1 or ::"
+
+
+def listen_address(value: str) -> str | None:
+    """An address to listen on, or ``systemd:NAME`` for a socket that systemd passes (``FileDescriptorName=NAME``)."""
+    if value.startswith(SYSTEMD):
+        return name(value.removeprefix(SYSTEMD))
+    complaint = ip_address(value)
+    return complaint and f"{complaint}, nor systemd:NAME"
 
 
 def http_method(value: str) -> str | None:
@@ -94,20 +101,25 @@ def path_rule(value: str) -> str | None:
 
 
 def base_url(value: str) -> str | None:
-    """An absolute http URL without user, query and fragment, to which paths are appended."""
+    """An absolute http or https URL without user, query and fragment, to which paths are appended."""
     try:
         parts = urlsplit(value)
         port = parts.port
     except ValueError:
         return "not a URL"
-    if parts.scheme == "https":
-        return "https:// is not built yet; give an http:// URL"
-    if parts.scheme != "http" or not parts.hostname or host(parts.hostname):
+    if parts.scheme not in {"http", "https"} or not parts.hostname or host(parts.hostname):
         return "not an absolute URL, such as http://127.0.0.1:8888"
     if port == 0 or not value.isprintable() or " " in value or "\\" in value:
         return "not a URL that can be connected to"
     if parts.username is not None or parts.query or parts.fragment or value.endswith(("?", "#")):
         return "a base URL has no user name, query or fragment"
+    return None
+
+
+def path(value: str) -> str | None:
+    """A path of the file system, absolute or relative."""
+    if not 1 <= len(value) <= 1024 or not value.isprintable():
+        return "not a usable path: 1 to 1024 printable characters"
     return None
 
 

@@ -57,7 +57,7 @@ def _one_default(section: Section, key: str, default_key: str, values: Mapping[s
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A TCP port somebody listens on."""
+    """A TCP port somebody listens on; 0: the passed socket that ``address`` names."""
 
     section: Section
     key: str
@@ -82,8 +82,9 @@ def check_ports(parts: Parts) -> None:
                 what = f'store_scp is "{two.receiver_mode}", and "{one.receiver_mode}" in [{one.section.name}]'
                 remedy = f"backends that share port {one.port} share one receiver: use one mode, or two ports"
             else:
-                what = f"port {one.port} is that of [{one.section.name}] {one.key} in {one.section.file}"
-                remedy = "give one of them another port"
+                place = f"port {one.port}" if one.port else one.address
+                what = f"{place} is that of [{one.section.name}] {one.key} in {one.section.file}"
+                remedy = "give one of them another"
             two.section.problem(two.key, what, remedy)
 
 
@@ -91,7 +92,8 @@ def _claims(parts: Parts) -> Iterator[_Claim]:
     for name, network in parts.networks.items():
         if network.http is not None:
             section = parts.tables["network"][name].table("http")
-            yield _Claim(section, "bind_port", network.http.bind_port, network.http.bind_address)
+            key = "bind_port" if network.http.bind_port else "bind_address"
+            yield _Claim(section, key, network.http.bind_port, network.http.bind_address)
     for name, endpoint in parts.dicom_endpoints().items():
         options = parts.tables["endpoints"][name].table("options")
         yield _Claim(options, "port", endpoint.port, endpoint.bind_addr)

@@ -106,7 +106,7 @@ def _store_scp(section: Section) -> str:
 
 
 def _storage_dir(section: Section, base: Path) -> Path | None:
-    folder = section.text("storage_dir", "", checks.plain_text)
+    folder = section.text("storage_dir", "", checks.path)
     return (base / folder).resolve() if folder else None
 
 

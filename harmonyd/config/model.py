@@ -13,7 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class HttpListener:
-    """Where a network listens for HTTP. ``bind_address``: IPv4, IPv6, or ``systemd:NAME`` for a passed socket."""
+    """Where a network listens for HTTP. ``bind_address``: IPv4, IPv6, or ``systemd:NAME`` for a passed socket.
+
+    ``bind_port`` is 0 for a passed socket: its unit has the port.
+    """
 
     bind_address: str
     bind_port: int

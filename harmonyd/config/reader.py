@@ -65,7 +65,7 @@ def _read_toml(path: Path, report: Report) -> dict[str, Any] | None:
 def _pipeline_files(path: Path, layers: Layers, report: Report) -> list[Path]:
     """The files of ``[proxy] pipelines_path``, sorted by name."""
     proxy = layers.main.table("proxy")
-    folder = path.parent / proxy.text("pipelines_path", "pipelines", checks.plain_text)
+    folder = path.parent / proxy.text("pipelines_path", "pipelines", checks.path)
     try:
         return sorted(entry for entry in folder.iterdir() if entry.suffix == ".toml" and entry.name[0] != ".")
     except OSError as error:

@@ -52,12 +52,16 @@ def network(name: str, section: Section) -> NetworkConfig:
 
 
 def _listener(section: Section) -> HttpListener:
-    section.require("bind_address", "bind_port")
-    listener = HttpListener(
-        section.text("bind_address", "127.0.0.1", checks.ip_address), section.port("bind_port", 8080)
-    )
+    section.require("bind_address")
+    address = section.text("bind_address", "127.0.0.1", checks.listen_address)
+    port = 0
+    if address.startswith(checks.SYSTEMD):
+        section.ignore(["bind_port"], "the socket unit says which port")
+    else:
+        section.require("bind_port")
+        port = section.port("bind_port", 8080)
     section.finish()
-    return listener
+    return HttpListener(address, port)
 
 
 def _dicom_defaults(section: Section) -> DicomDefaults:
@@ -76,7 +80,7 @@ def storage(section: Section, base: Path) -> StorageConfig:
     """``[storage]`` and ``[storage.options]``; ``base`` is the folder of config.toml."""
     section.choice("backend", "filesystem", ["filesystem"])
     options = section.table("options")
-    path = base / options.text("path", "./tmp", checks.plain_text)
+    path = base / options.text("path", "./tmp", checks.path)
     age_hours = options.number("retention_max_age_hours", 24.0, 0.01, 24 * 365 * 100)
     size_gb = options.number("retention_max_gb", 5.0, 0.001, 1_000_000)
     options.finish()
@@ -99,7 +103,7 @@ def limits(section: Section) -> LimitsConfig:
 
 def logging(section: Section, base: Path, level: str) -> LoggingConfig:
     """``[logging]``; a path alone switches logging to the file on."""
-    path = section.text("log_file_path", "")
+    path = section.text("log_file_path", "", lambda value: checks.path(value) if value else None)
     to_file = section.flag("log_to_file", bool(path))
     if to_file and not path and section.sound:
         section.problem("log_to_file", "log_file_path is missing", "say which file")

@@ -1,4 +1,4 @@
-"""Specific Character Set (0008,0005): from encoded text to ``str``, never failing (PS3.3 C.12.1.1.2, PS3.5 section 6.1).
+"""Specific Character Set (0008,0005): bytes to ``str``, never failing (PS3.3 C.12.1.1.2, PS3.5 section 6.1).
 
 The tables are pydicom's. The decoding follows pydicom's too, but says nothing through ``warnings``: a PACS with a wrong
 character set would otherwise warn once a record.
@@ -71,8 +71,8 @@ class Charset:
 def charset_of(value: bytes) -> Charset:
     """The character set that a value of (0008,0005) names.
 
-    Misspelt terms are understood where only case or punctuation is wrong; unknown ones mean the default repertoire, read
-    as Latin-1.
+    Misspelt terms are understood where only case or punctuation is wrong; unknown ones mean the default repertoire,
+    read as Latin-1.
     """
     terms = [_squeeze(term) for term in value[:_MAX_TERM_BYTES].decode("latin-1").split("\\")]
     if terms[0] in _STAND_ALONE:

@@ -1,7 +1,7 @@
 """The bytes around data element values: encodings, windows on a file, item headers, file meta information.
 
-What the decoder (``dataset_json``) and the file check (``part10``) have in common. Everything reads through a ``Cursor``,
-which holds one window of the input, so memory does not depend on the size of a file or of a length field in it.
+What the decoder (``dataset_json``) and the file check (``part10``) have in common. Everything reads through a
+``Cursor``, which holds one window of the input, so memory does not depend on the size of a file or of a length in it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ SHORT_VRS = frozenset(
 WINDOW_BYTES = 65536
 JUMP_BYTES = 4096
 """Read after a jump over a value: the next header is near, what follows it may be another big value."""
+
+_MAX_TRAILER_BYTES = 9
 
 _META_TAGS = {b"\x02\x00\x02\x00": "sop_class_uid", b"\x02\x00\x03\x00": "sop_instance_uid",
               b"\x02\x00\x10\x00": "transfer_syntax_uid"}
@@ -134,8 +136,8 @@ class MemorySource:
 class InflatedSource:
     """A deflated data set, inflated forward in bounded pieces.
 
-    ``read_at`` raises ``MalformedDataset`` when the stream is damaged, ends early, is followed by more than one padding
-    byte, or inflates to more than ``MAX_INFLATED_BYTES``.
+    ``read_at`` raises ``MalformedDataset`` when the stream is damaged, ends early, is followed by more bytes than a gzip
+    trailer (which some writers append) and padding take, or inflates to more than ``MAX_INFLATED_BYTES``.
     """
 
     __slots__ = ("_at", "_inflater", "_input", "_input_at", "_window")
@@ -175,7 +177,8 @@ class InflatedSource:
                     raise MalformedDataset(f"the deflate stream ends early, at byte {self._input_at}")
         except zlib.error as error:
             raise MalformedDataset(f"the deflate stream is damaged near byte {self._input_at}: {error}") from None
-        if (self._inflater.unused_data + self._input.read_at(self._input_at, 2)) not in (b"", b"\0"):
+        behind = len(self._inflater.unused_data) + len(self._input.read_at(self._input_at, _MAX_TRAILER_BYTES))
+        if behind > _MAX_TRAILER_BYTES:
             raise MalformedDataset("bytes follow the end of the deflate stream")
         return b""
 
@@ -192,7 +195,7 @@ class Cursor:
     many bytes may be read into windows; values that are skipped do not count.
     """
 
-    __slots__ = ("_ended", "base", "buf", "budget", "pos", "source")
+    __slots__ = ("_ended", "base", "budget", "buf", "pos", "source")
 
     def __init__(self, buf: bytes, source: Source | None = None, *, budget: int = UNKNOWN_END) -> None:
         self.buf = buf

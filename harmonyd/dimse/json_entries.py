@@ -1,7 +1,7 @@
 """What the decoder knows about an element from its tag and VR: name, converter, limits, and whether it is special.
 
-The data dictionaries are pydicom's. An entry is made when a tag is first met, and kept, so that the decoder's loop is one
-look-up an element.
+The data dictionaries are pydicom's. An entry is made when a tag is first met, and kept, so that the decoder's loop is
+one look-up an element.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def floats(form: str) -> Converter:
 def _float(value: float) -> str:
     if isfinite(value):
         return repr(value)
-    return '"NaN"' if value != value else '"Infinity"' if value > 0 else '"-Infinity"'  # noqa: PLR0124
+    return '"NaN"' if value != value else '"Infinity"' if value > 0 else '"-Infinity"'
 
 
 def lut_descriptor(form: str) -> Converter:

@@ -64,18 +64,27 @@ def shown(text: str, limit: int = 64) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in short)
 
 
+def resolve(name: str, others: Iterable[str] = ()) -> Key:
+    """Return the key that ``name`` means.
+
+    Raises ``IdentifierError`` for an element that is no key, and for an unknown name; then the hint is the nearest
+    keyword, or the nearest among ``others``, the names beside keywords that are allowed in the same place.
+    """
+    key = _find(name)
+    if key is None:
+        raise _unknown(name, others)
+    return key
+
+
 @lru_cache(maxsize=2048)
-def resolve(name: str) -> Key:
-    """Return the key that ``name`` means; raise ``IdentifierError`` for one that means none."""
+def _find(name: str) -> Key | None:
     if len(name) > _LONGEST_NAME:
-        raise unknown(name)
+        return None
     if (match := _TAG.fullmatch(name)) is not None:
         group, element = (int(part, 16) for part in match.groups() if part is not None)
         return _by_tag(name, group << 16 | element)
     keyword = name if name in keyword_dict else _snake_keyword(name)
-    if not keyword:
-        raise unknown(name)
-    return _by_tag(name, keyword_dict[keyword])
+    return _by_tag(name, keyword_dict[keyword]) if keyword else None
 
 
 def _snake_keyword(name: str) -> str | None:
@@ -108,8 +117,7 @@ def _not_a_key(group: int, element: int) -> str | None:
     return None
 
 
-def unknown(name: str, others: Iterable[str] = ()) -> IdentifierError:
-    """Return the error for a name that means nothing; it names the nearest keyword, or name among ``others``."""
+def _unknown(name: str, others: Iterable[str]) -> IdentifierError:
     near = nearest(name, others)
     hint = f"did you mean {near}?" if near else "use DICOM keywords, the same in snake_case, or tags such as 00100020"
     return IdentifierError(f"{shown(name)} is not a known DICOM keyword, tag or member", key=shown(name), hint=hint)

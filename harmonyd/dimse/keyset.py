@@ -12,7 +12,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 from harmonyd.dimse.errors import IdentifierError
-from harmonyd.dimse.keys import CHARACTER_SET_TAG, LEVEL_TAG, Key, resolve, shown, unknown
+from harmonyd.dimse.keys import CHARACTER_SET_TAG, LEVEL_TAG, Key, resolve, shown
 from harmonyd.dimse.levels import level_of
 from harmonyd.dimse.values import CHECKS, MAX_VALUES, BadValueError, Value, check_values, has_wildcard
 
@@ -68,7 +68,7 @@ class KeyReader:
         Raises ``IdentifierError``.
         """
         for name, raw in members.items():
-            key = _LEVEL_KEY if name in LEVEL_ALIASES else _resolve_beside(name, (*LEVEL_ALIASES, *known_beside))
+            key = _LEVEL_KEY if name in LEVEL_ALIASES else resolve(name, (*LEVEL_ALIASES, *known_beside))
             _add(scope, self._entry(key, shown(name), raw, 0))
 
     def _count(self, path: str) -> None:
@@ -143,13 +143,6 @@ def _pydicom_value(entry: Entry) -> Any:
     if len(entry.values) > 1:
         return entry.values
     return entry.values[0] if entry.values else None
-
-
-def _resolve_beside(name: str, known_beside: tuple[str, ...]) -> Key:
-    try:
-        return resolve(name)
-    except IdentifierError as error:
-        raise (unknown(name, known_beside) if error.hint else error) from None
 
 
 def _add(scope: Scope, entry: Entry) -> None:

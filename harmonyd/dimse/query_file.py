@@ -26,7 +26,7 @@ def query_bytes(query: Query) -> bytes:
     """
     ds = query.dataset
     if "SpecificCharacterSet" not in ds and not _is_ascii(ds):
-        ds = Dataset(ds)
+        ds = _copy(ds)
         declare_character_set(ds)
     buffer = DicomBytesIO()
     buffer.is_little_endian = True
@@ -39,6 +39,13 @@ def declare_character_set(ds: Dataset) -> None:
     """Say in ``ds`` that its text is UTF-8, if any of it is not ASCII."""
     if not _is_ascii(ds):
         ds.SpecificCharacterSet = UTF_8
+
+
+def _copy(ds: Dataset) -> Dataset:
+    """A data set with the same elements; ``Dataset(ds)`` would share its dictionary."""
+    copy = Dataset()
+    copy.update(ds)
+    return copy
 
 
 def _is_ascii(ds: Dataset) -> bool:

@@ -72,7 +72,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 - whatever one backend does, the next ones get their turn
                 self._log.warn(
                     "pipeline {pipeline}: backend {backend} did not take the object: {error}",
-                    pipeline=self.name, backend=name, error=error, request_id=request.id,
+                    pipeline=self.name, backend=name, error=error, request=request.id,
                 )  # fmt: skip
                 errors[name] = error
         if errors:

@@ -1,8 +1,8 @@
 """What the rest of harmonyd sees of supervision: specifications in, running children out.
 
-``kept`` children are restarted, probed and logged (store SCPs); ``once`` children run to their end (SCU tools). Both run
-through one runner: own session and process group, ``PR_SET_PDEATHSIG``, explicit environment, a watcher that ends them
-when the daemon dies, completion at the process's exit (never at end of file alone).
+``kept`` children are restarted, probed and logged (store SCPs); ``once`` children run to their end (SCU tools). Both
+run through one runner: own session and process group, ``PR_SET_PDEATHSIG``, explicit environment, a watcher that ends
+them when the daemon dies, completion at the process's exit (never at end of file alone).
 """
 
 from __future__ import annotations

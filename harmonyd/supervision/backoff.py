@@ -41,7 +41,7 @@ class Backoff:
         self._given_up = False
 
     def _next_delay(self) -> float:
-        delay = min(self._max_secs, self._initial_secs * 2**self._doublings)
+        delay = min(self._max_secs, self._initial_secs * 2.0**self._doublings)
         if delay < self._max_secs:
             self._doublings += 1
         return delay * (1 + JITTER * (2 * self._random() - 1))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,6 +25,8 @@ STOP_SECS = 5.0
 
 
 class _WatcherProtocol(ProcessProtocol):
+    transport: Any
+
     def __init__(self, on_start: Callable[[int], None], on_exit: Callable[[], None]) -> None:
         self._on_start = on_start
         self._on_exit = on_exit
@@ -47,12 +49,12 @@ class Guard:
         self._children: dict[int, int] = {}
         self._pipe: int | None = None
         self._started_at = float("-inf")
-        self._restart: IDelayedCall | None = None
+        self._restart: DelayedCall | None = None
         self._stopped: Deferred[None] | None = None
         self.pid: int | None = None
 
     def start(self) -> None:
-        """Start the watcher unless it runs. A failure is logged and tried again: it must not keep children from work."""
+        """Start the watcher unless it runs. A failure is logged and tried again: children work without it."""
         if self._pipe is not None or self._restart is not None:
             return
         self._stopped = None

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,11 +18,13 @@ from harmonyd.supervision import states
 from harmonyd.supervision.api import ExitRecord, KeptSpec
 from harmonyd.supervision.backoff import Backoff
 from harmonyd.supervision.errors import ChildNotReady, SpawnError, UnusableProgram
+from harmonyd.supervision.handlers import LineHandler
 from harmonyd.supervision.logs import ChildLog
 from harmonyd.supervision.ports import holder_text, problem_text, try_port
 from harmonyd.supervision.process import ChildProcess, exit_text, in_thread
 from harmonyd.supervision.readiness import Examiner, ProbeFunction, Verdict
 from harmonyd.supervision.states import Event, State, Timer
+from harmonyd.supervision.waiters import Waiters
 
 READY_POLL_SECS = (0.05, 0.5)
 """First and longest delay between looks at a child that starts."""
@@ -63,18 +65,17 @@ class Kept:
             config.backoff_initial_secs, config.backoff_max_secs, config.fatal_after_failures, random
         )
         self._state = State.STOPPED
-        self._state_since = reactor.seconds()
+        self._state_since: float = reactor.seconds()
         self._why = "not started"
-        self._busy = False
         self._process: ChildProcess | None = None
         self._discarded = False
-        self._task: Deferred[None] | None = None
-        self._timers: dict[Timer, IDelayedCall] = {}
+        self._task: Deferred[Event] | None = None
+        self._timers: dict[Timer, DelayedCall] = {}
         self._events: deque[Event] = deque()
         self._posting = False
-        self._ready_waiters: list[Deferred[None]] = []
-        self._stop_waiters: list[Deferred[None]] = []
-        self._handler_failed = False
+        self._ready: Waiters[None] = Waiters()
+        self._stopped: Waiters[None] = Waiters()
+        self._handler = LineHandler(self.full_name, spec.on_line)
 
     # --- api.KeptChild
 
@@ -97,11 +98,11 @@ class Kept:
             minutes, secs = divmod(int(self._reactor.seconds() - self._state_since), 60)
             uptime = f"pid {self.pid}, uptime {minutes // 60}:{minutes % 60:02}:{secs:02}"
             return f"{uptime}, {self._why}" if self._why else uptime
-        return self._why
+        due = self._timers.get(Timer.RESTART) or self._timers.get(Timer.RETRY)
+        return f"{self._why}; next try in {due.getTime() - self._reactor.seconds():.0f} s" if due else self._why
 
     def when_ready(self) -> Deferred[None]:
-        waiter: Deferred[None] = Deferred(lambda d: self._ready_waiters.remove(d))
-        self._ready_waiters.append(waiter)
+        waiter = self._ready.wait()
         self._tell_waiters()
         return waiter
 
@@ -116,13 +117,9 @@ class Kept:
             return
         if self._state is not State.STOPPING:
             self._post(Event.STOP)
-        await self._when_stopped()
-
-    def _when_stopped(self) -> Deferred[None]:
-        waiter: Deferred[None] = Deferred(lambda d: self._stop_waiters.remove(d))
-        self._stop_waiters.append(waiter)
+        stopped = self._stopped.wait()
         self._tell_waiters()
-        return waiter
+        await stopped
 
     # --- events and effects
 
@@ -141,9 +138,13 @@ class Kept:
 
     def _handle(self, event: Event) -> None:
         before = self._state
-        new, effects = states.step(before, event)
+        try:
+            new, effects = states.step(before, event)
+        except states.IllegalTransition as bug:
+            self.log.error("{child}: ignored: {error}", child=self.full_name, error=bug.detail, operation="state")
+            return
         if new is not before:
-            self._state, self._state_since, self._busy = new, self._reactor.seconds(), False
+            self._state, self._state_since = new, self._reactor.seconds()
             self._why = self._reason(new)
         for effect in effects:
             self._execute(effect)
@@ -249,7 +250,7 @@ class Kept:
         self._post(event)
 
     def _task_failed(self, failure: Failure) -> None:
-        if failure.check(CancelledError):
+        if isinstance(failure.value, CancelledError):
             return
         self._task = None
         self.log.failure("{child}: its supervision failed", failure, child=self.full_name)
@@ -311,8 +312,7 @@ class Kept:
             await deferLater(self._reactor, self._config.probe_interval_secs)
             found = await examiner.examine()
             misses = misses + 1 if found.verdict is Verdict.MISSED else 0
-            self._busy = found.verdict is Verdict.BUSY
-            self._why = "busy" if self._busy else found.why
+            self._why = "busy" if found.verdict is Verdict.BUSY else found.why
         self._why = f"hung: {self._why}"
         return Event.HUNG
 
@@ -321,19 +321,7 @@ class Kept:
     def _lines(self, lines: list[bytes]) -> None:
         assert self._process is not None
         self.output.lines(self._process.pid, lines)
-        handler = self.spec.on_line
-        if handler is None:
-            return
-        for line in lines:
-            try:
-                handler(line)
-            except Exception:  # noqa: BLE001 - a handler's bug must not stop the reader
-                self._complain()
-
-    def _complain(self) -> None:
-        if not self._handler_failed:
-            self._handler_failed = True
-            self.log.failure("{child}: the handler of its lines failed", child=self.full_name, pid=self.pid)
+        self._handler(lines)
 
     def _exited(self) -> None:
         process = self._process
@@ -375,14 +363,8 @@ class Kept:
 
     def _tell_waiters(self) -> None:
         if self._state is State.RUNNING:
-            waiters, self._ready_waiters = self._ready_waiters, []
-            for waiter in waiters:
-                waiter.callback(None)
+            self._ready.fire(None)
         elif self._state in (State.FATAL, State.STOPPING, State.STOPPED):
-            waiters, self._ready_waiters = self._ready_waiters, []
-            for waiter in waiters:
-                waiter.errback(ChildNotReady(f"{self.full_name} is {self.state}: {self.description}"))
+            self._ready.fail(ChildNotReady(f"{self.full_name} is {self.state}: {self.description}"))
         if self._state is State.STOPPED:
-            waiters, self._stop_waiters = self._stop_waiters, []
-            for waiter in waiters:
-                waiter.callback(None)
+            self._stopped.fire(None)

@@ -26,7 +26,8 @@ _SEVERITIES = {
 
 def severity(line: bytes) -> LogLevel:
     """The level of a line by DCMTK's prefix; info where there is none."""
-    return _SEVERITIES.get(line[:2], LogLevel.info)
+    level: LogLevel = _SEVERITIES.get(line[:2], LogLevel.info)
+    return level
 
 
 class RingBuffer:

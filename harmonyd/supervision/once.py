@@ -6,13 +6,15 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from harmonyd.supervision.api import ExitRecord, OnceSpec
+from harmonyd.supervision.handlers import LineHandler
 from harmonyd.supervision.process import ChildProcess
 from harmonyd.supervision.states import State
+from harmonyd.supervision.waiters import Waiters
 
 
 class Once:
@@ -25,14 +27,13 @@ class Once:
         self._reactor = reactor
         self._grace_secs = stop_grace_secs
         self._report_gone = on_gone
-        self._waiters: list[Deferred[ExitRecord]] = []
-        self._kill_call: IDelayedCall | None = None
+        self._waiters: Waiters[ExitRecord] = Waiters()
+        self._kill_call: DelayedCall | None = None
         self._stopping = False
-        self._handler_failed = False
         self.process = ChildProcess(
             reactor,
             spec.name,
-            on_lines=self._lines,
+            on_lines=LineHandler(spec.name, spec.on_line),
             on_exit=self._exited,
             on_drained=self._drained,
             on_gone=self._gone,
@@ -48,16 +49,14 @@ class Once:
         """RUNNING, STOPPING or EXITED (``supervisor.states``)."""
         if self.process.exited:
             return State.EXITED.value
-        return (State.STOPPING if self._stopping else State.RUNNING).value
+        return State.STOPPING.value if self._stopping else State.RUNNING.value
 
     @property
     def exited(self) -> Deferred[ExitRecord]:
         """See ``api.OnceChild``."""
-        waiter: Deferred[ExitRecord] = Deferred(lambda d: self._waiters.remove(d))
+        waiter = self._waiters.wait()
         if self.process.drained:
-            waiter.callback(self.process.exit_record())
-        else:
-            self._waiters.append(waiter)
+            self._waiters.fire(self.process.exit_record())
         return waiter
 
     async def stop(self) -> ExitRecord:
@@ -73,21 +72,6 @@ class Once:
         self.process.signal(signal.SIGTERM)
         self._kill_call = self._reactor.callLater(self._grace_secs, self.process.signal, signal.SIGKILL)
 
-    def _lines(self, lines: list[bytes]) -> None:
-        handler = self.spec.on_line
-        if handler is None:
-            return
-        for line in lines:
-            try:
-                handler(line)
-            except Exception:  # noqa: BLE001 - a handler's bug must not stop the reader
-                self._complain()
-
-    def _complain(self) -> None:
-        if not self._handler_failed:
-            self._handler_failed = True
-            self.log.failure("{child}: the handler of its lines failed", child=self.spec.name, pid=self.pid)
-
     def _exited(self) -> None:
         if not self.process.group_empty:
             self._end()  # a grandchild is left, and nobody waits for its work
@@ -99,9 +83,7 @@ class Once:
             child=self.spec.name, pid=record.pid, operation=self.spec.operation_id, secs=record.runtime_secs,
             code=record.exit_code, signal=record.signal,
         )  # fmt: skip
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.callback(record)
+        self._waiters.fire(record)
 
     def _gone(self) -> None:
         if self._kill_call is not None and self._kill_call.active():

@@ -77,7 +77,7 @@ def holder_text(port: int) -> str:
     if pid is not None:
         return f"port {port} is held by pid {pid} ({command_line(pid)}): end it, or configure another port"
     uid = listening[0].uid
-    return f"port {port} is held by a process of user {_user_name(uid)} that we may not see: end it, or use another port"
+    return f"port {port} is held by a process of user {_user_name(uid)} we may not see: end it, or use another port"
 
 
 def problem_text(port: int, error: OSError) -> str:

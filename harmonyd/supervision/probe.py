@@ -1,7 +1,7 @@
 """The readiness probe: one association, one C-ECHO, one release, made of three fixed PDUs (PS3.8 section 9.3).
 
-Made in this process, because spawning echoscu costs twenty times the CPU; and not a bare TCP connect, which DCMTK logs as
-a broken association and which also succeeds where a left-over process only holds the listening socket.
+Made in this process, because spawning echoscu costs twenty times the CPU; and not a bare TCP connect, which DCMTK logs
+as a broken association and which also succeeds where a left-over process only holds the listening socket.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ def _number(value: bytes | None) -> int | None:
 class EchoProtocol(Protocol):
     """Performs the exchange; ``done`` fires once when the connection is closed, with None or ``ProbeFailed``."""
 
+    transport: Any
+
     def __init__(self, called_aet: str) -> None:
         self._called_aet = called_aet
         self._buffer = b""
@@ -114,7 +116,7 @@ class EchoProtocol(Protocol):
         self._command = b""
         self._waiting_for = "an answer to the association request"
         self._answers: dict[int, Callable[[bytes], None]] = {_ASSOCIATE_AC: self._accepted}
-        self._outcome: Failure | None = None
+        self._error: ProbeFailed | None = None
         self._finished = False
         self.done: Deferred[None] = Deferred(lambda _: self.transport.abortConnection())
 
@@ -131,25 +133,28 @@ class EchoProtocol(Protocol):
             while not self._finished and self._next_pdu():
                 pass
         except ProbeFailed as error:
-            self._finish(Failure(error))
+            self._finish(error)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         if not self._finished:
-            self._outcome = Failure(ProbeFailed(f"it closed the connection; we waited for {self._waiting_for}"))
-        if not self.done.called:
-            self.done.callback(self._outcome)  # type: ignore[arg-type]  # a Failure turns into an errback
+            self._error = ProbeFailed(f"it closed the connection; we waited for {self._waiting_for}")
+        if self.done.called:
+            return
+        if self._error is None:
+            self.done.callback(None)
+        else:
+            self.done.errback(self._error)
 
     def time_out(self, timeout_secs: float) -> None:
         """Give up: ``done`` fails once the connection is closed."""
-        said = f"it did not answer within {timeout_secs:g} s; we waited for {self._waiting_for}"
-        self._finish(Failure(ProbeFailed(said)))
+        self._finish(ProbeFailed(f"it did not answer within {timeout_secs:g} s; we waited for {self._waiting_for}"))
 
-    def _finish(self, outcome: Failure | None) -> None:
+    def _finish(self, error: ProbeFailed | None) -> None:
         if self._finished:
             return
         self._finished = True
-        self._outcome = outcome
-        if outcome is None:
+        self._error = error
+        if error is None:
             self.transport.loseConnection()
         else:
             self.transport.abortConnection()
@@ -238,9 +243,11 @@ async def c_echo(reactor: Any, host: str, port: int, called_aet: str, timeout_se
     Raises ``ProbeFailed`` unless all of it worked within ``timeout_secs``; the connection is closed then. Cancellable.
     """
     deadline = reactor.seconds() + timeout_secs
+    factory: Any = Factory.forProtocol(lambda: EchoProtocol(called_aet))
+    factory.noisy = False
     endpoint = TCP4ClientEndpoint(reactor, host, port, timeout=timeout_secs)
     try:
-        protocol = await endpoint.connect(Factory.forProtocol(lambda: EchoProtocol(called_aet)))
+        protocol = await endpoint.connect(factory)
     except (CancelledError, ConnectingCancelledError):
         raise CancelledError from None
     except Exception as error:

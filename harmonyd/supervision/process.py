@@ -1,7 +1,7 @@
 """One running process and its group: output, exit, drain, and the certainty that nothing of it is left.
 
-The exit is what counts, never the end of the pipes: a grandchild can hold them open. After it the pipes are drained for a
-bounded time, then closed, and the group is watched until it is empty.
+The exit is what counts, never the end of the pipes: a grandchild can hold them open. After it the pipes are drained
+for a bounded time, then closed, and the group is watched until it is empty.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from harmonyd.supervision.api import ExitRecord
 from harmonyd.supervision.lines import LineSplitter
 from harmonyd.supervision.spawn import spawn
+from harmonyd.supervision.waiters import Waiters
 from harmonyd.supervision.watcher import Stat, members, read_stat
 
 DRAIN_STEP_SECS = 0.25
@@ -38,6 +39,7 @@ class ChildProcess(ProcessProtocol):
     """
 
     log = Logger()
+    transport: Any
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class ChildProcess(ProcessProtocol):
         self._on_exit = on_exit
         self._on_drained = on_drained
         self._on_gone = on_gone
-        self._gone_waiters: list[Deferred[None]] = []
+        self._gone_waiters: Waiters[None] = Waiters()
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
         self._output: list[bytes] = []
         self._room_bytes = max_output_bytes
@@ -94,11 +96,9 @@ class ChildProcess(ProcessProtocol):
 
     def when_gone(self) -> Deferred[None]:
         """Fires when ``gone``; cancellable."""
-        waiter: Deferred[None] = Deferred(lambda d: self._gone_waiters.remove(d))
+        waiter = self._gone_waiters.wait()
         if self.gone:
-            waiter.callback(None)
-        else:
-            self._gone_waiters.append(waiter)
+            self._gone_waiters.fire(None)
         return waiter
 
     def exit_record(self) -> ExitRecord:
@@ -131,8 +131,9 @@ class ChildProcess(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         self.exited = True
         self._runtime_secs = self._reactor.seconds() - self._started_at
-        self.exit_code = reason.value.exitCode
-        self.exit_signal = reason.value.signal
+        status: Any = reason.value  # ProcessDone or ProcessTerminated
+        self.exit_code = status.exitCode
+        self.exit_signal = status.signal
         self.group_empty = not self._signal_group(0)
         self._drain(steps_left=DRAIN_MAX_STEPS, quiet=0, seen_bytes=self.output_bytes)
         self._on_exit()
@@ -182,7 +183,7 @@ class ChildProcess(ProcessProtocol):
             return
 
         def counted(left: Sequence[Stat]) -> None:
-            # The leader is dead and reaped: a process with its pid is a stranger who got the number after the group ended.
+            # The leader is reaped: a process with its pid is a stranger who got the number after the group's end.
             if left and all(stat.pid != self.pid for stat in left):
                 self._look_at_group(next_delay_secs)
             else:
@@ -198,9 +199,7 @@ class ChildProcess(ProcessProtocol):
         if not self.gone:
             return
         self._on_gone()
-        waiters, self._gone_waiters = self._gone_waiters, []
-        for waiter in waiters:
-            waiter.callback(None)
+        self._gone_waiters.fire(None)
 
 
 def in_thread(reactor: Any, function: Callable[..., Any], *args: Any) -> Deferred[Any]:

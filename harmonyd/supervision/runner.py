@@ -76,7 +76,7 @@ class ProcessSupervisor:
             ended = await in_thread(self._reactor, leftovers.end_leftovers, self._record_path)
         except leftovers.OwnerAlive as owner:
             self.log.warn(
-                "the record {path} belongs to a daemon that is still running ({owner}): give each daemon its own folder",
+                "the record {path} belongs to a daemon that is still running ({owner}): give each its own",
                 path=str(self._record_path), owner=str(owner), operation="leftovers",
             )  # fmt: skip
             return []
@@ -113,6 +113,8 @@ class ProcessSupervisor:
         earlier = self._kept.get(name)
         if earlier is not None and earlier.state != State.STOPPED.value:
             raise ValueError(f"there is a child {name} already ({earlier.state}): stop it first, or use another name")
+        if earlier is not None:
+            earlier.output.close()
         child = Kept(
             self._reactor, spec, self._config, self._child_log(spec),
             probe=self._probe, random=self._random, launch=self._launch_kept,

@@ -41,7 +41,7 @@ def check_argv(argv: Sequence[str]) -> None:
         raise UnusableProgram("the command line is empty")
     for arg in argv:
         if arg.startswith("@"):
-            raise UnusableProgram(f'the argument {arg!r} starts with "@", which DCMTK replaces by the content of a file')
+            raise UnusableProgram(f"the argument {arg!r} starts with @, which DCMTK replaces by the content of a file")
         if "\0" in arg:
             raise UnusableProgram(f"the argument {arg!r} holds a NUL character, which no command line can carry")
     check_executable(Path(argv[0]))
@@ -65,8 +65,8 @@ def child_env(extra: Mapping[str, str]) -> dict[str, str]:
 def spawn(reactor: Any, protocol: ProcessProtocol, argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Start ``argv`` with stdin at end of file and stdout and stderr as pipes to ``protocol``.
 
-    Raises ``SpawnError`` when the system will not start it now, ``UnusableProgram`` when it never will. The protocol may
-    hear of the exit before this returns. There is no working directory argument: one would make Twisted fork.
+    Raises ``SpawnError`` when the system will not start it now, ``UnusableProgram`` when it never will. The protocol
+    may hear of the exit before this returns. There is no working directory argument: one would make Twisted fork.
     """
     check_argv(argv)
     command = [*session_prefix(), *argv]

@@ -5,8 +5,8 @@
                        └─ unusable program or options ▶ FATAL (no timer: only a start or a new configuration helps)
     any of STARTING, RUNNING, BACKOFF, FATAL ─stop▶ STOPPING ─group gone▶ STOPPED
 
-A process may still be dying while its child is in BACKOFF or FATAL; ``Spawn`` waits for it, and ``GONE`` is an event only
-where somebody waits for it (STOPPING). An event that a state does not know raises and changes nothing.
+A process may still be dying while its child is in BACKOFF or FATAL; ``Spawn`` waits for it, and ``GONE`` is an event
+only where somebody waits for it (STOPPING). An event that a state does not know raises and changes nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
 from harmonyd.errors import HarmonydError
 
 
-class State(str, Enum):
+class State(StrEnum):
     """The names are supervisor's (``supervisor.states.ProcessStates``)."""
 
     STOPPED = "STOPPED"
@@ -154,7 +154,7 @@ TABLE: Mapping[State, Mapping[Event, Step]] = {
     State.BACKOFF: {
         Event.START: (State.STARTING, (CancelTimer(Timer.RESTART), ResetBackoff(), *_launch)),
         Event.RESTART_DUE: (State.STARTING, _launch),
-        Event.GIVE_UP: (State.FATAL, (Record(), ArmTimer(Timer.RETRY))),
+        Event.GIVE_UP: (State.FATAL, (CancelTimer(Timer.RESTART), Record(), ArmTimer(Timer.RETRY))),
         # What a process says on its way out can arrive after its exit.
         Event.UNUSABLE: (State.FATAL, (CancelTimer(Timer.RESTART), Record())),
         Event.STOP: _stop_from(Timer.RESTART),

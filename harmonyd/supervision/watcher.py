@@ -1,10 +1,10 @@
 """The watcher: a separate small process that ends the daemon's children when the daemon is gone.
 
-Run by file path with ``python -I -S`` and nothing but the standard library, so that it starts in milliseconds and stays
-small. Standard input is a pipe from the daemon with one line for each change: ``+ PID START`` (a child that leads its own
-session; START is its start time in clock ticks since boot) and ``- PID``. End of file means that the daemon died, however
-it died: every session that still matches is KILLed. PR_SET_PDEATHSIG cannot do this: it does not reach a forked
-grandchild that serves an association.
+Run by file path with ``python -I -S`` and nothing but the standard library, so that it starts in milliseconds and
+stays small. Standard input is a pipe from the daemon with one line for each change: ``+ PID START`` (a child that leads
+its own session; START is its start time in clock ticks since boot) and ``- PID``. End of file means that the daemon
+died, however it died: every session that still matches is KILLed. PR_SET_PDEATHSIG cannot do this: it does not reach a
+forked grandchild that serves an association.
 
 The functions that read /proc are used by the daemon too.
 """
@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 KILL_ROUNDS = 200
@@ -64,11 +65,9 @@ def members(session: int) -> list[Stat]:
 
 
 def kill_quietly(pid: int, signum: int) -> None:
-    """Send a signal to a process, or with a negative pid to a group; one that is gone already is fine."""
-    try:
+    """Send a signal to a process; one that is gone already is fine."""
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signum)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def end_sessions(children: Iterable[tuple[int, int]]) -> None:

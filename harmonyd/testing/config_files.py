@@ -10,7 +10,6 @@ from typing import Any
 
 Table = Mapping[str, Any]
 DEFAULT_ENDPOINTS: Table = {"http": {"service": "http", "path_prefix": "/dicom"}}
-_PORT_KEYS = frozenset({"bind_port", "incoming_store_port"})
 
 
 def write_config(
@@ -91,8 +90,8 @@ def _lines(table: Table, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """A basic string; JSON's escapes are a subset of TOML's."""
-    return json.dumps(text, ensure_ascii=False)
+    """A basic string; JSON's escapes are a subset of TOML's, which does not allow DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _value(value: Any) -> str:
@@ -100,9 +99,9 @@ def _value(value: Any) -> str:
         return "{" + ", ".join(f"{_quoted(key)} = {_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
-    if isinstance(value, bool | str):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _quoted(value) if isinstance(value, str) else str(value)
 
 
 def http_address(config: Path) -> tuple[str, int]:
@@ -114,15 +113,18 @@ def http_address(config: Path) -> tuple[str, int]:
 
 def listening_ports(config: Path) -> set[int]:
     """Every port on which a daemon with this configuration may listen."""
-    files = [config, *sorted((config.parent / "pipelines").glob("*.toml"))]
-    return set().union(*(_ports(tomllib.loads(path.read_text("utf-8"))) for path in files))
+    ports: set[int] = set()
+    for path in (config, *sorted((config.parent / "pipelines").glob("*.toml"))):
+        tables = tomllib.loads(path.read_text("utf-8"))
+        ports.update(_ports("bind_port", *(network.get("http", {}) for network in _below(tables, "network"))))
+        ports.update(_ports("port", *(endpoint.get("options", {}) for endpoint in _below(tables, "endpoints"))))
+        ports.update(_ports("incoming_store_port", *(item.get("options", {}) for item in _below(tables, "backends"))))
+    return ports
 
 
-def _ports(tables: Table) -> Iterator[int]:
-    for key, value in tables.items():
-        if key in _PORT_KEYS:
-            yield int(value)
-        elif key == "endpoints":
-            yield from (int(table["options"]["port"]) for table in value.values() if "port" in table.get("options", {}))
-        elif isinstance(value, Mapping):
-            yield from _ports(value)
+def _below(tables: Table, key: str) -> list[Table]:
+    return list(tables.get(key, {}).values())
+
+
+def _ports(key: str, *tables: Table) -> Iterator[int]:
+    return (int(table[key]) for table in tables if key in table)

@@ -145,6 +145,8 @@ class RunningPacs:
 
     def start(self) -> Self:
         """Write, load, start, and wait for an answer to C-ECHO. Raises ``RuntimeError`` with its log without one."""
+        if not port_is_free(self.port):
+            raise RuntimeError(f"port {self.port} is taken")
         self.layout.write()
         self.layout.load(self.files)
         with self._log_file.open("ab") as log:

@@ -10,7 +10,7 @@ import socket
 import time
 from io import BytesIO
 from itertools import count
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from pydicom import Dataset
@@ -157,13 +157,18 @@ class _Conversation:
         if not association.is_established:
             self._finish(0xA702)
             return
-        try:
-            self._suboperations(lambda instance, number: self._send_there(association, instance, number))
-        finally:
-            association.release()
+        def send(instance: Dataset, number: int) -> None:
+            self._send_there(association, instance, number)
 
-    def _suboperations(self, send: Any) -> None:
-        """Send what was asked for, count as the options say, and answer."""
+        late: list[Dataset] = []
+        try:
+            late = self._suboperations(send)
+        finally:
+            # In a thread of its own: until this one is done, pynetdicom does not answer the client's release.
+            Thread(target=self._deliver_late, args=(association, send, late), daemon=True).start()
+
+    def _suboperations(self, send: Any) -> list[Dataset]:
+        """Send what was asked for, count as the options say, and answer; what is to be delivered late."""
         options = self._options
         instances = peer_records.instances(self._asked, options)
         sent = options.count - options.failed - options.withheld
@@ -178,14 +183,15 @@ class _Conversation:
         self._pause(sent)
         failed = [str(instance.SOPInstanceUID) for instance in instances[sent : sent + options.failed]]
         self._finish_retrieve(failed)
-        self._deliver_late(send, late)
+        return late
 
-    def _deliver_late(self, send: Any, instances: list[Dataset]) -> None:
+    def _deliver_late(self, association: Any, send: Any, instances: list[Dataset]) -> None:
         if instances:
             time.sleep(self._options.late_secs)
         for number, instance in enumerate(instances):
             self._deliver(send, instance, number)
             self._report("delivered-late", id=self._id, sop_instance_uid=str(instance.SOPInstanceUID))
+        association.release()
 
     def _finish_retrieve(self, failed: list[str]) -> None:
         identifier = Dataset()

@@ -40,6 +40,6 @@ def _converse(connection: socket.socket, number: int, answer: bytes | None, repo
                 connection.shutdown(socket.SHUT_WR)
             while received:
                 received = connection.recv(65536)
-        except ConnectionError as error:
+        except OSError as error:
             report("error", id=number, error=str(error))
     report("closed", id=number)

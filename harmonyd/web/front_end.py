@@ -109,10 +109,14 @@ class HttpFrontEnd:
         self._log.info(said, name=self._network_name, host=where.host, port=where.port)
 
     async def stop(self, grace_secs: float = 5.0) -> None:
-        """Accept nothing new, give running requests ``grace_secs``, cancel the rest; returns when all is closed."""
+        """Accept nothing new, give running requests ``grace_secs``, cancel the rest; returns when all is closed.
+
+        Safe to call twice.
+        """
         self.stopping = True
-        if self._listening is not None:
-            await self._listening.stopListening()
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            await listening.stopListening()
         for channel in list(self._site.connections):
             channel.close_when_idle()
         if not await self._is_idle_within(grace_secs):

@@ -49,9 +49,9 @@ class Front(Protocol):
         ...
 
 
-def request_id(given: str | None) -> str:
+def request_id(given: str = "") -> str:
     """Return the client's correlation id when it is sane, else a fresh one."""
-    return given if given and _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class Request(http.Request):
@@ -76,7 +76,7 @@ class Request(http.Request):
         ``length`` is the body's length, None when it comes in chunks.
         """
         self.method, self.uri, self.clientproto = method, uri, version
-        self.id = request_id(self.getHeader("x-request-id"))
+        self.id = request_id(self._field(b"x-request-id"))
         limit_bytes = self._limit_bytes()
         try:
             self.front.admit(self)
@@ -177,7 +177,11 @@ class Request(http.Request):
             for name, values in self.requestHeaders.getAllRawHeaders()
         }
 
+    def _field(self, name: bytes) -> str:
+        # As bytes: asked for as text, Twisted takes it for UTF-8 and raises when it is not.
+        return (self.getHeader(name) or b"").decode("latin-1")
+
     def _limit_bytes(self) -> int:
-        kind = (self.getHeader("content-type") or "").strip()
+        kind = self._field(b"content-type").strip()
         limits = self.front.limits
         return limits.max_json_bytes if not kind or _JSON.fullmatch(kind) else limits.max_body_bytes

@@ -242,7 +242,7 @@ class Site(http.HTTPFactory):
 
 
 def _bare_response(error: HarmonydError) -> bytes:
-    status, headers, body = problem(error, request_id=(fresh := request_id(None)), operation=None)
+    status, headers, body = problem(error, request_id=(fresh := request_id()), operation=None)
     headers |= {"Server": SERVER, "X-Request-ID": fresh, "Content-Length": str(len(body)), "Connection": "close"}
     reason = http.RESPONSES[status].decode("ascii")
     lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]

@@ -17,8 +17,9 @@ def web(name, prefix, service="http"):
     return f'[endpoints.{name}]\nservice = "{service}"\noptions = {{ path_prefix = "{prefix}" }}\n'
 
 
-def pacs(name, options):
-    return f'[backends.{name}]\nservice = "dicom"\noptions = {{ aet = "A", host = "h", port = 104, {options} }}\n'
+def pacs(name, options=""):
+    text = f'[backends.{name}]\nservice = "dicom"\n[backends.{name}.options]\naet = "A"\nhost = "h"\nport = 104\n'
+    return text + options + "\n"
 
 
 def pipe(name, endpoints, backends=(), networks=("default",)):
@@ -43,32 +44,33 @@ def test_an_scp_that_no_pipeline_names_takes_no_port(loaded):
     assert loaded(scp("a") + scp("b") + pipe("p", ["a"]))
 
 
-@pytest.mark.parametrize("options", ["incoming_store_port = 11112", "incoming_store_port = 11112, store_scp = 'transient'"])
+@pytest.mark.parametrize("options", ["", "store_scp = 'transient'"])
 def test_an_scp_on_the_port_of_a_receiver(problems, options):
     """An endpoint and the receiver of a backend cannot share a port."""
-    text = scp("a") + web("w", "/w") + pacs("b", options) + pipe("p", ["a", "w"], ["b"])
+    backend = pacs("b", "incoming_store_port = 11112\n" + options)
+    text = scp("a") + web("w", "/w") + backend + pipe("p", ["a", "w"], ["b"])
     assert places(problems(text)) == [("backends.b.options", "incoming_store_port")]
 
 
 def test_an_scp_on_the_default_port_of_a_receiver(problems):
     """The default receiver port counts as well: the first move would open it."""
-    text = scp("a", "port = 11123") + web("w", "/w") + pacs("b", "") + pipe("p", ["a", "w"], ["b"])
+    text = scp("a", "port = 11123") + web("w", "/w") + pacs("b") + pipe("p", ["a", "w"], ["b"])
     assert places(problems(text)) == [("backends.b.options", "incoming_store_port")]
 
 
 def test_a_backend_that_no_http_endpoint_reaches_has_no_receiver(loaded):
     """A backend that only forwards never moves, so its port is free."""
-    assert loaded(scp("a", "port = 11123") + pacs("b", "") + pipe("p", ["a"], ["b"]))
+    assert loaded(scp("a", "port = 11123") + pacs("b") + pipe("p", ["a"], ["b"]))
 
 
 def test_backends_share_a_receiver_in_one_mode(loaded):
     """The same port and mode is one receiver."""
-    assert loaded(web("w", "/w") + pacs("a", "") + pacs("b", "") + pipe("p", ["w"], ["a", "b"]))
+    assert loaded(web("w", "/w") + pacs("a") + pacs("b") + pipe("p", ["w"], ["a", "b"]))
 
 
 def test_backends_with_different_modes_on_one_port(problems):
     """One port cannot be received on in two modes."""
-    text = web("w", "/w") + pacs("a", "") + pacs("b", "persistent_store_scp = false") + pipe("p", ["w"], ["a", "b"])
+    text = web("w", "/w") + pacs("a") + pacs("b", "persistent_store_scp = false") + pipe("p", ["w"], ["a", "b"])
     found = problems(text)
     assert places(found) == [("backends.b.options", "incoming_store_port")]
     assert "transient" in found[0].what
@@ -84,11 +86,22 @@ def test_backends_with_different_modes_on_one_port(problems):
         ("127.0.0.1", "127.0.0.2", False),
     ],
 )
-def test_two_networks_on_one_port(write, loaded, problems, one, two, clash):
+def test_two_networks_on_one_port(loaded, problems, one, two, clash):
     """Listeners on one port collide when their addresses overlap."""
     main = PROXY + HTTP.format("a", one, 8080) + HTTP.format("b", two, 8080)
     if clash:
         assert places(problems(main=main)) == [("network.b.http", "bind_port")]
+    else:
+        assert loaded(main=main)
+
+
+@pytest.mark.parametrize(("name", "clash"), [("one", True), ("two", False)])
+def test_two_networks_on_one_passed_socket(loaded, problems, name, clash):
+    """A socket that systemd passes belongs to one network."""
+    text = '[network.{0}.http]\nbind_address = "systemd:{1}"\n'
+    main = PROXY + text.format("a", "one") + text.format("b", name)
+    if clash:
+        assert places(problems(main=main)) == [("network.b.http", "bind_address")]
     else:
         assert loaded(main=main)
 
@@ -151,7 +164,8 @@ def test_one_endpoint_in_two_pipelines_of_two_networks(loaded):
 
 def test_an_scp_in_two_pipelines(problems):
     """An SCP listens once, whatever the networks."""
-    assert places(problems(scp("a") + pipe("p", ["a"]) + pipe("q", ["a"], networks=[]))) == [("pipelines.q", "endpoints")]
+    found = problems(scp("a") + pipe("p", ["a"]) + pipe("q", ["a"], networks=[]))
+    assert places(found) == [("pipelines.q", "endpoints")]
 
 
 NETWORKS = DEFAULT + '[network.d.dicom]\nbind_address = "0.0.0.0"\nbind_port = 104\naet = "NET"\n'

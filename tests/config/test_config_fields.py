@@ -117,7 +117,8 @@ def test_a_long_value_is_shortened():
 
 def test_a_problem_with_a_whole_file_names_only_the_file():
     """Without table and key the line has the file and what is wrong."""
-    assert str(Problem(Path("f.toml"), "", None, "no such file", remedy="create it")) == "f.toml: no such file; create it"
+    problem = Problem(Path("f.toml"), "", None, "no such file", remedy="create it")
+    assert str(problem) == "f.toml: no such file; create it"
 
 
 @pytest.mark.parametrize(("name", "expected"), [("Host", "host"), ("hots", "host"), ("zzz", None)])

@@ -68,7 +68,8 @@ def test_every_mistake_of_every_file_is_told_at_once(problems):
 
 def test_the_error_shows_one_line_for_each_problem(write):
     """Text of the error: one line a problem, with file, table, key, value and the nearest name."""
-    path = write(one='[backends.pacs]\nservice = "dicom"\n[backends.pacs.options]\naet = "A"\nhots = "h"\nport = 70000\n')
+    options = '[backends.pacs.options]\naet = "A"\nhots = "h"\nport = 70000\n'
+    path = write(one='[backends.pacs]\nservice = "dicom"\n' + options)
     with pytest.raises(ConfigError) as caught:
         load(path)
     file = path.parent / "pipelines" / "one.toml"

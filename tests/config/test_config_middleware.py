@@ -11,7 +11,9 @@ def options(loaded, text):
     return loaded(BACKEND + "[middleware.m]\n" + text).middleware["m"].options
 
 
-@pytest.mark.parametrize("text", ["rules = ['/a']", "options = { rules = ['/a'] }", "[middleware.m.options]\nrules = ['/a']"])
+@pytest.mark.parametrize(
+    "text", ["rules = ['/a']", "options = { rules = ['/a'] }", "[middleware.m.options]\nrules = ['/a']"]
+)
 def test_keys_in_the_table_or_in_options(loaded, text):
     """A key may stand directly in the table or in options below it."""
     assert options(loaded, "type = 'path_filter'\n" + text) == {"rules": ("/a",)}

@@ -26,10 +26,12 @@ def test_defaults(loaded, tmp_path):
 def test_values_reach_the_model(loaded, tmp_path):
     """Each key sets its field, in the unit of the model."""
     config = loaded(
-        main=PROXY + NETWORK + "[storage.options]\npath = '/srv/h'\nretention_max_age_hours = 1.5\nretention_max_gb = 2\n"
+        main=PROXY + NETWORK + "[storage.options]\npath = '/srv/h'\n"
+        "retention_max_age_hours = 1.5\nretention_max_gb = 2\n"
         "[limits]\nmax_json_bytes = 2000\nrequest_timeout_secs = 5\n"
         "[supervision]\nbackoff_initial_secs = 2\nbackoff_max_secs = 30.5\nlog_backups = 0\n"
-        "[logging]\nlog_to_file = true\nlog_file_path = 'h.log'\nformat = 'json'\n[telemetry]\nnetwork = 'n'\n[control]\n"
+        "[logging]\nlog_to_file = true\nlog_file_path = 'h.log'\nformat = 'json'\n"
+        "[telemetry]\nnetwork = 'n'\n[control]\n"
     )
     assert str(config.storage.path) == "/srv/h"
     assert (config.storage.retention_max_age_secs, config.storage.retention_max_bytes) == (5400, 2_000_000_000)
@@ -53,6 +55,7 @@ def test_values_reach_the_model(loaded, tmp_path):
         ("[storage.options]\nretention_max_gb = 0\n", "storage.options", "retention_max_gb"),
         ("[storage.options]\npath = ''\n", "storage.options", "path"),
         ("[logging]\nlog_to_file = true\n", "logging", "log_to_file"),
+        ("[logging]\nlog_file_path = 'a\tb'\n", "logging", "log_file_path"),
         ("[logging]\nformat = 'xml'\n", "logging", "format"),
         ("[limits]\nmax_connections = 0\n", "limits", "max_connections"),
         ("[supervision]\nbackoff_initial_secs = 70\n", "supervision", "backoff_initial_secs"),
@@ -86,6 +89,14 @@ def test_the_wrong_network_gets_the_nearest(problems):
 def test_a_mistyped_log_level_gets_the_nearest(problems):
     """A mistyped level is answered with the nearest."""
     assert problems(main='[proxy]\nid = "x"\nlog_level = "inof"\n')[0].nearest == "info"
+
+
+def test_a_socket_from_systemd_needs_no_port(loaded):
+    """The socket unit has the port; one in the file is told to have no effect."""
+    text = '[network.n.http]\nbind_address = "systemd:web"\n'
+    config = loaded(main=PROXY + text)
+    assert (config.networks["n"].http.bind_address, config.networks["n"].http.bind_port) == ("systemd:web", 0)
+    assert any("socket unit" in line for line in loaded(main=PROXY + text + "bind_port = 80\n").warnings)
 
 
 def test_switching_the_log_file_off_keeps_its_path(loaded):

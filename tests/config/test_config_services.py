@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harmonyd.config import services
 from harmonyd.config.model import EchoOptions, HttpBackendOptions, HttpEndpointOptions
 
 
@@ -29,7 +30,8 @@ def test_methods_that_are_wrong(problems, methods):
 
 def test_an_http_backend(loaded):
     """A base URL is enough."""
-    config = loaded("[backends.b]\nservice = 'http'\noptions = { base_url = 'http://h:1/x', connect_timeout_ms = 500 }\n")
+    text = "options = { base_url = 'http://h:1/x', connect_timeout_ms = 500 }\n"
+    config = loaded("[backends.b]\nservice = 'http'\n" + text)
     assert config.backends["b"].options == HttpBackendOptions("http://h:1/x", connect_timeout_secs=0.5)
 
 
@@ -40,6 +42,15 @@ def test_an_http_backend_needs_a_url(problems):
         ("backends.a.options", "base_url"),
         ("backends.b.options", "base_url"),
     ]
+
+
+def test_an_https_backend_needs_tls_support(loaded, problems, monkeypatch):
+    """An https URL is accepted where Twisted can do TLS, and refused with the way to install it elsewhere."""
+    text = "[backends.b]\nservice = 'http'\noptions = { base_url = 'https://h' }\n"
+    monkeypatch.setattr(services, "find_spec", lambda name: None)
+    assert "twisted[tls]" in problems(text)[0].remedy
+    monkeypatch.setattr(services, "find_spec", lambda name: object())
+    assert loaded(text).backends["b"].options.base_url == "https://h"
 
 
 def test_an_echo_backend(loaded):

@@ -11,6 +11,7 @@ MAX_KEPT_LINES = 50
 _LINE = re.compile(rb"@(\w+)\|(.*)", re.DOTALL)
 _STATUS = re.compile(r"0x([0-9a-fA-F]{1,4})(?::\s*(.*))?")
 _COMMENT = re.compile(r"\(0000,0902\) LO \[(.*?)(?:\]\s+#.*)?$")
+_ECHO_RESPONSE = re.compile(r"Received Echo Response \((?:(Success)|.*?0x([0-9a-fA-F]{1,4}))\)")
 _FIND_RESPONSE = re.compile(r"Received Find Response (\d+)")
 _STATUS_LINE_KEYS = {
     "Completed Suboperations": "completed",
@@ -74,6 +75,9 @@ class ToolLog:
             self.accepted = True
         elif (counted := _FIND_RESPONSE.match(text)) is not None:
             self.find_responses = int(counted[1])
+        elif (echoed := _ECHO_RESPONSE.match(text)) is not None:
+            # echoscu says its final status in this line only, and exits 0 whatever it is.
+            self.responses.append(Response("C-ECHO RSP", 0 if echoed[1] else int(echoed[2], 16)))
 
     def _debug(self, text: str) -> None:
         # A status detail is the peer's own text: nothing in it may pass for a message.

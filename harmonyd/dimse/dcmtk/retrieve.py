@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harmonyd.dimse.dcmtk import argv, artifacts, verdict
 from harmonyd.dimse.dcmtk.accept import Intake, wanted_keys
+from harmonyd.dimse.dcmtk.log_config import MARK
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
 from harmonyd.dimse.dcmtk.streams import ToolStream
@@ -131,12 +132,13 @@ def _reconcile(outcome: Outcome, intake: Intake) -> None:
 
 
 def _debug(command: Sequence[str], run: ToolRun) -> dict[str, object]:
-    """The shape of ``movescu_last.json``: args, stdout, stderr, status."""
+    """The shape of ``movescu_last.json``: args, stdout, stderr, status. Log lines are what goes to stderr."""
     record = run.record
+    lines = record.output.decode("utf-8", "replace").splitlines(keepends=True) if record else []
     return {
         "args": list(command),
-        "stdout": record.stdout.decode("utf-8", "replace") if record else "",
-        "stderr": record.output.decode("utf-8", "replace") if record else "",
+        "stdout": "".join(line for line in lines if not line.startswith(MARK)),
+        "stderr": "".join(line for line in lines if line.startswith(MARK)),
         "status": None if record is None else record.exit_code,
         "signal": None if record is None else record.signal,
     }

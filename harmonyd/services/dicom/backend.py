@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from harmonyd.config.model import BackendConfig, DicomBackendOptions
+from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
     Engine,
     Instance,
@@ -41,20 +41,27 @@ class DicomBackend:
     _log = Logger()
 
     def __init__(
-        self, config: BackendConfig, options: DicomBackendOptions, engine: Engine, reactor: Any, storage: Path, *,
+        self,
+        name: str,
+        options: DicomBackendOptions,
+        engine: Engine,
+        reactor: Any,
+        storage: Path,
+        *,
         has_retrievers: bool,
     ) -> None:
-        self.name = config.name
+        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE."""
+        self.name = name
         self.options = options
         self.active: set[str] = set()
         self.storage = options.storage_dir or storage
         self._engine = engine
         self._reactor = reactor
         self._has_retrievers = has_retrievers
-        self._slots = AssociationSlots(reactor, config.name, options.max_associations, options.max_queue)
+        self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.receiver = MoveReceiver(options.store_scp, options.move_destination_aet, options.incoming_store_port)
         self.remote = RemoteNode(
-            config.name,
+            name,
             options.aet,
             options.host,
             options.port,

@@ -15,7 +15,6 @@ from harmonyd.services.http.parts import Answer
 from harmonyd.services.http.zip_answer import zip_answer
 
 _WRITERS: Mapping[str, Callable[[Results], Awaitable[Answer]]] = {
-    media.JSON: object_answer,
     media.DICOM_JSON: array_answer,
     media.NDJSON: lines_answer,
     media.MULTIPART_DICOM: multipart_answer,
@@ -50,15 +49,19 @@ class ClosingIterator:
         await self._close()
 
 
-async def serialise(results: Results) -> Answer:
+async def serialise(results: Results, request_id: str) -> Answer:
     """Turn ``results`` into an answer of the media type ``results.media_type``, which is one of ``media.OFFERS``.
+    ``request_id`` is for the log.
 
     Waits for the first record. Raises what the operation raised before it, ``NotAcceptable`` when more than one
     instance arrived for ``application/dicom``, and ``IncompleteAnswer`` when nothing arrived that is whole.
     Closes ``results`` then, and at the end of the answer's chunks.
     """
     try:
-        answer = await _WRITERS[results.media_type](results)
+        if results.media_type == media.JSON:
+            answer = await object_answer(results, request_id)
+        else:
+            answer = await _WRITERS[results.media_type](results)
     except Exception:
         await results.aclose()
         raise

@@ -1,8 +1,8 @@
 """The backend half of ``http``: forwards a request to another HTTP server, bodies streamed both ways.
 
 The path after the endpoint's prefix is appended to ``base_url``. It is encoded anew from its decoded form, so that what
-middleware looked at is what the upstream server gets; an encoded slash therefore becomes a plain one. Redirects are
-passed on, not followed. Of a response field that occurs several times the values are joined with a comma.
+middleware looked at is what the upstream server gets. Redirects are passed on, not followed. The values of a response
+field that occurs several times are joined with a comma.
 """
 
 from __future__ import annotations
@@ -100,10 +100,8 @@ class HttpBackend:
 
     def _url(self, request: RequestEnvelope) -> bytes:
         path = request.metadata.get("path", request.path if request.protocol == "http" else "")
-        if any(segment in (".", "..") for segment in path.replace("\\", "/").split("/")):
-            raise BadRequest("The path has a segment `.` or `..`.", hint="Ask for the path that it stands for.")
         query = {name: values for name, values in request.query.items() if name != "backend"}
-        url = self._base + ("" if path in ("", "/") else "/" + quote(path.removeprefix("/"), errors="surrogateescape"))
+        url = self._base + _encoded_path(path)
         if query:
             url += "?" + urlencode(query, doseq=True, quote_via=quote, errors="surrogateescape")
         return url.encode("ascii")
@@ -140,6 +138,16 @@ class HttpBackend:
 
 def _sentence(errors: Iterable[BaseException]) -> str:
     return "; ".join(str(error) or type(error).__name__ for error in errors)
+
+
+def _encoded_path(path: str) -> str:
+    """Percent-encode a decoded path. A slash inside a segment comes as ``%2F`` (see ``harmonyd.web.router``)."""
+    parts = path.replace("%2F", "/").replace("\\", "/").split("/")
+    if "." in parts or ".." in parts:
+        # Also where the upstream server would find them only after decoding.
+        raise BadRequest("The path has a segment `.` or `..`.", hint="Ask for the path that it stands for.")
+    encoded = quote(path.removeprefix("/"), errors="surrogateescape").replace("%252F", "%2F")
+    return f"/{encoded}" if encoded else ""
 
 
 def _method(request: RequestEnvelope) -> bytes:

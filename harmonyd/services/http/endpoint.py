@@ -41,14 +41,14 @@ class HttpServiceEndpoint:
         """
         headers = end_to_end(response.headers)
         if response.results is not None:
-            return await _records(response.status, headers, response.results)
+            return await _records(response.status, headers, response.results, request.id)
         if response.body is not None:
             return _passed_through(response.status, headers, response.body)
         return HttpAnswer(response.status, headers, length=0)
 
 
-async def _records(status: int, headers: Mapping[str, str], results: Results) -> HttpAnswer:
-    answer = await serialise(results)
+async def _records(status: int, headers: Mapping[str, str], results: Results, request_id: str) -> HttpAnswer:
+    answer = await serialise(results, request_id)
     # What is in an archive about a patient is not for a cache on the way (RFC 9111 section 5.2.2.5).
     ours = {"content-type": answer.content_type, "cache-control": "no-store"}
     return HttpAnswer(status, {**headers, **ours}, answer.chunks, answer.length)

@@ -25,7 +25,7 @@ _log = Logger()
 _Ending = Callable[[HarmonydError | None], bytes]
 
 
-async def object_answer(results: Results) -> Answer:
+async def object_answer(results: Results, request_id: str) -> Answer:
     """``application/json``: the records under ``items_key`` and the summary, well formed whatever happens under way."""
     records = Lookahead(results, _json)
     head: dict[str, Any] = {"operation": results.operation}
@@ -36,7 +36,7 @@ async def object_answer(results: Results) -> Answer:
         return Answer(media.JSON, _one(data), len(data))
     opening = json.dumps({**head, results.items_key: []})[:-2].encode()
     batch = await _batch(records)
-    return Answer(media.JSON, _list(records, batch, opening, lambda error: _object_end(results, error)))
+    return Answer(media.JSON, _list(records, batch, opening, lambda error: _object_end(results, error, request_id)))
 
 
 async def array_answer(results: Results) -> Answer:
@@ -124,10 +124,11 @@ def _cut(error: HarmonydError) -> IncompleteAnswer:
     return IncompleteAnswer(error.detail, hint=error.hint, **error.extra)
 
 
-def _object_end(results: Results, error: HarmonydError | None) -> bytes:
+def _object_end(results: Results, error: HarmonydError | None, request_id: str) -> bytes:
     members = dict(results.summary())
     if error is not None:
-        _log.warn("{operation} failed under way: {reason}", operation=results.operation, reason=error.detail)
+        said = "{operation} failed under way: {reason}"
+        _log.warn(said, operation=results.operation, reason=error.detail, request=request_id)
         reason = members.get("incomplete_reason") or error.detail
         members = {**error.extra, **members, "success": False, "complete": False, "incomplete_reason": reason}
         members["error"] = error.detail

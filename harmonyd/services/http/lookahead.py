@@ -40,6 +40,9 @@ class Lookahead(Generic[T]):
             pending.addErrback(lambda _: None)
             pending.cancel()
             await pending
+        closer = getattr(self._iterator, "aclose", None)
+        if closer is not None:
+            await closer()
         await self._results.aclose()
 
     def _begin(self) -> Deferred[T | None]:

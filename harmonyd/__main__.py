@@ -1,0 +1,9 @@
+"""``python -m harmonyd``."""
+
+from __future__ import annotations
+
+import sys
+
+from harmonyd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,140 @@
+"""``harmonyd check``: everything that can be known to be wrong before a start."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from harmonyd import config as configuration
+from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions
+from harmonyd.daemon.build import needs_dicom
+from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
+from harmonyd.dimse.dcmtk.tools import Tool, find_tools
+from harmonyd.errors import HarmonydError
+from harmonyd.supervision.ports import holder_text
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    ok: bool
+    text: str
+
+
+def check(config_path: Path, *, probe: bool) -> int:
+    """Print what was found, one line each; return the exit status."""
+    try:
+        config = configuration.load(config_path)
+    except configuration.ConfigError as error:
+        for problem in error.problems:
+            print(f"error    {problem}")
+        print(f"{len(error.problems)} errors in the configuration")
+        return EXIT_CONFIGURATION
+    for warning in config.warnings:
+        print(f"warning  {warning}")
+    findings = []
+    for finding in _findings(config, probe=probe):
+        findings.append(finding)
+        print(f"{'ok' if finding.ok else 'error':<8} {finding.text}", flush=True)
+    wrong = sum(not finding.ok for finding in findings)
+    print("all is well" if not wrong else f"{wrong} of {len(findings)} checks found an error")
+    return EXIT_FAILED if wrong else EXIT_OK
+
+
+def _findings(config: Config, *, probe: bool) -> Iterator[Finding]:
+    pipelines = len(config.pipelines)
+    yield Finding(True, f"configuration {config.path}: {pipelines} pipeline{'s' * (pipelines != 1)}")
+    tools: dict[str, Tool] | None = None
+    if needs_dicom(config):
+        try:
+            tools = find_tools()
+            yield Finding(True, "; ".join(f"{tool.name} {tool.version_text} ({tool.path})" for tool in tools.values()))
+        except HarmonydError as error:
+            yield Finding(False, f"{error.detail}; {error.hint}")
+    yield from _folders(config)
+    yield from _ports(config)
+    if probe and tools is not None:
+        yield from _probes(config, tools)
+
+
+def _folders(config: Config) -> Iterator[Finding]:
+    folders = {config.storage.path: "storage path"}
+    if config.logging.file is not None:
+        folders[config.logging.file.parent] = "log folder"
+    for name in _used(config, "backends"):
+        options = config.backends[name].options
+        if isinstance(options, DicomBackendOptions) and options.storage_dir is not None:
+            folders[options.storage_dir] = f"storage_dir of backend {name}"
+    for folder, what in folders.items():
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            yield Finding(False, f"{what} {folder}: {existing} is no folder")
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            yield Finding(False, f"{what} {folder}: this user may not write to {existing}")
+        else:
+            yield Finding(True, f"{what} {folder} is writable" + ("" if existing == folder else " (will be made)"))
+
+
+def _ports(config: Config) -> Iterator[Finding]:
+    for name, network in config.networks.items():
+        if network.http is not None and not network.http.bind_address.startswith("systemd:"):
+            yield _port(f"network {name}, HTTP", network.http.bind_address, network.http.bind_port)
+    for name in _used(config, "endpoints"):
+        options = config.endpoints[name].options
+        if isinstance(options, DicomEndpointOptions):
+            yield _port(f"endpoint {name}, DICOM", options.bind_addr, options.port)
+    receivers = {
+        options.incoming_store_port: name
+        for name in _used(config, "backends")
+        if isinstance(options := config.backends[name].options, DicomBackendOptions)
+    }
+    for port, name in receivers.items():
+        yield _port(f"backend {name}, incoming C-STORE", "0.0.0.0", port)
+
+
+def _port(what: str, address: str, port: int) -> Finding:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((address, port))
+            sock.listen(1)
+        except OSError as error:
+            why = holder_text(port) if error.errno == errno.EADDRINUSE else error.strerror
+            return Finding(False, f"{what}: cannot listen on {address} port {port}: {why}")
+    return Finding(True, f"{what}: {address} port {port} is free")
+
+
+def _probes(config: Config, tools: dict[str, Tool]) -> Iterator[Finding]:
+    for name in _used(config, "backends"):
+        if config.backends[name].service == "dicom":
+            yield _probe(name, cast(DicomBackendOptions, config.backends[name].options), tools)
+
+
+def _probe(name: str, options: DicomBackendOptions, tools: dict[str, Tool]) -> Finding:
+    where = f"{options.aet} at {options.host}:{options.port}"
+    seconds = str(max(1, round(min(options.connect_timeout_secs, 10.0))))
+    command = [
+        str(tools["echoscu"].path),
+        *("-to", seconds, "-ta", seconds, "-td", seconds),
+        *("-aet", options.local_aet, "-aec", options.aet, options.host, str(options.port)),
+    ]
+    env = {"PATH": "/usr/bin:/bin", "TCP_NODELAY": "1"}
+    ran = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, check=False
+    )
+    if ran.returncode == 0:
+        return Finding(True, f"backend {name}: {where} answered a C-ECHO")
+    said = " ".join(line.strip() for line in ran.stdout.decode("utf-8", "replace").splitlines()) or "no reason given"
+    return Finding(False, f"backend {name}: {where} did not answer a C-ECHO: {said}")
+
+
+def _used(config: Config, kind: str) -> list[str]:
+    return list(dict.fromkeys(name for pipeline in config.pipelines.values() for name in getattr(pipeline, kind)))

@@ -1,0 +1,74 @@
+"""Which service types there are. A new one is one module and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from harmonyd.config.model import (
+    BackendConfig,
+    DicomBackendOptions,
+    EndpointConfig,
+    HttpBackendOptions,
+    HttpEndpointOptions,
+)
+from harmonyd.dimse.engine import Engine
+from harmonyd.services.base import Backend, HttpEndpoint
+from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.echo import EchoBackend, EchoEndpoint
+from harmonyd.services.http.backend import HttpBackend
+from harmonyd.services.http.endpoint import HttpServiceEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What backends are built from. ``engine`` is None when the configuration has no DICOM in it."""
+
+    reactor: Any
+    engine: Engine | None
+    storage: Path
+    asked_over_http: frozenset[str]
+    """Names of backends that an HTTP client can reach."""
+
+
+def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
+    return HttpServiceEndpoint(config.name, cast(HttpEndpointOptions, config.options))
+
+
+def _echo_endpoint(config: EndpointConfig) -> HttpEndpoint:
+    return EchoEndpoint(config.name, cast(HttpEndpointOptions, config.options))
+
+
+def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
+    assert resources.engine is not None
+    return DicomBackend(
+        config.name,
+        cast(DicomBackendOptions, config.options),
+        resources.engine,
+        resources.reactor,
+        resources.storage,
+        has_retrievers=config.name in resources.asked_over_http,
+    )
+
+
+def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
+    return HttpBackend(config.name, cast(HttpBackendOptions, config.options), resources.reactor)
+
+
+def _echo_backend(config: BackendConfig, _resources: Resources) -> Backend:
+    return EchoBackend(config.name)
+
+
+HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig], HttpEndpoint]] = {
+    "http": _http_endpoint,
+    "echo": _echo_endpoint,
+}
+"""Endpoints that HTTP clients reach; ``dicom`` endpoints listen for associations instead (``services.dicom.inbound``)."""
+
+BACKENDS: Mapping[str, Callable[[BackendConfig, Resources], Backend]] = {
+    "dicom": _dicom_backend,
+    "http": _http_backend,
+    "echo": _echo_backend,
+}

@@ -1,0 +1,41 @@
+"""A front end on a free port."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
+from harmonyd.telemetry.health import Health
+from harmonyd.web.front_end import HttpFrontEnd, Route
+
+Serve = Callable[..., Awaitable[HttpFrontEnd]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """``await serve(route, ..., limits=..., health=...)`` starts a front end; it is stopped at the end of the test."""
+    from twisted.internet import reactor
+
+    running: list[HttpFrontEnd] = []
+
+    async def start(
+        *routes: Route,
+        limits: LimitsConfig | None = None,
+        health: Health | None = None,
+        address: str = "127.0.0.1",
+        spool_dir: Path = tmp_path / "bodies",
+    ) -> HttpFrontEnd:
+        network = NetworkConfig("default", HttpListener(address, 0))
+        front_end = HttpFrontEnd(reactor, network, list(routes), limits or LimitsConfig(), health, spool_dir)
+        await front_end.start()
+        running.append(front_end)
+        return front_end
+
+    yield start
+    for front_end in running:
+        pytest_twisted.blockon(Deferred.fromCoroutine(front_end.stop(grace_secs=0.1)))
