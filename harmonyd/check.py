@@ -87,9 +87,9 @@ def _ports(config: Config) -> Iterator[Finding]:
         if network.http is not None and not network.http.bind_address.startswith("systemd:"):
             yield _port(f"network {name}, HTTP", network.http.bind_address, network.http.bind_port)
     for name in _used(config, "endpoints"):
-        options = config.endpoints[name].options
-        if isinstance(options, DicomEndpointOptions):
-            yield _port(f"endpoint {name}, DICOM", options.bind_addr, options.port)
+        endpoint = config.endpoints[name].options
+        if isinstance(endpoint, DicomEndpointOptions):
+            yield _port(f"endpoint {name}, DICOM", endpoint.bind_addr, endpoint.port)
     receivers = {
         options.incoming_store_port: name
         for name in _used(config, "backends")

@@ -26,12 +26,14 @@ class ChunksBody(BytesBody):
     def __init__(self, chunks: Sequence[bytes | Deferred[None] | Exception]) -> None:
         super().__init__(b"")
         self._given = chunks
+        self.is_waiting: Deferred[None] = Deferred()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         for chunk in self._given:
             if isinstance(chunk, Exception):
                 raise chunk
             if isinstance(chunk, Deferred):
+                self.is_waiting.callback(None)
                 await chunk
             else:
                 yield chunk
@@ -223,8 +225,10 @@ async def test_a_truncated_body_leaves_no_file(tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_cancellation_leaves_no_file(tmp_path: Path) -> None:
     """Cancelled while it waits for more of the body, reading removes what was written."""
-    stuck: Deferred[None] = Deferred()
-    reading = Deferred.fromCoroutine(read_parts(ChunksBody([b"x" * 10, framed(b"1" * 2_000_000), stuck]), KIND, tmp_path))
+    body = ChunksBody([framed(b"1", b"2" * 2_000_000)[:-1000], Deferred()])
+    reading = Deferred.fromCoroutine(read_parts(body, KIND, tmp_path))
+    await body.is_waiting
+    assert len(list(tmp_path.iterdir())) == 2
     reading.cancel()
     with pytest.raises(CancelledError):
         await reading

@@ -136,16 +136,17 @@ class MemorySource:
 class InflatedSource:
     """A deflated data set, inflated forward in bounded pieces.
 
-    ``read_at`` raises ``MalformedDataset`` when the stream is damaged, ends early, is followed by more bytes than a gzip
-    trailer (which some writers append) and padding take, or inflates to more than ``MAX_INFLATED_BYTES``.
+    ``read_at`` raises ``MalformedDataset`` when the stream is damaged, ends early, inflates to more than
+    ``MAX_INFLATED_BYTES``, or is followed by more than padding and a gzip trailer, which some writers append.
     """
 
-    __slots__ = ("_at", "_inflater", "_input", "_input_at", "_window")
+    __slots__ = ("_at", "_inflated", "_inflater", "_input", "_input_at", "_window")
 
     def __init__(self, compressed: Source, offset: int) -> None:
         self._input = compressed
         self._input_at = offset
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._inflated = 0
         self._window = b""
         self._at = 0
 
@@ -162,8 +163,6 @@ class InflatedSource:
             have += len(piece)
         self._window = b"".join(pieces)
         self._at = offset
-        if offset + have > MAX_INFLATED_BYTES:
-            raise MalformedDataset(f"the deflated data set inflates to more than {MAX_INFLATED_BYTES} bytes")
         return self._window[:size]
 
     def _inflate(self, size: int) -> bytes:
@@ -172,6 +171,9 @@ class InflatedSource:
             while not self._inflater.eof:
                 data = self._inflater.unconsumed_tail or self._read_input()
                 if piece := self._inflater.decompress(data, size):
+                    self._inflated += len(piece)
+                    if self._inflated > MAX_INFLATED_BYTES:
+                        raise MalformedDataset(f"the data set inflates to more than {MAX_INFLATED_BYTES} bytes")
                     return piece
                 if not data:
                     raise MalformedDataset(f"the deflate stream ends early, at byte {self._input_at}")

@@ -85,9 +85,8 @@ _LUT_DESCRIPTORS = frozenset({0x00281101, 0x00281102, 0x00281103, 0x00283002})
 _TEXT: dict[str, Converter] = {
     **dict.fromkeys(("LO", "SH", "UC"), values.text),
     **dict.fromkeys(("LT", "ST", "UT"), values.long_text),
-    **dict.fromkeys(("AS", "CS", "DA", "DT", "TM", "UI"), values.code),
+    **dict.fromkeys(("AE", "AS", "CS", "DA", "DT", "TM", "UI"), values.code),
     **dict.fromkeys(BINARY_VRS, values.binary),
-    "AE": values.title,
     "DS": values.decimal_string,
     "IS": values.integer_string,
     "PN": values.person_name,

@@ -52,17 +52,11 @@ def long_text(raw: bytes, charset: Charset) -> str:
 
 
 def code(raw: bytes, charset: Charset) -> str:
-    """AS, CS, DA, DT, TM, UI: the default repertoire; read as Latin-1 so that nothing is lost."""
-    value = raw.decode("latin-1").rstrip(PADDING)
+    """AE, AS, CS, DA, DT, TM, UI: the default repertoire; read as Latin-1 so that nothing is lost."""
+    value = raw.decode("latin-1").strip(PADDING)
     if "\\" in value:
-        return _several(value.split("\\"))
+        return _several([one.strip(PADDING) for one in value.split("\\")])
     return f',"Value":[{quote(value)}]}}' if value else EMPTY
-
-
-def title(raw: bytes, charset: Charset) -> str:
-    """AE: as ``code``, and leading spaces are not significant."""
-    values = [one.strip(PADDING) for one in raw.decode("latin-1").split("\\")]
-    return _several(values) if values != [""] else EMPTY
 
 
 def uri(raw: bytes, charset: Charset) -> str:

@@ -167,7 +167,8 @@ class _Walker:
                 tag = group << 16 | element
                 start = pos + 8
                 if vr not in short:
-                    if explicit and (vr in LONG_VRS or looks_explicit(vr)):  # a VR of a later edition: PS3.5 section 6.2
+                    if explicit and (vr in LONG_VRS or looks_explicit(vr)):
+                        # VRs of later editions have 32 bit lengths (PS3.5 section 6.2)
                         if pos + 12 > len(buf):
                             raise cursor.wrong(f"the file ends in the length of {tag_name(tag)}")
                         start = pos + 12

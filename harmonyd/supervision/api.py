@@ -7,7 +7,7 @@ them when the daemon dies, completion at the process's exit (never at end of fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,7 +48,8 @@ class ExitRecord:
 class OnceChild(Protocol):
     """A started once-child."""
 
-    pid: int
+    @property
+    def pid(self) -> int: ...
 
     @property
     def exited(self) -> Deferred[ExitRecord]:
@@ -84,7 +85,8 @@ class KeptSpec:
 class KeptChild(Protocol):
     """A child under supervision."""
 
-    spec: KeptSpec
+    @property
+    def spec(self) -> KeptSpec: ...
 
     @property
     def state(self) -> str:
@@ -117,7 +119,7 @@ class Supervisor(Protocol):
         """Start and keep a child. Raises ``ValueError`` when the name is taken."""
         ...
 
-    def children(self) -> list[KeptChild]: ...
+    def children(self) -> Sequence[KeptChild]: ...
 
     async def stop_all(self) -> None:
         """End every child; returns when no process of theirs is left."""

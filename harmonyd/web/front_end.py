@@ -36,6 +36,7 @@ __all__ = ["HttpFrontEnd", "Route"]
 
 _RETRY_AFTER_SHUTDOWN_SECS = 10
 _MAX_BACKLOG = 1024
+_CANCEL_SECS = 5.0  # for requests that were cancelled to end and to tell their clients
 
 
 class _Exchange:
@@ -90,7 +91,7 @@ class HttpFrontEnd:
         self._site = Site(reactor, self)
         self._listening: Any = None
         self._running: set[Deferred[None]] = set()
-        self._idle: Deferred[None] | None = None
+        self._emptied: Deferred[None] | None = None
 
     @property
     def port(self) -> int:
@@ -119,30 +120,39 @@ class HttpFrontEnd:
             await listening.stopListening()
         for channel in list(self._site.connections):
             channel.close_when_idle()
-        if not await self._is_idle_within(grace_secs):
+        if not await self._is_empty_within(grace_secs):
             for running in list(self._running):
                 running.cancel()
-            await self._is_idle_within(grace_secs)
+            await self._is_empty_within(_CANCEL_SECS)
         self._site.abort_all()
-        closed: Deferred[None] = Deferred()
-        self._site.call_when_empty(lambda: closed.callback(None))
-        await closed
+        while not self._is_empty():
+            await self._is_empty_within(_CANCEL_SECS)
 
-    async def _is_idle_within(self, secs: float) -> bool:
-        """Wait for running requests; tell whether none is left. Does not cancel them."""
-        if not self._running:
+    def _is_empty(self) -> bool:
+        return not self._running and self._site.is_empty
+
+    async def _is_empty_within(self, secs: float) -> bool:
+        """Wait until no request runs and no connection is open; tell whether that came to be."""
+        if self._is_empty():
             return True
-        self._idle = Deferred()
+        self._emptied = Deferred()
         try:
-            await self._idle.addTimeout(secs, self._reactor)
+            await self._emptied.addTimeout(secs, self._reactor)
         except DeferredTimeout:
             return False
         return True
 
+    def connection_closed(self) -> None:
+        """Take note that there is one connection less (``Front``)."""
+        self._tell_if_empty()
+
     def _ended(self, running: Deferred[None]) -> None:
         self._running.discard(running)
-        if not self._running and self._idle is not None and not self._idle.called:
-            self._idle.callback(None)
+        self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        if self._emptied is not None and not self._emptied.called and self._is_empty():
+            self._emptied.callback(None)
 
     def admit(self, request: Request) -> None:
         """Find the route by the head alone, so that a body nobody wants is not received (``Front``)."""

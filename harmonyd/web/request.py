@@ -48,6 +48,10 @@ class Front(Protocol):
         """Answer the request, which is there as a whole or was refused."""
         ...
 
+    def connection_closed(self) -> None:
+        """Take note that there is one connection less."""
+        ...
+
 
 def request_id(given: str = "") -> str:
     """Return the client's correlation id when it is sane, else a fresh one."""

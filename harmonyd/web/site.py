@@ -195,7 +195,6 @@ class Site(http.HTTPFactory):
         self.front = front
         self.connections: set[Channel] = set()
         self.busy: set[Busy] = set()
-        self._when_empty: list[Any] = []
 
     def startFactory(self) -> None:
         """Do nothing, where the base class starts its access log."""
@@ -221,17 +220,12 @@ class Site(http.HTTPFactory):
         """Take note that a connection is gone."""
         self.connections.discard(connection)
         self.busy.discard(connection)
-        if not self.connections and not self.busy:
-            waiting, self._when_empty = self._when_empty, []
-            for callback in waiting:
-                callback()
+        self.front.connection_closed()
 
-    def call_when_empty(self, callback: Any) -> None:
-        """Call ``callback`` once when no connection is left."""
-        if self.connections or self.busy:
-            self._when_empty.append(callback)
-        else:
-            callback()
+    @property
+    def is_empty(self) -> bool:
+        """Whether no connection is open."""
+        return not self.connections and not self.busy
 
     def abort_all(self) -> None:
         """Reset every connection."""

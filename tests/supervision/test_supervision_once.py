@@ -77,7 +77,7 @@ async def test_a_broken_handler_does_not_stop_the_reader(supervise: Supervise, l
 async def test_the_exit_counts_not_the_end_of_the_pipe(supervise: Supervise, until: Callable) -> None:
     """A grandchild that holds the pipe, and ignores TERM, delays the record by the drain only, and is ended too."""
     supervisor = supervise(once_stop_grace_secs=1.0)
-    child = supervisor.run_once(shell("(trap '' TERM; while :; do sleep 100; done) & echo done"))
+    child = supervisor.run_once(shell("trap '' TERM; (while :; do sleep 100; done) & echo done"))
     record = await child.exited
     assert (record.exit_code, record.output) == (0, b"done\n")
     assert members(child.pid), "the grandchild outlives the record"

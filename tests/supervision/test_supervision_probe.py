@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from io import BytesIO
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import CancelledError, Deferred
+from pynetdicom.dsutils import decode
+from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
+from pynetdicom.sop_class import Verification
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import StringTransport
 
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ProbeFailed
-from harmonyd.supervision.probe import accepted_contexts, associate_rq, c_echo, parse_command, pdu, reject_text
+from harmonyd.supervision.probe import (
+    EchoProtocol,
+    accepted_contexts,
+    associate_rq,
+    c_echo,
+    echo_rq,
+    parse_command,
+    pdu,
+    reject_text,
+    release_rq,
+)
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.testing.processes import free_port
 
@@ -47,19 +61,16 @@ class Scripted(Protocol):
 @pytest.fixture
 def server(started_reactor: Any) -> Iterator[Callable[[dict[int, bytes | None]], int]]:
     """Start fake receivers; returns the port."""
-    with ExitStack() as stack:
+    listening: list[Any] = []
 
-        def start(answers: dict[int, bytes | None]) -> int:
-            factory = Factory.forProtocol(lambda: Scripted(answers))
-            listening = started_reactor.listenTCP(0, factory, interface="127.0.0.1")
-            stack.callback(pytest_twisted.blockon, Deferred.fromCoroutine(_closed(listening)))
-            return int(listening.getHost().port)
+    def start(answers: dict[int, bytes | None]) -> int:
+        factory = Factory.forProtocol(lambda: Scripted(answers))
+        listening.append(started_reactor.listenTCP(0, factory, interface="127.0.0.1"))
+        return int(listening[-1].getHost().port)
 
-        yield start
-
-
-async def _closed(listening: Any) -> None:
-    await listening.stopListening()
+    yield start
+    for port in listening:
+        pytest_twisted.blockon(maybeDeferred(port.stopListening))
 
 
 @pytest_twisted.ensureDeferred
@@ -75,11 +86,43 @@ async def test_a_real_storescp_answers(
     assert b"E:" not in said and b"W:" not in said
 
 
+class Wire(StringTransport):
+    """A transport in memory."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        assert enabled
+
+
+def talk(*answers: bytes) -> EchoProtocol:
+    """Let a probe receive these bytes one by one, then the end of the connection."""
+    protocol = EchoProtocol("ANY")
+    protocol.makeConnection(Wire())
+    for byte in b"".join(answers):
+        protocol.dataReceived(bytes([byte]))
+    protocol.connectionLost()
+    return protocol
+
+
 @pytest_twisted.ensureDeferred
-async def test_the_exchange_may_come_in_single_bytes(server: Callable[..., int], started_reactor: Any) -> None:
-    """A whole fake exchange works."""
-    port = server({0x01: ACCEPTED, 0x04: echo_rsp(0), 0x05: pdu(0x06, bytes(4))})
-    await c_echo(started_reactor, "127.0.0.1", port, "ANY", 5)
+async def test_the_exchange_may_come_in_single_bytes() -> None:
+    """Answers are put together however they are cut, and exactly three PDUs are sent."""
+    protocol = talk(ACCEPTED, echo_rsp(0), pdu(0x06, bytes(4)))
+    await protocol.done
+    assert protocol.transport.value() == associate_rq("ANY") + echo_rq() + release_rq()
+
+
+def test_our_pdus_are_what_pynetdicom_reads() -> None:
+    """Another implementation finds the AE titles, the Verification context and the C-ECHO-RQ in them."""
+    request = A_ASSOCIATE_RQ()
+    request.decode(associate_rq("PACS"))
+    assert (request.called_ae_title, request.calling_ae_title) == ("PACS", "HARMONYD")
+    assert [context.abstract_syntax for context in request.presentation_context] == [Verification]
+    data = P_DATA_TF()
+    data.decode(echo_rq())
+    (item,) = data.presentation_data_value_items
+    command = decode(BytesIO(item.presentation_data_value[1:]), True, True)
+    assert (command.CommandField, command.AffectedSOPClassUID) == (0x0030, Verification)
+    assert command.CommandGroupLength == len(item.presentation_data_value) - 1 - 12
 
 
 @pytest.mark.parametrize(
@@ -137,7 +180,21 @@ async def test_it_can_be_cancelled(server: Callable[..., int], started_reactor: 
         await waiting
 
 
-def test_endless_input_is_refused() -> None:
+@pytest_twisted.ensureDeferred
+async def test_endless_input_is_refused() -> None:
+    """More than 64 KiB is no answer, whatever it is."""
+    fragment = pdu(0x04, struct.pack(">IBB", 10_002, 1, 1) + bytes(10_000))
+    protocol = EchoProtocol("ANY")
+    protocol.makeConnection(Wire())
+    protocol.dataReceived(ACCEPTED)
+    for _ in range(7):
+        protocol.dataReceived(fragment)
+    protocol.connectionLost()
+    with pytest.raises(ProbeFailed, match="far more"):
+        await protocol.done
+
+
+def test_broken_pieces_are_told() -> None:
     """Broken pieces are told as such, not as exceptions of Python."""
     with pytest.raises(ProbeFailed, match="broken A-ASSOCIATE-AC"):
         accepted_contexts(bytes(68) + b"\x21\0\xff\xff\x01")

@@ -71,11 +71,14 @@ class Intake:
             header = check_complete(path)
         except DamagedFile as damage:
             self.damaged += 1
-            return self._aside(path, f"damaged: {damage.detail}")
+            self._aside(path, f"damaged: {damage.detail}")
+            return None
         if not self._is_wanted(header):
-            return self._aside(path, "not asked for")
+            self._aside(path, "not asked for")
+            return None
         if header.sop_instance_uid in self.arrived:
-            return self._aside(path, "the same SOP Instance UID arrived twice")
+            self._aside(path, "the same SOP Instance UID arrived twice")
+            return None
         self.arrived.add(header.sop_instance_uid)
         target = self._place(path, header)
         return Instance(

@@ -1,7 +1,7 @@
 """The command lines. Only validated configuration and paths of our own making enter them, never a client's value.
 
-Identifiers travel in a query file. DCMTK replaces an argument that starts with "@" by that file's content, with no way to
-escape it: the runner refuses such arguments, and AE titles and hosts cannot start so.
+Identifiers travel in a query file. DCMTK replaces an argument that starts with "@" by that file's content, with no way
+to escape it: the runner refuses such arguments, and AE titles and hosts cannot start so.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _common(tool: Path, log_config: Path, remote: RemoteNode) -> list[str]:
 
 
 def _socket_timeout(remote: RemoteNode) -> list[str]:
-    """``-ts`` bounds the gap between messages too; its default (60 s) would undercut ours. getscu and movescu lack it."""
+    """``-ts`` bounds the gap between messages too, and its default is 60 s. getscu and movescu lack it."""
     return ["-ts", _seconds(remote.association_timeout_secs)]
 
 

@@ -1,5 +1,8 @@
 """Noticing files the moment a DCMTK program has closed them (inotify ``IN_CLOSE_WRITE``)."""
 
+# mypy: allow-untyped-calls
+# (Twisted's INotify has no types)
+
 from __future__ import annotations
 
 import os
@@ -23,8 +26,8 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 class FolderWatch:
     """Reports each file of one folder when it has been closed after writing.
 
-    inotify may drop events under load, so ``sweep`` compares with the folder itself; call it when the writer is gone, or
-    has said that all is written.
+    inotify may drop events under load, so ``sweep`` compares with the folder itself; call it when the writer is gone,
+    or has said that all is written.
     """
 
     def __init__(self, reactor: Any, folder: Path, on_file: Callable[[str], None]) -> None:

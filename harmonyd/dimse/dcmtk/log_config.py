@@ -1,8 +1,8 @@
 """How DCMTK's programs are told to log (``-lc``, log4cplus), so that their outcome can be read from it.
 
-At ``-v`` the final status has no number (every 0xCxxx reads "UnableToProcess"), at ``-d`` there are hundreds of lines an
-association and ten a result. So: DEBUG, and filters that let through only what decides an outcome. Messages that repeat a
-client's query values are dropped: they are patient data, and a value could imitate a log line.
+At ``-v`` the final status has no number (every 0xCxxx reads "UnableToProcess"), at ``-d`` there are hundreds of lines
+an association and ten a result. So: DEBUG, and filters that let through only what decides an outcome. Messages that
+repeat a client's query values are dropped: they are patient data, and a value could imitate a log line.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def small_dictionary() -> str:
     echoscu, findscu and movescu spend half their time parsing DCMTK's full dictionary; they need no more than this, as
     identifiers pass through them with their VR (Explicit VR query file) or as bytes (Implicit VR responses).
     """
-    from pydicom.datadict import DicomDictionary
+    from pydicom._dicom_dict import DicomDictionary
 
     lines = []
     for tag, (vr, vm, _name, _retired, keyword) in sorted(DicomDictionary.items()):

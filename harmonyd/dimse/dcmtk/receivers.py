@@ -77,7 +77,8 @@ class KeptReceiver:
     async def _put_aside(self, name: str) -> None:
         reason = f"arrived at {self.child.spec.name} while no C-MOVE was under way"
         target = await self._box.in_thread(quarantine, self.folder / name, self._quarantine, reason)
-        self._log.warn("an object nobody asked for is in quarantine: {target}", target=str(target), child=self.child.spec.name)
+        child = self.child.spec.name
+        self._log.warn("an object nobody asked for is in quarantine: {target}", target=str(target), child=child)
 
 
 class Receivers:
@@ -103,7 +104,7 @@ class Receivers:
     async def turn(self, receiver: MoveReceiver, op: OperationContext) -> AsyncIterator[KeptReceiver | None]:
         """Hold the port for one move. Yields the ready kept receiver, or None in transient mode.
 
-        Raises ``DeadlinePassed`` when the operation's deadline comes first, ``ChildNotReady`` when the storescp is FATAL.
+        Raises ``DeadlinePassed`` when the deadline comes first, ``ChildNotReady`` when the storescp is FATAL.
         """
         lock = self._locks.setdefault(receiver.port, DeferredLock())
         await self._wait(lock.acquire(), op, "for its turn on the store SCP")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ class ToolRun:
         self._names.append(name)
         self._wake_soon()
 
-    async def batches(self, sweep: Callable[[], list[str]] | None = None) -> AsyncIterator[list[str]]:
+    async def batches(self, sweep: Callable[[], list[str]] | None = None) -> AsyncGenerator[list[str], None]:
         """Yield names of complete files as they come; end after the program's exit. Raises ``DeadlinePassed``.
 
         ``sweep`` names files that were not noticed, once the program has ended; default: those of the watched folder.

@@ -120,7 +120,9 @@ class DcmtkStoreScp:
         except DamagedFile as damage:
             target = quarantine(path, self._quarantine, f"received by {self._config.name}, damaged: {damage.detail}")
             self._log.error(
-                "an acknowledged object is damaged and in quarantine: {target}", target=str(target), child=self._config.name
+                "an acknowledged object is damaged and in quarantine: {target}",
+                target=str(target),
+                child=self._config.name,
             )
             return None
         target = self._ready / f"{uuid.uuid4().hex}.dcm"

@@ -63,8 +63,8 @@ async def _run(
 def association_profile(headers: Iterable[InstanceHeader]) -> str:
     """An association configuration (DCMTK asconfig.txt) with the presentation contexts these objects need.
 
-    A context each for SOP class and compressed transfer syntax, so that nothing is transcoded; uncompressed objects also
-    offer the two uncompressed little endian syntaxes, as every node has to take Implicit VR Little Endian (PS3.5 10.1).
+    A context each for SOP class and compressed transfer syntax, so that nothing is transcoded; uncompressed objects
+    also offer the two uncompressed little endian syntaxes: every node takes Implicit VR Little Endian (PS3.5 10.1).
     """
     pairs = dict.fromkeys((header.sop_class_uid, header.transfer_syntax_uid) for header in headers)
     syntaxes = {uid: f"TS{number}" for number, uid in enumerate(dict.fromkeys(uid for _, uid in pairs), 1)}

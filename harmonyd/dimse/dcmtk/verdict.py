@@ -75,8 +75,8 @@ def failure_status(operation: str, response: Response, remote: RemoteNode) -> Di
 _STATUS_HINTS = {
     0xA801: "The PACS does not know the move destination: add our destination AE title with this host and "
     "incoming_store_port to its host table.",
-    0xA702: "The PACS could not deliver: check that its host table entry for our destination AE title has this host and "
-    "incoming_store_port, and that no firewall is in between.",
+    0xA702: "The PACS could not deliver: check that its host table entry for our destination AE title has this host "
+    "and incoming_store_port, and that no firewall is in between.",
     0xA700: "The PACS is out of resources; narrow the query or ask its operator.",
     0xA900: "The PACS does not accept this combination of keys and level; try another query_model or fewer keys.",
 }
@@ -116,7 +116,8 @@ def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | 
 
 
 def _no_context(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | None:
-    if not any("No Acceptable Presentation Contexts" in line or "No presentation context" in line for line in complaints):
+    signs = ("No Acceptable Presentation Contexts", "No presentation context")
+    if not any(sign in line for line in complaints for sign in signs):
         return None
     return NoPresentationContext(
         f"{_node(remote)} accepts no presentation context for this operation",

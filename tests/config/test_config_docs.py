@@ -1,0 +1,69 @@
+"""The reference page shows what is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harmonyd.config import ConfigError, load
+from harmonyd.config.model import LimitsConfig, SupervisionConfig
+
+PAGE = (Path(__file__).parents[2] / "docs/configuration.md").read_text("utf-8")
+WRONG_PIPELINES = {
+    "pacs": """
+[pipelines.pacs]
+networks = ["default"]
+endpoints = ["pacs_htpt"]
+backends = ["pacs"]
+[endpoints.pacs_http]
+service = "http"
+options = { path_prefix = "/dicom" }
+[backends.pacs]
+service = "dicom"
+[backends.pacs.options]
+aet = "A_TITLE_THAT_IS_TOO_LONG"
+port = 104
+use_tls = true
+""",
+    "scp": """
+[pipelines.scp]
+endpoints = ["scp"]
+[endpoints.scp]
+service = "dicom"
+options = { local_aet = "HARMONY_SCP", bind_addr = "127.0.0.1" }
+""",
+}
+WRONG_MAIN = """
+[proxy]
+id = "harmonyd"
+log_level = "inof"
+[network.default.http]
+bind_address = "127.0.0.1"
+bind_port = 80800
+"""
+
+
+def test_the_first_configuration_loads(loaded):
+    """The two files of the page, as they are there, make a configuration without a warning."""
+    main, pipelines = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    config = loaded(pipelines, main=main)
+    assert config.warnings == ()
+    assert config.backends["pacs"].options.aet == "ORTHANC"
+
+
+def test_the_sample_of_mistakes_is_real(write):
+    """The page shows what harmonyd says of such files, word by word."""
+    path = write(WRONG_MAIN, **WRONG_PIPELINES)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    shown = str(caught.value).replace(f"{path.parent}/", "etc/harmonyd/")
+    assert f"```\n{shown}\n```" in PAGE
+
+
+@pytest.mark.parametrize("model", [LimitsConfig(), SupervisionConfig()])
+def test_documented_defaults_are_those_of_the_model(model):
+    """Each key of [limits] and [supervision] is in a table with its default."""
+    for key in model.__slots__:
+        assert f"| `{key}` | `{getattr(model, key):.15g}` |" in PAGE

@@ -1,0 +1,84 @@
+"""Imports point one way: each package may import what stands beside it in ``MAY_IMPORT``, itself, and nothing else.
+
+The table is the architecture's. Read it from the bottom: errors, envelope, bodies and media types know nothing above
+them; the pipeline knows no protocol; ``cli`` and what it runs, where everything is wired, know all. An import inside a
+function or below ``TYPE_CHECKING`` counts like any other: it is a dependency of the design.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "harmonyd"
+
+BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "envelope": {"errors"},
+    "bodies": {"errors", "envelope"},
+    "mediatypes": {"errors"},
+    "multipart": {"errors", "envelope", "bodies", "mediatypes"},
+    "config": {"errors"},
+    "telemetry": {"errors", "config"},
+    "supervision": {"errors", "config", "telemetry"},
+    "dimse": {"errors"},
+    "dimse.dcmtk": {"errors", "dimse", "supervision"},
+    "dimse.native": {"errors", "dimse"},
+    "middleware": BASE | {"config"},
+    "pipeline": BASE | {"config", "middleware"},
+    "spool": BASE | {"config"},
+    "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
+    "control": {"errors", "config", "supervision", "telemetry"},
+    "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
+}
+EVERYTHING = {"cli", "check", "daemon", "demo", "testing", "__main__"}
+"""The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
+
+
+def room(module: str) -> str:
+    """The row of the table that a module belongs to: ``dimse.dcmtk`` for ``harmonyd.dimse.dcmtk.log``."""
+    parts = module.split(".")[1:]
+    nested = ".".join(parts[:2])
+    return nested if nested in MAY_IMPORT else ".".join(parts[:1])
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The names of harmonyd's modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            names = [node.module or ""] if node.module != "harmonyd" else [f"harmonyd.{a.name}" for a in node.names]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name for name in names if name.startswith("harmonyd."))
+
+
+def modules() -> dict[str, Path]:
+    """Every module below the package itself."""
+    found = (path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py")
+    return {".".join(("harmonyd", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in found}
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if room(name) not in EVERYTHING])
+def test_imports_point_one_way(module: str) -> None:
+    """A module imports only what the table lets its package import."""
+    own = room(module)
+    assert own in MAY_IMPORT, f"{module} is in no row of the table"
+    rooms = {room(name) for name in imported(modules()[module]) if name != "harmonyd.__version__"}
+    assert rooms <= MAY_IMPORT[own] | {own}
+
+
+def test_the_table_has_no_circle() -> None:
+    """Following the table never leads back to where one began."""
+    order: list[str] = []
+    waiting = dict(MAY_IMPORT)
+    while waiting:
+        free = [name for name, below in waiting.items() if below <= set(order)]
+        assert free, f"these import each other: {sorted(waiting)}"
+        order += free
+        for name in free:
+            del waiting[name]
