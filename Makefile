@@ -29,9 +29,9 @@ as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; else sudo -n "$$@"; fi; }
 may_install() { command -v apt-get >/dev/null && as_root true 2>/dev/null; }
 apt_install() {
     say "installing $$* with apt-get"
-    export DEBIAN_FRONTEND=noninteractive
-    as_root apt-get install -qq -y --no-install-recommends "$$@" >/dev/null 2>&1 && return
-    as_root apt-get update -qq >/dev/null && as_root apt-get install -qq -y --no-install-recommends "$$@" >/dev/null
+    local install="env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends"
+    as_root $$install "$$@" >/dev/null 2>&1 && return
+    as_root apt-get update -qq >/dev/null && as_root $$install "$$@" >/dev/null
 }
 endef
 
@@ -56,22 +56,22 @@ lint: $(VENV)/.ready-test
 venv: $(VENV)/.ready-test
 
 # The test set-up has all that the demo needs.
-$(VENV)/.ready-demo: setup.cfg pyproject.toml | $(VENV)/.made
+$(VENV)/.ready-demo: setup.cfg pyproject.toml | python
 	@if [ "$(VENV)/.ready-test" -nt setup.cfg ]; then touch $@; exit 0; fi
 	echo "harmonyd: installing into $(VENV)" >&2
 	$(PIP) install -e .
 	touch $@
 
-$(VENV)/.ready-test: setup.cfg pyproject.toml | $(VENV)/.made
+$(VENV)/.ready-test: setup.cfg pyproject.toml | python
 	@echo "harmonyd: installing into $(VENV), with what the tests need" >&2
 	$(PIP) install -e '.[test]'
 	touch $@
 
-# A virtual environment that was moved, or whose Python is gone, is made again; so is one whose making was interrupted.
+# A virtual environment that does not work (moved, its Python gone, its making interrupted) is made again.
 .PHONY: python
 python:
 	@$(setup)
-	if [ -e $(VENV)/.made ] && $(BIN)/python -c 'import pip' 2>/dev/null; then exit 0; fi
+	if $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi
 	found=
 	for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi
@@ -83,16 +83,13 @@ python:
 	fi
 	rm -rf $(VENV)
 	"$$found" -m venv $(VENV)
-	touch $(VENV)/.made
-
-$(VENV)/.made: | python
 
 # pynetdicom installs scripts of the same names: a program is DCMTK's only when its version says so.
 .PHONY: dcmtk
 dcmtk:
 	@$(setup)
 	missing() {
-	    local name path
+	    local name path PATH="$$PATH:/usr/bin:/usr/local/bin:/opt/dcmtk/bin"
 	    for name in $(DCMTK); do
 	        while read -r path; do
 	            case "$$("$$path" --version 2>/dev/null </dev/null | head -n 1)" in '$$dcmtk: '*) continue 2;; esac
