@@ -26,7 +26,6 @@ from typing import Self
 
 from harmonyd.dimse.charsets import DEFAULT, Charset, charset_of
 from harmonyd.dimse.elements import (
-    ITEM,
     ITEM_DELIMITER,
     MAX_DEPTH,
     SEQUENCE_DELIMITER,
@@ -347,10 +346,10 @@ class _Decoder:
         while open_end or cursor.base + cursor.pos < end:
             kind, length = cursor.item(end, encoding)
             at = cursor.base + cursor.pos
-            if kind == SEQUENCE_DELIMITER and (open_end or at == end):
-                break
-            if kind != ITEM:
-                raise cursor.wrong(f"{tag_name(kind)} where an item of {tag_name(tag)} should be")
+            if kind == SEQUENCE_DELIMITER:
+                if open_end or at == end:
+                    break
+                raise cursor.wrong(f"a delimiter before the end of {tag_name(tag)}")
             undefined = length == UNDEFINED
             items.append(self.dataset(scope.item(end if undefined else at + length, open_end=undefined)))
         value = f',"Value":[{",".join(items)}]' if items else ""

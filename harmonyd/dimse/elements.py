@@ -231,21 +231,24 @@ class Cursor:
         return self.buf[start : self.pos]
 
     def item(self, end: int, encoding: Encoding) -> tuple[int, int]:
-        """Read the header of an item or delimiter: its tag and length (PS3.5 section 7.5)."""
+        """Read the header of an item or of the sequence delimiter: tag and length (PS3.5 section 7.5)."""
         if self.more(8) < 8 or self.base + self.pos + 8 > end:
-            raise self.wrong("no item or sequence delimiter where one has to be")
+            raise self.wrong("the end where an item or a sequence delimiter should be")
         group, element, length = _ITEM_HEADERS[encoding].unpack_from(self.buf, self.pos)
         self.pos += 8
+        tag = group << 16 | element
+        if tag not in (ITEM, SEQUENCE_DELIMITER):
+            raise self.wrong(f"{tag_name(tag)} where an item or a sequence delimiter should be")
         if length != UNDEFINED and self.base + self.pos + length > end:
             raise self.wrong(f"an item of {length} bytes goes beyond the end")
-        return group << 16 | element, length
+        return tag, length
 
     def skip_fragments(self, end: int, encoding: Encoding) -> None:
         """Go behind the sequence delimiter of an encapsulated value (PS3.5 section A.4)."""
-        while (header := self.item(end, encoding))[0] == ITEM and header[1] != UNDEFINED:
+        while (header := self.item(end, encoding))[0] == ITEM:
+            if header[1] == UNDEFINED:
+                raise self.wrong("a fragment of undefined length")
             self.pos += header[1]
-        if header[0] != SEQUENCE_DELIMITER:
-            raise self.wrong(f"{tag_name(header[0])} among the fragments of an encapsulated value")
 
     def wrong(self, what: str) -> MalformedDataset:
         """The error that says ``what`` is wrong here."""

@@ -4,7 +4,8 @@
 fragment that goes beyond the end, a missing delimiter and bytes that are no element are all found. Sequences and items
 with a length of their own are stepped over as a whole: that they fit is what counts here.
 
-What cannot be seen this way: a file that was cut exactly between two elements of its data set is as whole as any other.
+What cannot be seen this way: a file that was cut exactly between two elements of its data set is as whole as any other
+(but for one without any element: that is damage).
 Trailing zero bytes are no elements and therefore damage; Data Set Trailing Padding (FFFC,FFFC) is an element.
 """
 
@@ -23,7 +24,6 @@ from harmonyd.dimse.elements import (
     LONG_VRS,
     MAX_DEPTH,
     PIXEL_DATA,
-    SEQUENCE_DELIMITER,
     SHORT_VRS,
     UNDEFINED,
     UNKNOWN_END,
@@ -104,6 +104,8 @@ def _read(path: Path, last_tag: int) -> InstanceHeader:
             if is_deflated(meta.transfer_syntax_uid):
                 cursor, end = Cursor(b"", InflatedSource(source, cursor.base + cursor.pos)), UNKNOWN_END
             walker = _Walker(cursor, last_tag)
+            if cursor.more(1) <= 0:
+                raise cursor.wrong("there is no data set behind the file meta information")
             walker.dataset(_encoding_at(cursor, encoding_of(meta.transfer_syntax_uid), 0), end)
             return _header(meta, walker.found, source.size)
         except MalformedDataset as error:
@@ -218,9 +220,9 @@ class _Walker:
         elif vr in (b"UC", b"UR", b"UT", b"SV", b"UV") and encoding is not Encoding.IMPLICIT:
             raise self._cursor.wrong(f"{tag_name(tag)} of VR {vr.decode()} has undefined length")
         else:
-            self._sequence(tag, encoding, end, depth + 1)
+            self._sequence(encoding, end, depth + 1)
 
-    def _sequence(self, tag: int, encoding: Encoding, end: int, depth: int) -> None:
+    def _sequence(self, encoding: Encoding, end: int, depth: int) -> None:
         """Walk a sequence of undefined length to its delimiter."""
         cursor = self._cursor
         if depth > MAX_DEPTH:
@@ -230,8 +232,6 @@ class _Walker:
                 self.dataset(_encoding_at(cursor, encoding, depth), end, depth)
             else:
                 cursor.pos += header[1]
-        if header[0] != SEQUENCE_DELIMITER:
-            raise cursor.wrong(f"{tag_name(header[0])} where an item of {tag_name(tag)} should be")
 
 
 class _Layout(NamedTuple):

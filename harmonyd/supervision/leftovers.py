@@ -59,18 +59,23 @@ def load(path: Path) -> list[Entry]:
     Raises ``OwnerAlive`` when that run has not ended, ValueError for a broken file, OSError.
     """
     try:
-        first, *rest = [json.loads(line) for line in path.read_text().splitlines()] or [{}]
+        text = path.read_text()
     except FileNotFoundError:
         return []
-    if first.get("boot") != boot_id():
-        return []
-    owner = read_stat(int(first["owner"]))
-    if owner is not None and owner.alive and owner.start == first["start"] and owner.pid != os.getpid():
-        raise OwnerAlive(f"pid {owner.pid}")
     try:
+        first, *rest = [json.loads(line) for line in text.splitlines()] or [{"boot": None}]
+        if first["boot"] != boot_id():
+            return []
+        _check_owner(first["owner"], first["start"])
         return [Entry(line["name"], int(line["pid"]), int(line["start"]), line["argv"]) for line in rest]
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a record of children: {error!r}") from error
+
+
+def _check_owner(pid: int, start: int) -> None:
+    owner = read_stat(pid)
+    if owner is not None and owner.alive and owner.start == start and pid != os.getpid():
+        raise OwnerAlive(f"pid {pid}")
 
 
 def still_there(entry: Entry) -> bool:

@@ -22,7 +22,7 @@ from harmonyd.supervision.api import ExitRecord
 from harmonyd.supervision.lines import LineSplitter
 from harmonyd.supervision.spawn import spawn
 from harmonyd.supervision.waiters import Waiters
-from harmonyd.supervision.watcher import Stat, members, read_stat
+from harmonyd.supervision.watcher import Stat, kill_quietly, members, read_stat
 
 DRAIN_STEP_SECS = 0.25
 DRAIN_MAX_STEPS = 20
@@ -58,6 +58,8 @@ class ChildProcess(ProcessProtocol):
         self._on_exit = on_exit
         self._on_drained = on_drained
         self._on_gone = on_gone
+        self.forget: Callable[[], None] = lambda: None
+        """Called before ``on_gone``: for whoever keeps a list of processes."""
         self._gone_waiters: Waiters[None] = Waiters()
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
         self._output: list[bytes] = []
@@ -92,7 +94,7 @@ class ChildProcess(ProcessProtocol):
         """Signal the whole group; does nothing when it is gone."""
         if self.pid and not self.group_empty and not self._signal_group(signum) and not self.exited:
             # Between spawn and setsid the process is not yet the leader of a group of its own.
-            os.kill(self.pid, signum)
+            kill_quietly(self.pid, signum)
 
     def when_gone(self) -> Deferred[None]:
         """Fires when ``gone``; cancellable."""
@@ -198,6 +200,7 @@ class ChildProcess(ProcessProtocol):
     def _check_gone(self) -> None:
         if not self.gone:
             return
+        self.forget()
         self._on_gone()
         self._gone_waiters.fire(None)
 

@@ -6,6 +6,7 @@ import dataclasses
 import random as _random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class ProcessSupervisor:
                 path=str(self._record_path), owner=str(owner), operation="leftovers",
             )  # fmt: skip
             return []
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             self.log.error("cannot read {path}: {error}", path=str(self._record_path), error=str(error))
             return []
         for entry in ended:
@@ -154,19 +155,20 @@ class ProcessSupervisor:
     def _start(self, process: ChildProcess, spec: OnceSpec | KeptSpec) -> None:
         self._guard.start()
         process.start(spec.argv, spec.env)
-        if not process.group_empty:
+        if not process.gone:
             self._guard.add(process.pid, process.start_ticks)
-            process.when_gone().addCallback(lambda _: self._guard.remove(process.pid))
+            process.forget = partial(self._guard.remove, process.pid)
 
     def _launch_kept(self, child: Kept, process: ChildProcess) -> None:
         self._start(process, child.spec)
-        self._entries[process.pid] = leftovers.Entry(
-            child.full_name, process.pid, process.start_ticks, child.spec.argv
-        )
-        self._save_record()
-        process.when_gone().addCallback(lambda _: self._forget(process.pid))
+        if not process.gone:
+            pid, start = process.pid, process.start_ticks
+            self._entries[pid] = leftovers.Entry(child.full_name, pid, start, child.spec.argv)
+            self._save_record()
+            process.forget = partial(self._forget, pid)
 
     def _forget(self, pid: int) -> None:
+        self._guard.remove(pid)
         del self._entries[pid]
         self._save_record()
 

@@ -30,6 +30,12 @@ FAST = SupervisionConfig(
 
 
 @pytest.fixture
+def fast() -> SupervisionConfig:
+    """The short intervals that ``supervise`` uses, to derive others from."""
+    return FAST
+
+
+@pytest.fixture
 def until(started_reactor: Any) -> Callable[[Callable[[], object]], Awaitable[None]]:
     """``await until(condition)``: returns once it holds; the test's deadline bounds the wait."""
 

@@ -122,8 +122,12 @@ def test_the_port_is_known_after_start(tmp_path: Path) -> None:
         _ = front_end_on("127.0.0.1", 0, tmp_path).port
 
 
+# It first does to itself what systemd does for a service, sd_listen_fds(3).
 ACTIVATED = """
+    import os
     import sys
+    os.dup2(int(sys.argv[2]), 3)
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
     from pathlib import Path
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
@@ -145,14 +149,8 @@ async def test_a_socket_from_systemd(tmp_path: Path, family: socket.AddressFamil
     with socket.socket(family) as passed:
         passed.bind((host, 0))
         passed.listen()
-        # The shell puts the socket where sd_listen_fds(3) says, and its own pid, which stays, into the environment.
-        script = f'exec 3<&{passed.fileno()}; LISTEN_PID=$$ exec "$@"'
-        command = [sys.executable, "-c", textwrap.dedent(ACTIVATED), str(tmp_path)]
-        child = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command],
-            pass_fds=[passed.fileno()],
-            env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"},
-        )
+        command = [sys.executable, "-c", textwrap.dedent(ACTIVATED), str(tmp_path), str(passed.fileno())]
+        child = subprocess.Popen(command, pass_fds=[passed.fileno()])
         try:
             with await deferToThread(socket.create_connection, (host, passed.getsockname()[1]), 30) as client:
                 client.sendall(b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
