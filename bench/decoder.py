@@ -1,9 +1,9 @@
 """How long one C-FIND answer takes from Part 10 bytes to DICOM JSON text: our decoder and pydicom.
 
-Usage: python bench/decoder.py [REPEATS]
+Usage, from the repository's root: python -m bench.decoder [REPEATS]
 
-The records are like those that findscu -X writes: file meta information as DCMTK's, and 15 elements in Explicit VR Little
-Endian (plain, and Japanese) or Implicit VR Little Endian. Prints milliseconds a record, best of five runs.
+The records are like those that findscu -X writes: file meta information as DCMTK's, and 15 elements in Explicit VR
+Little Endian (plain, and Japanese) or Implicit VR Little Endian. Prints milliseconds a record, best of five runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID
 
 from harmonyd.dimse.dataset_json import part10_to_json
 
@@ -47,10 +48,10 @@ def record(charset: str | list[str], name: str) -> Dataset:
 def part10(ds: Dataset, syntax: str) -> bytes:
     """The record as a file."""
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = "1.2.276.0.7230010.3.1.0.1"
-    ds.file_meta.MediaStorageSOPInstanceUID = "1.2.276.0.7230010.3.1.4.8323329.1.1"
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.file_meta.ImplementationClassUID = "1.2.276.0.7230010.3.0.3.6.7"
+    ds.file_meta.MediaStorageSOPClassUID = UID("1.2.276.0.7230010.3.1.0.1")
+    ds.file_meta.MediaStorageSOPInstanceUID = UID("1.2.276.0.7230010.3.1.4.8323329.1.1")
+    ds.file_meta.TransferSyntaxUID = UID(syntax)
+    ds.file_meta.ImplementationClassUID = UID("1.2.276.0.7230010.3.0.3.6.7")
     ds.file_meta.ImplementationVersionName = "OFFIS_DCMTK_367"
     buffer = io.BytesIO()
     dcmwrite(buffer, ds, enforce_file_format=True)

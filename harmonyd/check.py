@@ -13,7 +13,7 @@ from typing import cast
 
 from harmonyd import config as configuration
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions
-from harmonyd.daemon.build import needs_dicom
+from harmonyd.daemon.build import asked_over_http, needs_dicom
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.errors import HarmonydError
@@ -35,7 +35,8 @@ def check(config_path: Path, *, probe: bool) -> int:
     except configuration.ConfigError as error:
         for problem in error.problems:
             print(f"error    {problem}")
-        print(f"{len(error.problems)} errors in the configuration")
+        count = len(error.problems)
+        print(f"{count} error{'s' * (count != 1)} in the configuration")
         return EXIT_CONFIGURATION
     for warning in config.warnings:
         print(f"warning  {warning}")
@@ -59,7 +60,7 @@ def _findings(config: Config, *, probe: bool) -> Iterator[Finding]:
         except HarmonydError as error:
             yield Finding(False, f"{error.detail}; {error.hint}")
     yield from _folders(config)
-    yield from _ports(config)
+    yield from ports(config)
     if probe and tools is not None:
         yield from _probes(config, tools)
 
@@ -68,12 +69,13 @@ def _folders(config: Config) -> Iterator[Finding]:
     folders = {config.storage.path: "storage path"}
     if config.logging.file is not None:
         folders[config.logging.file.parent] = "log folder"
-    for name in _used(config, "backends"):
-        options = config.backends[name].options
-        if isinstance(options, DicomBackendOptions) and options.storage_dir is not None:
-            folders[options.storage_dir] = f"storage_dir of backend {name}"
+    for kind, configured in (("backend", config.backends), ("endpoint", config.endpoints)):
+        for name in _used(config, f"{kind}s"):
+            options = configured[name].options
+            if isinstance(options, DicomBackendOptions | DicomEndpointOptions) and options.storage_dir is not None:
+                folders[options.storage_dir] = f"storage_dir of {kind} {name}"
     for folder, what in folders.items():
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        existing = next(parent for parent in (folder, *folder.parents) if _exists(parent))
         if not existing.is_dir():
             yield Finding(False, f"{what} {folder}: {existing} is no folder")
         elif not os.access(existing, os.W_OK | os.X_OK):
@@ -82,24 +84,33 @@ def _folders(config: Config) -> Iterator[Finding]:
             yield Finding(True, f"{what} {folder} is writable" + ("" if existing == folder else " (will be made)"))
 
 
-def _ports(config: Config) -> Iterator[Finding]:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return False  # below a folder that we may not enter, and which is then the one to name
+
+
+def ports(config: Config) -> Iterator[Finding]:
+    """Every port that a daemon with this configuration listens on; one that is taken is told with its holder."""
     for name, network in config.networks.items():
         if network.http is not None and not network.http.bind_address.startswith("systemd:"):
-            yield _port(f"network {name}, HTTP", network.http.bind_address, network.http.bind_port)
+            yield free_port(f"network {name}, HTTP", network.http.bind_address, network.http.bind_port)
     for name in _used(config, "endpoints"):
         endpoint = config.endpoints[name].options
         if isinstance(endpoint, DicomEndpointOptions):
-            yield _port(f"endpoint {name}, DICOM", endpoint.bind_addr, endpoint.port)
+            yield free_port(f"endpoint {name}, DICOM", endpoint.bind_addr, endpoint.port)
     receivers = {
         options.incoming_store_port: name
-        for name in _used(config, "backends")
+        for name in sorted(asked_over_http(config))
         if isinstance(options := config.backends[name].options, DicomBackendOptions)
     }
     for port, name in receivers.items():
-        yield _port(f"backend {name}, incoming C-STORE", "0.0.0.0", port)
+        yield free_port(f"backend {name}, incoming C-STORE", "0.0.0.0", port)
 
 
-def _port(what: str, address: str, port: int) -> Finding:
+def free_port(what: str, address: str, port: int) -> Finding:
+    """Whether we could listen there; if not, who does."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -127,12 +138,14 @@ def _probe(name: str, options: DicomBackendOptions, tools: dict[str, Tool]) -> F
         *("-aet", options.local_aet, "-aec", options.aet, options.host, str(options.port)),
     ]
     env = {"PATH": "/usr/bin:/bin", "TCP_NODELAY": "1"}
-    ran = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, check=False
-    )
+    try:
+        ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        return Finding(False, f"backend {name}: {where} did not answer a C-ECHO within 60 s")
     if ran.returncode == 0:
         return Finding(True, f"backend {name}: {where} answered a C-ECHO")
-    said = " ".join(line.strip() for line in ran.stdout.decode("utf-8", "replace").splitlines()) or "no reason given"
+    lines = (ran.stdout + ran.stderr).decode("utf-8", "replace").splitlines()
+    said = " ".join(line.strip() for line in lines) or "no reason given"
     return Finding(False, f"backend {name}: {where} did not answer a C-ECHO: {said}")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from harmonyd import __version__
 
 DEFAULT_CONFIG = Path("/etc/harmonyd/config.toml")
+EXIT_INTERRUPTED = 130
+"""What shells report for a command that SIGINT ended."""
 
 _DESCRIPTION = """\
 harmonyd is a gateway between HTTP and DICOM networks. An HTTP client asks, harmonyd performs the
@@ -61,8 +63,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status."""
+    """Run one command; return the exit status. Wrong usage, and ``--help``, raise ``SystemExit``."""
     arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        # Ctrl-C before there is a reactor that takes it for the wish to stop.
+        return EXIT_INTERRUPTED
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "version":
         print(f"harmonyd {__version__}")
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 
 from harmonyd.bodies import BytesBody
 from harmonyd.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
@@ -26,14 +28,14 @@ class ChunksBody(BytesBody):
     def __init__(self, chunks: Sequence[bytes | Deferred[None] | Exception]) -> None:
         super().__init__(b"")
         self._given = chunks
-        self.is_waiting: Deferred[None] = Deferred()
+        self.is_waiting = False
 
     async def chunks(self) -> AsyncIterator[bytes]:
         for chunk in self._given:
             if isinstance(chunk, Exception):
                 raise chunk
             if isinstance(chunk, Deferred):
-                self.is_waiting.callback(None)
+                self.is_waiting = True
                 await chunk
             else:
                 yield chunk
@@ -45,7 +47,7 @@ def parse(stream: bytes, cuts: Sequence[int] = (), boundary: str = "b0") -> Foun
     found: Found = []
     whole: list[bool] = []
     edges = [0, *sorted(cuts), len(stream)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         for event in parser.feed(stream[start:end]):
             if isinstance(event, PartBegin):
                 found.append((dict(event.headers), b""))
@@ -62,10 +64,16 @@ def parse(stream: bytes, cuts: Sequence[int] = (), boundary: str = "b0") -> Foun
 STREAMS: list[tuple[bytes, Found]] = [
     (b"--b0\r\nA: 1\r\n\r\none\r\n--b0\r\n\r\ntwo\r\n--b0--\r\n", [({"a": "1"}, b"one"), ({}, b"two")]),
     (b"--b0\r\n\r\none\r\n--b0--", [({}, b"one")]),
-    (b"pre\r\namble --b0 \r\n--b0 \t \r\n\r\none\r\n--b0\t\r\n\r\n\r\n--b0-- \r\nepi--b0logue", [({}, b"one"), ({}, b"")]),
+    (
+        b"pre\r\namble --b0 \r\n--b0 \t \r\n\r\none\r\n--b0\t\r\n\r\n\r\n--b0-- \r\nepi--b0logue",
+        [({}, b"one"), ({}, b"")],
+    ),
     (b"\r\n--b0\r\nA: 1\r\n B\r\nC:\r\n\r\n\r\n--b0--", [({"a": "1 B", "c": ""}, b"")]),
     (b"--b0\r\nA: 1\r\n\r\n--b0\r\n\r\n--b0--", [({"a": "1"}, b""), ({}, b"")]),
-    (b"--b0\r\n\r\n\r\n-\r\n--\r\n--b\r\r\n\r\n--b1\r\n\n--b0\r\n--b0--", [({}, b"\r\n-\r\n--\r\n--b\r\r\n\r\n--b1\r\n\n--b0")]),
+    (
+        b"--b0\r\n\r\n\r\n-\r\n--\r\n--b\r\r\n\r\n--b1\r\n\n--b0\r\n--b0--",
+        [({}, b"\r\n-\r\n--\r\n--b\r\r\n\r\n--b1\r\n\n--b0")],
+    ),
 ]
 
 
@@ -78,7 +86,9 @@ def test_parts_are_the_same_at_every_single_split(stream: bytes, expected: Found
     assert parse(stream, range(len(stream))) == expected
 
 
-_contents = st.lists(st.one_of(st.sampled_from([b"\r\n", b"\r", b"\n", b"--", b"-", b"b", b"\r\n--b", b"x"]), st.binary()))
+_contents = st.lists(
+    st.one_of(st.sampled_from([b"\r\n", b"\r", b"\n", b"--", b"-", b"b", b"\r\n--b", b"x"]), st.binary())
+)
 
 
 @given(st.data())
@@ -94,7 +104,9 @@ def test_any_split_gives_the_same_parts(data: st.DataObject) -> None:
     assert parse(stream, cuts) == [({"n": str(number)}, content) for number, content in enumerate(contents)]
 
 
-@given(st.lists(st.sampled_from([b"--b0", b"--", b"\r\n", b"\r", b" ", b"A: 1", b":", b"x", b"-"]), max_size=30), st.data())
+@given(
+    st.lists(st.sampled_from([b"--b0", b"--", b"\r\n", b"\r", b" ", b"A: 1", b":", b"x", b"-"]), max_size=30), st.data()
+)
 def test_garbage_is_judged_the_same_at_any_split(pieces: list[bytes], data: st.DataObject) -> None:
     """A stream that is not well formed is refused with BadRequest, whole or in pieces."""
 
@@ -135,6 +147,10 @@ def framed(*contents: bytes, header: bytes = b"Content-Type: application/dicom\r
     return b"".join(b"--b0\r\n" + header + b"\r\n" + content + b"\r\n" for content in contents) + b"--b0--\r\n"
 
 
+def files_in(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
 def contents_of(parts: list[Part]) -> list[bytes]:
     return [part.path.read_bytes() for part in parts]
 
@@ -149,7 +165,7 @@ async def test_parts_are_written_to_files(tmp_path: Path) -> None:
     assert contents_of(parts) == contents
     assert [part.size_bytes for part in parts] == [3_000_000, 0, 5]
     assert parts[0].headers == {"content-type": "application/dicom"}
-    assert sorted(tmp_path.iterdir()) == [part.path for part in parts]
+    assert files_in(tmp_path) == [part.path for part in parts]
 
 
 @pytest_twisted.ensureDeferred
@@ -174,7 +190,7 @@ async def test_parts_that_are_not_plain_dicom_are_refused(tmp_path: Path, header
     """A part of another type, in an encoding, or of another length than it says, is refused, and no file is left."""
     with pytest.raises(BadRequest, match=complaint):
         await read_parts(BytesBody(framed(b"one", header=header)), KIND, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -211,7 +227,7 @@ async def test_too_many_parts_are_too_large(tmp_path: Path) -> None:
     """One part more than allowed is refused, and no file is left."""
     with pytest.raises(PayloadTooLarge, match="more than 2 parts"):
         await read_parts(BytesBody(framed(b"1", b"2", b"3")), KIND, tmp_path, max_parts=2)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -219,20 +235,23 @@ async def test_a_truncated_body_leaves_no_file(tmp_path: Path) -> None:
     """A body that ends in a part is refused, and what was written is removed."""
     with pytest.raises(BadRequest, match="without the closing boundary"):
         await read_parts(BytesBody(framed(b"1", b"2" * 100)[:-20]), KIND, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_cancellation_leaves_no_file(tmp_path: Path) -> None:
     """Cancelled while it waits for more of the body, reading removes what was written."""
+    from twisted.internet import reactor
+
     body = ChunksBody([framed(b"1", b"2" * 2_000_000)[:-1000], Deferred()])
     reading = Deferred.fromCoroutine(read_parts(body, KIND, tmp_path))
-    await body.is_waiting
-    assert len(list(tmp_path.iterdir())) == 2
+    while not body.is_waiting:
+        await deferLater(reactor, 0)  # type: ignore[arg-type]
+    assert len(files_in(tmp_path)) == 2
     reading.cancel()
     with pytest.raises(CancelledError):
         await reading
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -240,4 +259,4 @@ async def test_what_the_body_raises_is_raised(tmp_path: Path) -> None:
     """An error of the body itself is passed on."""
     with pytest.raises(OSError, match="broken disk"):
         await read_parts(ChunksBody([framed(b"1")[:30], OSError(errno.EIO, "broken disk")]), KIND, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []

@@ -70,7 +70,7 @@ def build(
         engine = DcmtkEngine(
             reactor, supervisor, tools, storage=folders.storage, scratch=folders.run / "dcmtk"
         )
-    resources = registry.Resources(reactor, engine, folders.storage, _asked_over_http(config))
+    resources = registry.Resources(reactor, engine, folders.storage, asked_over_http(config))
     backends = {
         name: registry.BACKENDS[config.backends[name].service](config.backends[name], resources)
         for pipeline in config.pipelines.values()
@@ -81,7 +81,8 @@ def build(
     return Parts(engine, backends, inbound, _front_ends(config, pipelines, reactor, health, folders))
 
 
-def _asked_over_http(config: Config) -> frozenset[str]:
+def asked_over_http(config: Config) -> frozenset[str]:
+    """Names of the backends that an HTTP client can reach."""
     return frozenset(
         backend
         for pipeline in config.pipelines.values()

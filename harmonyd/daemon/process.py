@@ -29,7 +29,8 @@ Main = Callable[[Daemon, Any], Awaitable[int | None]]
 
 def complain(error: HarmonydError) -> None:
     """Say what is wrong, and what to do, on standard error."""
-    print(f"harmonyd: {error.detail}", file=sys.stderr)
+    for line in error.detail.splitlines():
+        print(f"harmonyd: {line}", file=sys.stderr)
     if error.hint:
         print(f"harmonyd: {error.hint}", file=sys.stderr)
 
@@ -85,6 +86,8 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
             print(f"harmonyd: {failure.value}", file=sys.stderr)
         else:
             _log.failure("cannot start", failure=failure)
+            if config.logging.file is not None:
+                print(f"harmonyd: cannot start, by our fault; see {config.logging.file}", file=sys.stderr)
         reactor.stop()
 
     running: list[Deferred[None]] = []

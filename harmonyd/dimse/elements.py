@@ -44,8 +44,12 @@ JUMP_BYTES = 4096
 
 _MAX_TRAILER_BYTES = 9
 
-_META_TAGS = {b"\x02\x00\x02\x00": "sop_class_uid", b"\x02\x00\x03\x00": "sop_instance_uid",
-              b"\x02\x00\x10\x00": "transfer_syntax_uid"}
+_META_TAGS = {
+    b"\x02\x00\x02\x00": "sop_class_uid",
+    b"\x02\x00\x03\x00": "sop_instance_uid",
+    b"\x02\x00\x10\x00": "transfer_syntax_uid",
+    b"\x02\x00\x16\x00": "source_aet",
+}
 _u16 = Struct("<H").unpack_from
 _u32 = Struct("<L").unpack_from
 
@@ -258,9 +262,10 @@ class Cursor:
 class FileMeta(NamedTuple):
     """The file meta information (PS3.10 section 7.1) as far as we need it; empty where absent."""
 
-    transfer_syntax_uid: str
-    sop_class_uid: str
-    sop_instance_uid: str
+    transfer_syntax_uid: str = ""
+    sop_class_uid: str = ""
+    sop_instance_uid: str = ""
+    source_aet: str = ""
 
 
 def read_file_meta(cursor: Cursor) -> FileMeta:
@@ -272,15 +277,15 @@ def read_file_meta(cursor: Cursor) -> FileMeta:
     if cursor.buf[128:132] != b"DICM":
         raise MalformedDataset("no DICOM Part 10 file: the prefix DICM is not at byte 128")
     cursor.pos = 132
-    found = {"transfer_syntax_uid": "", "sop_class_uid": "", "sop_instance_uid": ""}
+    found: dict[str, str] = {}
     while cursor.more(12) >= 8 and cursor.buf.startswith(b"\x02\x00", cursor.pos):
         name = _META_TAGS.get(cursor.buf[cursor.pos : cursor.pos + 4])
         length = _meta_length(cursor)
         if name is not None and length <= 128:
-            found[name] = cursor.take(length).decode("latin-1").rstrip("\0 ")
+            found[name] = cursor.take(length).decode("latin-1").strip("\0 ")
         else:
             cursor.pos += length
-    if not found["transfer_syntax_uid"]:
+    if not found.get("transfer_syntax_uid"):
         raise cursor.wrong("the file meta information has no Transfer Syntax UID (0002,0010)")
     return FileMeta(**found)
 

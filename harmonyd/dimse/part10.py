@@ -75,6 +75,8 @@ class InstanceHeader:
     series_instance_uid: str
     patient_id: str
     size_bytes: int
+    source_aet: str = ""
+    """Source Application Entity Title (0002,0016); storescp writes the calling AE title there."""
 
 
 def read_header(path: Path) -> InstanceHeader:
@@ -127,6 +129,7 @@ def _header(meta: FileMeta, found: dict[int, bytes], size: int) -> InstanceHeade
         series_instance_uid=uid(_SERIES),
         patient_id=charset_of(found.get(_CHARSET, b"")).decode(found.get(_PATIENT_ID, b"")).strip(_PADDING),
         size_bytes=size,
+        source_aet=meta.source_aet,
     )
 
 
@@ -217,7 +220,7 @@ class _Walker:
     def _undefined(self, tag: int, vr: bytes, encoding: Encoding, end: int, depth: int) -> None:
         if vr in _FRAGMENTED_VRS or tag in PIXEL_DATA:
             self._cursor.skip_fragments(end, encoding)
-        elif vr in (b"UC", b"UR", b"UT", b"SV", b"UV") and encoding is not Encoding.IMPLICIT:
+        elif vr in (b"UC", b"UR", b"UT", b"SV", b"UV"):
             raise self._cursor.wrong(f"{tag_name(tag)} of VR {vr.decode()} has undefined length")
         else:
             self._sequence(encoding, end, depth + 1)

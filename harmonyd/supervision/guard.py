@@ -62,7 +62,7 @@ class Guard:
         try:
             self._launch()
         except OSError as error:
-            self.log.error("the watcher could not be started: {error}", error=str(error), operation="watcher")
+            self.log.error("the watcher could not be started: {error}", error=str(error))
             self._start_later()
             return
         for pid, start in self._children.items():
@@ -123,7 +123,7 @@ class Guard:
             os.write(self._pipe, line.encode())
         except BlockingIOError:
             # A stopped watcher does not read. A new one is told everything.
-            self.log.error("the watcher does not read; it is replaced", pid=self.pid, operation="watcher")
+            self.log.error("the watcher does not read; it is replaced", pid=self.pid)
             if self.pid is not None:
                 kill_quietly(self.pid, signal.SIGKILL)
         except BrokenPipeError:
@@ -135,7 +135,7 @@ class Guard:
         if self._stopped is not None:
             self._stopped.callback(None)
             return
-        self.log.warn("the watcher died; it is started again", operation="watcher")
+        self.log.warn("the watcher died; it is started again")
         if self._reactor.seconds() - self._started_at < RESTART_SECS:
             self._start_later()
         else:

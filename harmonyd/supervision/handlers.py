@@ -29,4 +29,4 @@ class LineHandler:
     def _complain(self) -> None:
         if not self._complained:
             self._complained = True
-            self.log.failure("{child}: the handler of its lines failed", child=self._child, operation="on_line")
+            self.log.failure("{child}: the handler of its lines failed", child=self._child)

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.base import DelayedCall
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import SupervisionConfig
@@ -141,7 +141,7 @@ class Kept:
         try:
             new, effects = states.step(before, event)
         except states.IllegalTransition as bug:
-            self.log.error("{child}: ignored: {error}", child=self.full_name, error=bug.detail, operation="state")
+            self.log.error("{child}: ignored: {error}", child=self.full_name, error=bug.detail)
             return
         if new is not before:
             self._state, self._state_since = new, self._reactor.seconds()
@@ -149,10 +149,10 @@ class Kept:
         for effect in effects:
             self._execute(effect)
         if new is not before:
-            self.log.info(
+            self.log.emit(
+                LogLevel.error if new is State.FATAL else LogLevel.info,
                 "{child}: {before} -> {state}: {why}",
                 child=self.full_name, pid=self.pid, before=before.value, state=new.value, why=self.description,
-                operation="state",
             )  # fmt: skip
 
     def _reason(self, new: State) -> str:
@@ -197,7 +197,7 @@ class Kept:
     def _record(self) -> None:
         self.log.warn(
             "{child}: {why}; it said last: {last}",
-            child=self.full_name, pid=self.pid, why=self._why, operation="failure",
+            child=self.full_name, pid=self.pid, why=self._why,
             last=[line.decode("utf-8", "replace") for line in self.output.last_lines(LAST_LINES)],
         )  # fmt: skip
 
@@ -355,7 +355,7 @@ class Kept:
             in_thread(self._reactor, holder_text, self.spec.port).addCallback(self._port_was_held)
 
     def _port_was_held(self, text: str) -> None:
-        self.log.warn("{child}: {why}", child=self.full_name, why=text, operation="failure")
+        self.log.warn("{child}: {why}", child=self.full_name, why=text)
         if self._state in (State.BACKOFF, State.FATAL):
             self._why = text
 

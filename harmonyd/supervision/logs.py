@@ -110,7 +110,7 @@ class RotatedFile:
             self._complained_at = now
             self.log.error(
                 "cannot write {path}: {error}; output of the child is kept in memory only",
-                path=str(self.path), error=str(error), operation="child-log",
+                path=str(self.path), error=str(error),
             )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ class ChildProcess(ProcessProtocol):
         """Start it. Raises ``SpawnError``; the callbacks can come before this returns."""
         self._started_at = self._reactor.seconds()
         spawn(self._reactor, self, argv, env)
-        self.log.debug("{child} started as pid {pid}", child=self.name, pid=self.pid, operation="start")
+        self.log.debug("{child} started as pid {pid}", child=self.name, pid=self.pid)
 
     @property
     def gone(self) -> bool:

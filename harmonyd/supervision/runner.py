@@ -78,7 +78,7 @@ class ProcessSupervisor:
         except leftovers.OwnerAlive as owner:
             self.log.warn(
                 "the record {path} belongs to a daemon that is still running ({owner}): give each its own",
-                path=str(self._record_path), owner=str(owner), operation="leftovers",
+                path=str(self._record_path), owner=str(owner),
             )  # fmt: skip
             return []
         except (OSError, ValueError) as error:
@@ -87,7 +87,7 @@ class ProcessSupervisor:
         for entry in ended:
             self.log.warn(
                 "{child} of an earlier run was still there; it was ended",
-                child=entry.name, pid=entry.pid, operation="leftovers",
+                child=entry.name, pid=entry.pid,
             )  # fmt: skip
         return [entry.name for entry in ended]
 
@@ -179,7 +179,7 @@ class ProcessSupervisor:
         except OSError as error:
             self.log.error(
                 "cannot write {path}: {error}; after a crash the next start could not end what is left",
-                path=str(self._record_path), error=str(error), operation="leftovers",
+                path=str(self._record_path), error=str(error),
             )  # fmt: skip
 
     def _once_gone(self, child: Once) -> None:

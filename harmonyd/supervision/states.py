@@ -154,7 +154,7 @@ TABLE: Mapping[State, Mapping[Event, Step]] = {
     State.BACKOFF: {
         Event.START: (State.STARTING, (CancelTimer(Timer.RESTART), ResetBackoff(), *_launch)),
         Event.RESTART_DUE: (State.STARTING, _launch),
-        Event.GIVE_UP: (State.FATAL, (CancelTimer(Timer.RESTART), Record(), ArmTimer(Timer.RETRY))),
+        Event.GIVE_UP: (State.FATAL, (CancelTimer(Timer.RESTART), ArmTimer(Timer.RETRY))),
         # What a process says on its way out can arrive after its exit.
         Event.UNUSABLE: (State.FATAL, (CancelTimer(Timer.RESTART), Record())),
         Event.STOP: _stop_from(Timer.RESTART),

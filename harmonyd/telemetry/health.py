@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 __all__ = ["CheckResult", "DiskWritable", "Health", "write_probe"]
 
-_log = Logger()
+_log = Logger("harmonyd.telemetry")
 _PROBE = bytes(4096)
 
 

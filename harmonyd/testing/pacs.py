@@ -63,6 +63,10 @@ class PacsLayout:
         """The storage area: files and dcmqrscp's index."""
         return self.folder / "area"
 
+    def clear(self) -> None:
+        """Remove what an earlier run left. Not while dcmqrscp runs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def write(self) -> None:
         """Write the configuration and make the storage area, whose absence dcmqrscp would not notice at start."""
         self.area.mkdir(parents=True, exist_ok=True)

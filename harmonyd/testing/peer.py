@@ -52,9 +52,11 @@ class PeerOptions:
     comment: str = ""
     """Error Comment (0000,0902) of the final response."""
     after: int | None = None
-    """After so many answers or instances, do ``then`` instead of going on."""
+    """After so many answers or instances, do ``then`` instead of going on. A C-ECHO heeds it when it is 0."""
     then: str = "hang"
-    """hang, abort (A-ABORT) or drop (TCP connection closed)."""
+    """hang, abort (A-ABORT), drop (TCP connection closed), garbage (bytes that are no PDU, then closed), or wait: go on
+    when there is a file ``gate``."""
+    gate: str = ""
     ignore_cancel: bool = False
     """Go on after a C-CANCEL, instead of ending with 0xFE00."""
     charset: str = "ascii"
@@ -92,7 +94,8 @@ class ScriptedPeer:
     """A peer as a context manager: listening when entered, gone when left.
 
     ``options`` are those of ``PeerOptions``. Events have ``event`` (listening, association, request, response, stored,
-    hanging, cancel, delivered-late, released, aborted, rejected, closed, error) and ``id``, the association's number.
+    hanging, waiting, cancel, delivered-late, released, aborted, rejected, closed, error) and ``id``, the association's
+    number.
     """
 
     def __init__(self, script: str = "serve", *, port: int = 0, **options: Any) -> None:

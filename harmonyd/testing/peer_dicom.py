@@ -10,6 +10,7 @@ import socket
 import time
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -80,9 +81,15 @@ def _handlers(options: PeerOptions, report: Report) -> list[Any]:
     def told(name: str) -> Any:
         return lambda event: report(name, id=_numbers.of(event.assoc))
 
-    def echoed(event: Any) -> int:
+    def echoed(event: Any) -> Dataset:
         report("request", id=_numbers.of(event.assoc), op="C-ECHO")
-        return options.status or 0x0000
+        if options.after == 0:
+            _misbehave_at_echo(event.assoc, options, report)
+        answer = Dataset()
+        answer.Status = options.status or 0x0000
+        if options.comment:
+            answer.ErrorComment = options.comment
+        return answer
 
     def stored(event: Any) -> int:
         with lock:
@@ -100,6 +107,37 @@ def _handlers(options: PeerOptions, report: Report) -> list[Any]:
     seen = [(evt.EVT_CONN_OPEN, opened), (evt.EVT_ESTABLISHED, established)]
     asked = [(evt.EVT_C_ECHO, echoed), (evt.EVT_C_STORE, stored)]
     return [*seen, *asked, *((on, told(name)) for on, name in endings.items())]
+
+
+def _misbehave_at_echo(assoc: Any, options: PeerOptions, report: Report) -> None:
+    """Instead of the answer to a C-ECHO. pynetdicom sends that on return, if the association still stands."""
+    if options.then == "hang":
+        report("hanging", id=_numbers.of(assoc))
+        while _is_open(assoc):
+            time.sleep(0.02)
+    elif options.then in _ENDS:
+        _ENDS[options.then](assoc)
+
+
+def _is_open(assoc: Any) -> bool:
+    return bool(assoc.dul.state_machine.current_state == "Sta6")
+
+
+def _abort(assoc: Any) -> None:
+    assoc.abort()
+
+
+def _drop(assoc: Any) -> None:
+    assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _garbage(assoc: Any) -> None:
+    assoc.dul.socket.socket.sendall(_NO_PDU)
+    _drop(assoc)
+
+
+_ENDS = {"abort": _abort, "drop": _drop, "garbage": _garbage}
+_NO_PDU = bytes(range(0x93, 0xFF)) * 3
 
 
 # --- what the peer does -----------------------------------------------------------------------------------------------
@@ -225,13 +263,13 @@ class _Conversation:
     def _pause(self, number: int) -> None:
         """Before answer ``number``: wait, and play the script's turn when it has come."""
         if number == self._options.after:
-            {"hang": self._hang, "abort": self._abort, "drop": self._drop}[self._options.then]()
+            {"hang": self._hang, "wait": self._wait_for_gate}.get(self._options.then, self._end)()
         self._wait(self._options.interval_secs)
 
     def _wait(self, secs: float) -> None:
         until = time.monotonic() + secs
         while True:
-            if self._assoc.dul.state_machine.current_state != "Sta6":
+            if not _is_open(self._assoc):
                 raise _Over
             if self._service.is_cancelled(self._request.MessageID):
                 self._report("cancel", id=self._id)
@@ -247,14 +285,14 @@ class _Conversation:
         self._report("hanging", id=self._id)
         self._wait(float("inf"))
 
-    def _abort(self) -> None:
-        self._flush()
-        self._assoc.abort()
-        raise _Over
+    def _wait_for_gate(self) -> None:
+        self._report("waiting", id=self._id)
+        while not Path(self._options.gate).exists():
+            self._wait(0.01)
 
-    def _drop(self) -> None:
+    def _end(self) -> None:
         self._flush()
-        self._assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+        _ENDS[self._options.then](self._assoc)
         raise _Over
 
     def _flush(self) -> None:

@@ -63,7 +63,7 @@ class _Exchange:
 class HttpFrontEnd:
     """Serves ``routes``, and the health paths if ``health`` is given, on one network."""
 
-    _log = Logger()
+    _log = Logger("harmonyd.web")
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ def attribute_model(element: pydicom.DataElement) -> dict[str, Any]:
     * an empty value among several is null (F.2.5), pydicom writes "";
     * only non-empty component groups of a name are members (F.2.2), pydicom writes "" or fails;
     * "OB or OW" is no VR; without a VR in the data set it is OW (PS3.5 section A.1);
-    * spaces around each value of AE, AS, CS, DA, DT, TM and UI are not significant (PS3.5 section 6.2), pydicom leaves some;
+    * spaces around a value of AE, AS, CS, DA, DT, TM or UI are not significant (PS3.5 section 6.2), pydicom keeps some;
     * NaN and Infinity are no JSON.
     """
     if element.VR == "SQ":
@@ -253,8 +253,8 @@ def datasets(draw: st.DrawFn, syntax: str, charset: str = "", depth: int = 0) ->
         parts[0x00280106] = element(0x00280106, draw(st.sampled_from(["US", "SS"])), pixel, syntax)
     if draw(st.booleans()):
         parts[0x00090010] = element(0x00090010, "LO", b"GEMS_IDEN_01", syntax)
-    kinds = st.sampled_from([(vr, tags) for table in (PUBLIC, PRIVATE) for vr, tags in table.items() if " or " not in vr])
-    for vr, tags in draw(st.lists(kinds, max_size=8)):
+    kinds = [(vr, tags) for table in (PUBLIC, PRIVATE) for vr, tags in table.items() if " or " not in vr]
+    for vr, tags in draw(st.lists(st.sampled_from(kinds), max_size=8)):
         tag = draw(st.sampled_from(tags))
         if vr == "SQ":
             if depth < 3:

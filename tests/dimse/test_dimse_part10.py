@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
@@ -45,7 +46,8 @@ def file_of(dataset: bytes, syntax: str = EXPLICIT) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CT
     meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    meta.TransferSyntaxUID = syntax
+    meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    meta.SourceApplicationEntityTitle = "MODALITY"
     buffer = io.BytesIO()
     pydicom.filewriter.write_file_meta_info(buffer, meta)
     return bytes(128) + b"DICM" + buffer.getvalue() + dataset
@@ -98,16 +100,17 @@ def is_whole(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("function", [read_header, check_complete])
-def test_header_says_which_instance(path: Path, function: object) -> None:
+def test_header_says_which_instance(path: Path, function: Callable[[Path], InstanceHeader]) -> None:
     """The header has the identifiers of the data set, text decoded, and the size of the file."""
     path.write_bytes(WHOLE)
-    assert function(path) == InstanceHeader(CT, "1.2.3.4", JPEG, "1.2", "1.2.3", "ä 1", len(WHOLE))  # type: ignore[operator]
+    expected = InstanceHeader(CT, "1.2.3.4", JPEG, "1.2", "1.2.3", "ä 1", len(WHOLE), "MODALITY")
+    assert function(path) == expected
 
 
 def test_identifiers_fall_back_to_the_file_meta(path: Path) -> None:
     """A data set without SOP Common, like a DICOMDIR, is named by its file meta information; the rest is empty."""
     path.write_bytes(file_of(short(0x00080050, "SH", b"A1")))
-    assert check_complete(path) == InstanceHeader(CT, "1.2.3.4", EXPLICIT, "", "", "", path.stat().st_size)
+    assert check_complete(path) == InstanceHeader(CT, "1.2.3.4", EXPLICIT, "", "", "", path.stat().st_size, "MODALITY")
 
 
 def test_every_cut_is_seen_but_between_elements(path: Path) -> None:

@@ -42,7 +42,8 @@ async def test_path_filter_lets_its_rules_pass(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "", "/imagingstudy", "/ImagingStudy/1", "/Patient", "/Patient/", "/Patient//", "/Patient/1/2", "//Patient/1"]
+    "path",
+    ["/", "", "/imagingstudy", "/ImagingStudy/1", "/Patient", "/Patient/", "/Patient//", "/Patient/1/2", "//Patient/1"],
 )
 @pytest_twisted.ensureDeferred
 async def test_path_filter_stops_what_no_rule_names(path: str) -> None:

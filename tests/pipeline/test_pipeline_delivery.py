@@ -128,7 +128,8 @@ async def test_results_are_read_to_their_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [ResponseEnvelope(status=404), ResponseEnvelope(status=302), ResponseEnvelope(results=Outcome(success=False))]
+    "answer",
+    [ResponseEnvelope(status=404), ResponseEnvelope(status=302), ResponseEnvelope(results=Outcome(success=False))],
 )
 @pytest_twisted.ensureDeferred
 async def test_an_answer_that_is_no_success_is_no_delivery(answer: ResponseEnvelope) -> None:

@@ -41,6 +41,7 @@ class FakeResults:
         self.operation = operation
         self.items_key = items_key
         self.closed = 0
+        self.is_waiting = False
         self._items = items
         self._summary = summary or {"success": True, "complete": True}
 
@@ -49,6 +50,7 @@ class FakeResults:
             if isinstance(item, Exception):
                 raise item
             if isinstance(item, Deferred):
+                self.is_waiting = True
                 await item
             else:
                 yield item

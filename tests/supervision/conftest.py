@@ -1,4 +1,4 @@
-"""Shared fixtures: supervisors with short intervals, specifications of real DCMTK receivers, waiting for a condition."""
+"""Shared fixtures: supervisors with short intervals, specifications of real receivers, waiting for a condition."""
 
 from __future__ import annotations
 

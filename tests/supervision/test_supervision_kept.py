@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -449,5 +450,5 @@ def test_an_hour_of_failures_is_no_storm(tmp_path: Path) -> None:
         reactor.advance(0.1)
     assert len(reactor.spawned_at) == 5 + 11
     assert reactor.spawned_at[4] < 16
-    assert all(later - earlier >= 0.9 for earlier, later in zip(reactor.spawned_at, reactor.spawned_at[1:]))
+    assert all(later - earlier >= 0.9 for earlier, later in pairwise(reactor.spawned_at))
     assert child.state == "FATAL"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 import pytest_twisted
 
 from harmonyd.supervision import leftovers
+from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.leftovers import Entry, OwnerAlive
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.supervision.watcher import members, read_stat
@@ -131,9 +131,9 @@ async def test_a_broken_record_stops_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_unwritable_record_stops_nothing(supervise: Callable[..., ProcessSupervisor], tmp_path: Path) -> None:
+async def test_an_unwritable_record_stops_nothing(
+    supervise: Callable[..., ProcessSupervisor], storescp: Callable[..., KeptSpec], tmp_path: Path
+) -> None:
     """Where the record cannot be written children run all the same."""
     (tmp_path / "run").write_text("in the way")
-    supervisor = supervise()
-    supervisor._save_record()
-    assert os.path.isfile(tmp_path / "run")
+    await supervise().keep(storescp()).when_ready()

@@ -19,6 +19,13 @@ from harmonyd.telemetry.logging import LogFileError, start_logging, stop_logging
 Lines = Callable[[], list[str]]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _begun(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Twisted replays to everybody what was logged before the first start; other tests' failures are in there."""
+    start_logging(LoggingConfig(file=tmp_path_factory.mktemp("log") / "replayed"))
+    stop_logging()
+
+
 @pytest.fixture
 def log_path(tmp_path: Path) -> Iterator[Path]:
     """Where the tests log to; logging ends with the test."""
@@ -169,7 +176,5 @@ def test_libraries_that_use_the_standard_library(log_path: Path) -> None:
     start_logging(LoggingConfig(file=log_path))
     library = logging.getLogger("harmonyd.test.library")
     library.warning("%s {is} odd", "this")
-    library.warning("wrong %d", "arguments")
-    first, second = own_lines(log_path)
-    assert first.split(" ", 1)[1] == "WARN  [harmonyd.test.library] this {is} odd"
-    assert "wrong %d" in second
+    [line] = own_lines(log_path)
+    assert line.split(" ", 1)[1] == "WARN  [harmonyd.test.library] this {is} odd"

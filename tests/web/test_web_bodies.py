@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ async def test_a_spool_moves_to_a_file_when_it_grows(tmp_path: Path) -> None:
     assert spool._file is None
     spool.write(b"b")
     assert spool._file is not None
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - pathlib's is refused in a coroutine
     body = spool.take()
     assert await body.read(1_000_000) == b"a" * MEMORY_BYTES + b"b"
     await body.close()

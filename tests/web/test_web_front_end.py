@@ -150,7 +150,7 @@ async def test_a_socket_from_systemd(tmp_path: Path, family: socket.AddressFamil
         passed.bind((host, 0))
         passed.listen()
         command = [sys.executable, "-c", textwrap.dedent(ACTIVATED), str(tmp_path), str(passed.fileno())]
-        child = subprocess.Popen(command, pass_fds=[passed.fileno()])
+        child = await deferToThread(subprocess.Popen, command, pass_fds=[passed.fileno()])
         try:
             with await deferToThread(socket.create_connection, (host, passed.getsockname()[1]), 30) as client:
                 client.sendall(b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")

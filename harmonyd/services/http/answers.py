@@ -65,5 +65,5 @@ async def serialise(results: Results, request_id: str) -> Answer:
     except Exception:
         await results.aclose()
         raise
-    answer.chunks = ClosingIterator(answer.chunks, results.aclose)
+    answer.chunks = ClosingIterator(answer.chunks, answer.close)
     return answer

@@ -21,7 +21,8 @@ async def multipart_answer(results: Results) -> Answer:
     records = Lookahead(results, unchanged)
     first = await first_record(records, results)
     boundary = f"harmonyd-{secrets.token_hex(16)}"
-    return Answer(f"{media.MULTIPART_DICOM}; boundary={boundary}", _multipart(results, records, first, boundary))
+    chunks = _multipart(results, records, first, boundary)
+    return Answer(f"{media.MULTIPART_DICOM}; boundary={boundary}", chunks, records.aclose)
 
 
 async def single_answer(results: Results) -> Answer:
@@ -40,10 +41,10 @@ async def single_answer(results: Results) -> Answer:
     require_whole(results)
     path = file_of(first)
     length = (await deferToThread(path.stat)).st_size
-    return Answer(media.DICOM, _single(records, path, length), length)
+    return Answer(media.DICOM, _single(path, length), records.aclose, length)
 
 
-async def _single(records: Lookahead[Record], path: Path, length: int) -> AsyncIterator[bytes]:
+async def _single(path: Path, length: int) -> AsyncIterator[bytes]:
     file = InstanceFile(path)
     try:
         await file.open()
@@ -53,7 +54,6 @@ async def _single(records: Lookahead[Record], path: Path, length: int) -> AsyncI
             yield chunk
     finally:
         await file.close()
-        await records.aclose()
 
 
 async def _multipart(
@@ -61,25 +61,22 @@ async def _multipart(
 ) -> AsyncIterator[bytes]:
     record: Record | None = first
     delimiter = f"--{boundary}"
-    try:
-        while record is not None:
-            file = InstanceFile(file_of(record))
-            try:
-                await file.open()
-                before = _part_header(delimiter, file.size_bytes)
-                while chunk := await file.read():
-                    yield before + chunk
-                    before = b""
-                if before:
-                    yield before
-            finally:
-                await file.close()
-            delimiter = f"\r\n--{boundary}"
-            record = await records.next()
-        require_whole(results)
-        yield f"{delimiter}--\r\n".encode("ascii")
-    finally:
-        await records.aclose()
+    while record is not None:
+        file = InstanceFile(file_of(record))
+        try:
+            await file.open()
+            before = _part_header(delimiter, file.size_bytes)
+            while chunk := await file.read():
+                yield before + chunk
+                before = b""
+            if before:
+                yield before
+        finally:
+            await file.close()
+        delimiter = f"\r\n--{boundary}"
+        record = await records.next()
+    require_whole(results)
+    yield f"{delimiter}--\r\n".encode("ascii")
 
 
 def _part_header(delimiter: str, size_bytes: int) -> bytes:

@@ -33,10 +33,11 @@ async def object_answer(results: Results, request_id: str) -> Answer:
         while await records.next() is not None:
             pass
         data = json.dumps({**head, **results.summary(), **head}, default=str).encode() + b"\n"
-        return Answer(media.JSON, _one(data), len(data))
+        return Answer(media.JSON, _one(data), records.aclose, len(data))
     opening = json.dumps({**head, results.items_key: []})[:-2].encode()
     batch = await _batch(records)
-    return Answer(media.JSON, _list(records, batch, opening, lambda error: _object_end(results, error, request_id)))
+    chunks = _list(records, batch, opening, lambda error: _object_end(results, error, request_id))
+    return Answer(media.JSON, chunks, records.aclose)
 
 
 async def array_answer(results: Results) -> Answer:
@@ -45,7 +46,8 @@ async def array_answer(results: Results) -> Answer:
     batch = await _batch(records)
     if not batch:
         require_whole(results)
-    return Answer(media.DICOM_JSON, _list(records, batch, b"[", lambda error: _array_end(results, error)))
+    chunks = _list(records, batch, b"[", lambda error: _array_end(results, error))
+    return Answer(media.DICOM_JSON, chunks, records.aclose)
 
 
 async def lines_answer(results: Results) -> Answer:
@@ -54,7 +56,7 @@ async def lines_answer(results: Results) -> Answer:
     batch = await _batch(records)
     if not batch:
         require_whole(results)
-    return Answer(media.NDJSON, _lines(results, records, batch))
+    return Answer(media.NDJSON, _lines(results, records, batch), records.aclose)
 
 
 async def _json(record: Record) -> bytes:
@@ -82,30 +84,24 @@ async def _list(records: Lookahead[bytes], batch: list[bytes], opening: bytes, e
     """Yield ``opening``, the records with commas between them, and what ``end`` returns, unless it raises."""
     error: HarmonydError | None = None
     before = opening
-    try:
-        while batch:
-            yield before + b",\n".join(batch)
-            before = b",\n"
-            try:
-                batch = await _batch(records)
-            except HarmonydError as failure:
-                error, batch = failure, []
-        yield (opening if before is opening else b"") + end(error)
-    finally:
-        await records.aclose()
+    while batch:
+        yield before + b",\n".join(batch)
+        before = b",\n"
+        try:
+            batch = await _batch(records)
+        except HarmonydError as failure:
+            error, batch = failure, []
+    yield (opening if before is opening else b"") + end(error)
 
 
 async def _lines(results: Results, records: Lookahead[bytes], batch: list[bytes]) -> AsyncIterator[bytes]:
-    try:
-        while batch:
-            yield b"".join(map(_line, batch))
-            try:
-                batch = await _batch(records)
-            except HarmonydError as error:
-                raise _cut(error) from error
-        require_whole(results)
-    finally:
-        await records.aclose()
+    while batch:
+        yield b"".join(map(_line, batch))
+        try:
+            batch = await _batch(records)
+        except HarmonydError as error:
+            raise _cut(error) from error
+    require_whole(results)
 
 
 def _line(record: bytes) -> bytes:

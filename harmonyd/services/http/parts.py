@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,10 +20,14 @@ from harmonyd.services.http.lookahead import Lookahead
 
 @dataclass(slots=True)
 class Answer:
-    """The body of an HTTP answer: its Content-Type, its chunks, and its length in bytes where that is known."""
+    """The body of an HTTP answer: its Content-Type, its chunks, and its length in bytes where that is known.
+
+    ``close`` releases what is behind the chunks; to be called whether they were iterated or not.
+    """
 
     content_type: str
     chunks: AsyncIterator[bytes]
+    close: Callable[[], Awaitable[None]]
     length: int | None = None
 
 

@@ -49,8 +49,8 @@ class BodyProducer:
     def resumeProducing(self) -> None:
         """Go on."""
         gate, self._gate = self._gate, None
-        if gate is not None and not gate.called:
-            gate.callback(None)
+        if gate is not None:
+            _fire(gate)
 
     def stopProducing(self) -> None:
         """Stop for good; the Deferred of ``startProducing`` does not fire any more, as its interface demands."""
@@ -84,6 +84,7 @@ class UpstreamBody(Protocol):
         self._ended = False
         self._error: Exception | None = None
         self._waiter: Deferred[None] | None = None
+        self._reactor = reactor
         self._timer: Any = reactor.callLater(max(0.0, deadline - reactor.seconds()), self._expire)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -159,9 +160,11 @@ class UpstreamBody(Protocol):
         self._wake()
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.called:
-            waiter.callback(None)
+        # Not at once: the reader may close, and what Twisted's parser is just delivering may be the response's end, after
+        # which the connection is kept for the next request.
+        if self._waiter is not None:
+            self._reactor.callLater(0, _fire, self._waiter)
+            self._waiter = None
 
     def _abort(self) -> None:
         # The transport is Twisted's proxy, which can only close after what we sent was read; a server that has stopped
@@ -169,3 +172,8 @@ class UpstreamBody(Protocol):
         behind = getattr(self.transport, "_producer", None)
         if behind is not None:
             getattr(behind, "abortConnection", behind.loseConnection)()
+
+
+def _fire(waiter: Deferred[None]) -> None:
+    if not waiter.called:
+        waiter.callback(None)

@@ -37,7 +37,8 @@ class _Sink:
 async def zip_answer(results: Results) -> Answer:
     """One stored (not compressed) entry an instance; the central directory only when the results are whole."""
     records = Lookahead(results, unchanged)
-    return Answer(media.ZIP, _archive(results, records, await first_record(records, results)))
+    first = await first_record(records, results)
+    return Answer(media.ZIP, _archive(results, records, first), records.aclose)
 
 
 async def _archive(results: Results, records: Lookahead[Record], first: Record) -> AsyncIterator[bytes]:
@@ -64,7 +65,6 @@ async def _archive(results: Results, records: Lookahead[Record], first: Record) 
         # After a failure this writes a directory that nobody takes; without it the archive would be closed by the
         # garbage collector, with a complaint.
         archive.close()
-        await records.aclose()
 
 
 def _entry(archive: ZipFile, name: str, file: InstanceFile) -> IO[bytes]:

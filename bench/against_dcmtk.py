@@ -1,0 +1,270 @@
+"""harmonyd over HTTP against the bare DCMTK tools doing the same work, in one run on the same PACS.
+
+Usage: python bench/against_dcmtk.py [--runs N] [--skip-memory]
+
+Whole processes are timed: ``curl`` with its answer written to a file, and the tool started from a shell. Both take turns,
+A B A B …, after one turn that is not counted; the ratio is that of each pair, and the median is quoted. PACS:
+dcmqrscp, loopback, TCP_NODELAY=1 for both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from harmonyd.testing.config_files import write_config
+from harmonyd.testing.daemon import RunningDaemon
+from harmonyd.testing.data import MadeStudy, make_study
+from harmonyd.testing.pacs import RunningPacs
+from harmonyd.testing.processes import dcmtk, free_port
+
+ENV = {"PATH": "/usr/bin:/bin", "TCP_NODELAY": "1"}
+FIND_SIZES = (1, 100, 1000)
+CT_PIXELS = 140
+"""140 × 140 × 2 bytes: about 40 KB, as in pydicom's small CT."""
+BIG_PIXELS = 512
+HUGE_PIXELS = 5120
+HUGE_COUNT = 40
+"""40 × 52 MB: 2.1 GB."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share."""
+
+    pacs: RunningPacs
+    daemon: RunningDaemon
+    scratch: Path
+    runs: int
+    destination_port: int
+
+    def query_file(self, **keys: str) -> Path:
+        from pydicom import Dataset
+
+        ds = Dataset()
+        for keyword, value in keys.items():
+            setattr(ds, keyword, value)
+        path = self.scratch / f"query-{abs(hash(tuple(keys.items())))}.dcm"
+        ds.save_as(path, implicit_vr=False, little_endian=True)
+        return path
+
+    def curl(self, operation: str, document: dict[str, object], accept: str = "application/json") -> list[str]:
+        return [
+            *("curl", "-sS", "--fail", "-o", str(self.scratch / "answer"), "-X", "POST"),
+            *("-H", "Content-Type: application/json", "-H", f"Accept: {accept}"),
+            *("-d", json.dumps(document), f"{self.daemon.base_url}/dicom/{operation}"),
+        ]
+
+    def shell(self, argv: Sequence[str], folder: Path) -> list[str]:
+        """The tool as a person would run it, into an empty folder."""
+        command = f"rm -rf {shlex.quote(str(folder))}; mkdir {shlex.quote(str(folder))}; exec {shlex.join(argv)}"
+        return ["sh", "-c", command]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--skip-memory", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="harmonyd-bench-") as name:
+        scratch = Path(name)
+        studies = {n: make_study(scratch / f"find{n}", n, patient_id=f"FIND-{n}", size=8) for n in FIND_SIZES}
+        small = make_study(scratch / "small", 100, patient_id="CT-100", size=CT_PIXELS)
+        big = make_study(scratch / "big", 100, patient_id="CT-100-BIG", size=BIG_PIXELS)
+        made = [*studies.values(), small, big]
+        files = [path for study in made for path in study.files]
+        if not arguments.skip_memory:
+            huge = make_study(scratch / "huge", HUGE_COUNT, patient_id="HUGE", size=HUGE_PIXELS)
+            files += huge.files
+        destination = free_port()
+        incoming = free_port()
+        with RunningPacs(
+            scratch / "pacs", files=files, destinations={"BARE": destination, "HARMONY_MOVE": incoming}
+        ) as pacs:
+            for study in [*made, *([] if arguments.skip_memory else [huge])]:
+                shutil.rmtree(study.files[0].parent)
+            backend = {
+                "service": "dicom",
+                "aet": pacs.aet,
+                "host": "127.0.0.1",
+                "port": pacs.port,
+                "move_destination_aet": "HARMONY_MOVE",
+                "incoming_store_port": incoming,
+                "max_associations": 4,
+            }
+            (scratch / "config").mkdir()
+            sections = {"proxy": {"log_level": "warn"}, "storage": {"options": {"retention_max_gb": 50}}}
+            config = write_config(
+                scratch / "config", http_port=free_port(), backends={"pacs": backend}, sections=sections
+            )
+            with RunningDaemon(config) as daemon:
+                bench = Bench(pacs, daemon, scratch, arguments.runs, destination)
+                print(f"| work | harmonyd, median | bare tool, median | ratio, median (min–max) of {bench.runs} pairs |")
+                print("|---|---|---|---|")
+                for count, study in studies.items():
+                    find(bench, count, study)
+                retrieve(bench, "100 CT of 40 KB", small)
+                retrieve(bench, "100 CT of 0.5 MB", big)
+                print()
+                python_share(bench, studies[1000])
+                concurrency(bench, studies[1])
+                concurrency(bench, studies[100])
+                if not arguments.skip_memory:
+                    memory(bench, huge)
+    return 0
+
+
+def find(bench: Bench, count: int, study: MadeStudy) -> None:
+    document = {"StudyInstanceUID": study.study_uid, "SeriesInstanceUID": study.series_uids[0], "level": "IMAGE"}
+    keys = _find_keys(study)
+    folder = bench.scratch / "bare"
+    options = ["-S", "-aec", bench.pacs.aet, "-X", "-od", str(folder)]
+    address = ["127.0.0.1", str(bench.pacs.port), str(bench.query_file(**keys))]
+    tool = bench.shell([dcmtk("findscu"), *options, *address], folder)
+    compare(bench, f"find, {count} results, JSON", bench.curl("find", document), tool)
+    answer = json.loads((bench.scratch / "answer").read_bytes())
+    assert answer["count"] == count == len(list(folder.iterdir())), (answer["count"], count)
+
+
+def _find_keys(study: MadeStudy) -> dict[str, str]:
+    """The keys harmonyd asks for as well."""
+    from harmonyd.dimse.identifier import parse_query
+
+    document = {"StudyInstanceUID": study.study_uid, "SeriesInstanceUID": study.series_uids[0], "level": "IMAGE"}
+    return {element.keyword: element.value or "" for element in parse_query(document, operation="find").dataset}
+
+
+def retrieve(bench: Bench, what: str, study: MadeStudy) -> None:
+    document: dict[str, object] = {"StudyInstanceUID": study.study_uid}
+    accept = 'multipart/related; type="application/dicom"'
+    query = str(bench.query_file(QueryRetrieveLevel="STUDY", StudyInstanceUID=study.study_uid))
+    folder = bench.scratch / "bare"
+    peer = ["-S", "-aec", bench.pacs.aet]
+    address = ["127.0.0.1", str(bench.pacs.port), query]
+    get = bench.shell([dcmtk("getscu"), *peer, "-od", str(folder), *address], folder)
+    compare(bench, f"get, {what}, multipart", bench.curl("get", document, accept), get)
+    assert len(list(folder.iterdir())) == len(study.files)
+    listen = ["+P", str(bench.destination_port), "-od", str(folder), "-aem", "BARE"]
+    move = bench.shell([dcmtk("movescu"), *peer, *listen, *address], folder)
+    compare(bench, f"move, {what}, multipart", bench.curl("move", document, accept), move)
+    assert len(list(folder.iterdir())) == len(study.files)
+
+
+def compare(bench: Bench, what: str, ours: Sequence[str], theirs: Sequence[str]) -> None:
+    pairs = [(_timed(ours), _timed(theirs)) for _ in range(bench.runs + 1)][1:]
+    ratios = sorted(a / b for a, b in pairs)
+    a = statistics.median(pair[0] for pair in pairs) * 1000
+    b = statistics.median(pair[1] for pair in pairs) * 1000
+    ratio = f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+    print(f"| {what} | {a:.0f} ms | {b:.0f} ms | {ratio} |", flush=True)
+
+
+def _timed(argv: Sequence[str]) -> float:
+    start = time.perf_counter()
+    ran = subprocess.run(argv, env=ENV, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    took = time.perf_counter() - start
+    if ran.returncode:
+        sys.exit(f"{shlex.join(argv)}: exit {ran.returncode}\n{ran.stderr.decode()}")
+    return took
+
+
+def python_share(bench: Bench, study: MadeStudy) -> None:
+    """CPU time of the daemon itself against that of findscu for 1,000 results."""
+    process = psutil.Process(bench.daemon.pid)
+    document = {"StudyInstanceUID": study.study_uid, "SeriesInstanceUID": study.series_uids[0], "level": "IMAGE"}
+    before = process.cpu_times()
+    turns = bench.runs
+    for _ in range(turns):
+        _timed(bench.curl("find", document))
+    after = process.cpu_times()
+    own = (after.user + after.system - before.user - before.system) / turns
+    children = (after.children_user + after.children_system - before.children_user - before.children_system) / turns
+    print(f"find, 1,000 results: CPU in the daemon {own * 1000:.0f} ms, in findscu {children * 1000:.0f} ms a request")
+
+
+def concurrency(bench: Bench, study: MadeStudy) -> None:
+    """Requests a second with 1 and with 16 clients, each a curl that asks again and again on one connection."""
+    document = {"StudyInstanceUID": study.study_uid, "SeriesInstanceUID": study.series_uids[0], "level": "IMAGE"}
+    rates = {clients: _rate(bench, document, clients, 192) for clients in (1, 16, 1, 16)}
+    count = len(study.files)
+    ratio = rates[16] / rates[1]
+    one, many = f"1 client {rates[1]:.1f}/s", f"16 clients {rates[16]:.1f}/s"
+    print(f"find, {count} results: {one}, {many}, ratio {ratio:.2f}", flush=True)
+
+
+def _rate(bench: Bench, document: dict[str, object], clients: int, requests: int) -> float:
+    answered: list[int] = []
+
+    def client() -> None:
+        with closing(bench.daemon.connect()) as connection:
+            for _ in range(requests // clients):
+                response = bench.daemon.send(connection, "POST", "/dicom/find", json=document)
+                if response.status == 200 and json.loads(response.read())["complete"]:
+                    answered.append(1)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    start = time.perf_counter()
+    _all(threads)
+    took = time.perf_counter() - start
+    if len(answered) != requests:
+        sys.exit(f"{requests - len(answered)} of {requests} requests failed")
+    return requests / took
+
+
+def _all(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def memory(bench: Bench, study: MadeStudy) -> None:
+    """Peak resident memory of the daemon while a study of 2 GB streams through, above what it is when idle."""
+    process = psutil.Process(bench.daemon.pid)
+    for operation, accept in (("get", 'multipart/related; type="application/dicom"'), ("move", "application/zip")):
+        idle = process.memory_info().rss
+        command = bench.curl(operation, {"StudyInstanceUID": study.study_uid}, accept)
+        peak = _peak(process, lambda argv=command: _timed(argv))  # type: ignore[misc]
+        size = (bench.scratch / "answer").stat().st_size
+        above = (peak - idle) / 1e6
+        line = f"{operation} of {size / 1e9:.1f} GB: idle {idle / 1e6:.0f} MB, peak {above:.1f} MB above that"
+        print(line, flush=True)
+
+
+def _peak(process: psutil.Process, work: Callable[[], object]) -> int:
+    peak = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return peak
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TCP_NODELAY", "1")
+    sys.exit(main())
