@@ -105,4 +105,4 @@ def _range_text(operation: str, code: int) -> str:
         return _STORE_RANGES[code >> 8]
     if code >> 12 == 0xC and operation != "echo":
         return "Failed: cannot understand" if operation == "store" else "Failed: unable to process"
-    return UNKNOWN
+    return "Warning" if code >> 12 == 0xB else UNKNOWN

@@ -25,7 +25,8 @@ class OnceSpec:
     """``argv[0]`` is an absolute path. Elements that start with "@" are refused (DCMTK expands them to a file)."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the runner's explicit base environment (PATH, LANG, TCP_NODELAY=1)."""
-    operation_id: str = ""
+    log_fields: Mapping[str, str] = field(default_factory=dict)
+    """Joined to each log line about this child: ``request`` and ``operation`` (``harmonyd.telemetry.logging``)."""
     on_line: Callable[[bytes], None] | None = None
     """Called on the reactor thread for each line (without its newline) of stdout and stderr."""
     max_output_bytes: int = 1_000_000

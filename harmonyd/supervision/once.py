@@ -38,6 +38,7 @@ class Once:
             on_drained=self._drained,
             on_gone=self._gone,
             max_output_bytes=spec.max_output_bytes,
+            log_fields=spec.log_fields,
         )
 
     @property
@@ -80,8 +81,8 @@ class Once:
         record = self.process.exit_record()
         self.log.debug(
             "{child} ended after {secs:.3f} s: code {code}, signal {signal}",
-            child=self.spec.name, pid=record.pid, operation=self.spec.operation_id, secs=record.runtime_secs,
-            code=record.exit_code, signal=record.signal,
+            child=self.spec.name, pid=record.pid, secs=record.runtime_secs, code=record.exit_code,
+            signal=record.signal, **self.spec.log_fields,
         )  # fmt: skip
         self._waiters.fire(record)
 

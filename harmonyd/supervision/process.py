@@ -51,6 +51,7 @@ class ChildProcess(ProcessProtocol):
         on_drained: Callable[[], None] = lambda: None,
         on_gone: Callable[[], None] = lambda: None,
         max_output_bytes: int = 4096,
+        log_fields: Mapping[str, str] | None = None,
     ) -> None:
         self._reactor = reactor
         self.name = name
@@ -58,6 +59,7 @@ class ChildProcess(ProcessProtocol):
         self._on_exit = on_exit
         self._on_drained = on_drained
         self._on_gone = on_gone
+        self._log_fields = dict(log_fields or {})
         self.forget: Callable[[], None] = lambda: None
         """Called before ``on_gone``: for whoever keeps a list of processes."""
         self._gone_waiters: Waiters[None] = Waiters()
@@ -83,7 +85,7 @@ class ChildProcess(ProcessProtocol):
         """Start it. Raises ``SpawnError``; the callbacks can come before this returns."""
         self._started_at = self._reactor.seconds()
         spawn(self._reactor, self, argv, env)
-        self.log.debug("{child} started as pid {pid}", child=self.name, pid=self.pid)
+        self.log.debug("{child} started as pid {pid}", child=self.name, pid=self.pid, **self._log_fields)
 
     @property
     def gone(self) -> bool:

@@ -11,12 +11,13 @@ client leaves; whatever it holds is closed at its end, in every case.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import LimitsConfig, NetworkConfig
@@ -43,6 +44,7 @@ class _Exchange:
     """What one request holds while it is answered."""
 
     def __init__(self) -> None:
+        self.answering: Deferred[None] | None = None
         self.body: Body | None = None
         self.envelope: RequestEnvelope | None = None
         self.response: ResponseEnvelope | None = None
@@ -50,6 +52,12 @@ class _Exchange:
     @property
     def operation(self) -> str | None:
         return self.envelope.metadata.get("dimse_op") if self.envelope is not None else None
+
+    def cancel(self) -> None:
+        """End the answering, but only once: what is being cleaned up after a first time must not be interrupted."""
+        answering, self.answering = self.answering, None
+        if answering is not None:
+            answering.cancel()
 
     async def close(self) -> None:
         try:
@@ -90,7 +98,7 @@ class HttpFrontEnd:
             self._router.add_prefix(route.endpoint.path_prefix, route)
         self._site = Site(reactor, self)
         self._listening: Any = None
-        self._running: set[Deferred[None]] = set()
+        self._running: set[_Exchange] = set()
         self._emptied: Deferred[None] | None = None
 
     @property
@@ -121,8 +129,8 @@ class HttpFrontEnd:
         for channel in list(self._site.connections):
             channel.close_when_idle()
         if not await self._is_empty_within(grace_secs):
-            for running in list(self._running):
-                running.cancel()
+            for exchange in list(self._running):
+                exchange.cancel()
             await self._is_empty_within(_CANCEL_SECS)
         self._site.abort_all()
         while not self._is_empty():
@@ -146,8 +154,8 @@ class HttpFrontEnd:
         """Take note that there is one connection less (``Front``)."""
         self._tell_if_empty()
 
-    def _ended(self, running: Deferred[None]) -> None:
-        self._running.discard(running)
+    def _ended(self, exchange: _Exchange) -> None:
+        self._running.discard(exchange)
         self._tell_if_empty()
 
     def _tell_if_empty(self) -> None:
@@ -173,23 +181,24 @@ class HttpFrontEnd:
         """Answer a request that is there, or was refused (``Front``)."""
         # Before the coroutine starts: it may be done, and the request finished, when fromCoroutine returns.
         finished = request.notifyFinish()
-        running = Deferred.fromCoroutine(self._serve(request))
-        self._running.add(running)
-        running.addErrback(self._broke, request)
-        running.addBoth(lambda _: self._ended(running))
-        finished.addErrback(lambda _: running.cancel())
+        exchange = _Exchange()
+        self._running.add(exchange)
+        serving = Deferred.fromCoroutine(self._serve(request, exchange))
+        serving.addErrback(self._broke, request)
+        serving.addBoth(lambda _: self._ended(exchange))
+        finished.addErrback(lambda _: exchange.cancel())
 
     def _broke(self, failure: Failure, request: Request) -> None:
         """Log what even the error handling did not catch, and leave no client waiting."""
         self._log.failure("a request was not answered", failure=failure, request=request.id)
         request.cut(flush=False)
 
-    async def _serve(self, request: Request) -> None:
+    async def _serve(self, request: Request, exchange: _Exchange) -> None:
         began_at = self._reactor.seconds()
-        exchange = _Exchange()
         try:
             try:
-                await self._answer(request, exchange)
+                exchange.answering = Deferred.fromCoroutine(self._answer(request, exchange))
+                await exchange.answering
             except Exception as exc:  # noqa: BLE001 - the boundary: whatever went wrong becomes an answer
                 self._failed(request, exc, exchange.operation)
             self._log_access(request, self._reactor.seconds() - began_at, exchange.operation)
@@ -226,7 +235,9 @@ class HttpFrontEnd:
     def _log_access(self, request: Request, secs: float, operation: str | None) -> None:
         # The path without its query: queries hold names and numbers of patients.
         path = request.uri.split(b"?", 1)[0].decode("latin-1")
-        self._log.info(
+        is_routine = request.match is not None and request.match.target.is_probe and request.code == HTTPStatus.OK
+        self._log.emit(
+            LogLevel.debug if is_routine else LogLevel.info,
             "{method} {path} {status} {sent_bytes} bytes {ms} ms",
             method=request.method.decode("ascii"),
             path=path,

@@ -45,8 +45,8 @@ class HealthEndpoint:
 def health_routes(health: Health) -> dict[str, Route]:
     """Return the built-in paths and what serves them."""
     return {
-        "/livez": Route(HealthEndpoint("/livez"), _reporter(health.live)),
-        "/readyz": Route(HealthEndpoint("/readyz"), _reporter(health.ready)),
+        "/livez": Route(HealthEndpoint("/livez"), _reporter(health.live), is_probe=True),
+        "/readyz": Route(HealthEndpoint("/readyz"), _reporter(health.ready), is_probe=True),
     }
 
 

@@ -17,6 +17,8 @@ class Route:
 
     endpoint: HttpEndpoint
     handle: Callable[[RequestEnvelope], Awaitable[ResponseEnvelope]]
+    is_probe: bool = False
+    """Machines ask all the time: while all is well, this is logged at debug level."""
 
     def allows(self, method: str) -> bool:
         """Tell whether the endpoint takes ``method``; HEAD goes wherever GET goes (RFC 9110 section 9.3.2)."""

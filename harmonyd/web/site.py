@@ -46,6 +46,7 @@ class Channel(http.HTTPChannel):
     _networkProducer: Any  # noqa: N815
 
     _refusing = False
+    _closing = False
     _discarded_bytes = 0
     _unread_bytes: int | None = None
 
@@ -124,6 +125,7 @@ class Channel(http.HTTPChannel):
 
     def close_soon(self) -> None:
         """Flush what was written and close; abort when the client does not take it in time."""
+        self._closing = True
         self.unregisterProducer()
         self.loseConnection()
         self.setTimeout(self.factory.timeOut)
@@ -139,15 +141,15 @@ class Channel(http.HTTPChannel):
         self.transport.abortConnection()
 
     def timeoutConnection(self) -> None:
-        """Close a silent connection, unless the client still reads what we sent."""
+        """Close a silent connection, unless the client still reads what we sent; abort what does not close."""
         unread, before = unread_bytes(self.transport), self._unread_bytes
         self._unread_bytes = unread
-        if self._refusing:
-            self.abort()
-        elif unread and unread != before:
+        if unread and unread != before and not self._refusing:
             self.setTimeout(self.factory.timeOut)
+        elif self._refusing or self._closing:
+            self.abort()
         else:
-            super().timeoutConnection()
+            self.close_soon()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer has neither body nor correlation id. It calls this more than once for one request.

@@ -189,6 +189,31 @@ async def test_a_stream_that_fails_in_the_middle_is_cut(serve: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_cleaning_up_is_not_interrupted(serve: Any) -> None:
+    """Neither the connection that is lost after a cut nor the end of the daemon cancels what ends the operation."""
+    go_on: Deferred[None] = Deferred()
+    ended: list[bool] = []
+
+    class SlowToEnd(StreamBody):
+        async def close(self) -> None:
+            await go_on
+            ended.append(True)
+
+    async def handle(_: RequestEnvelope) -> ResponseEnvelope:
+        return ResponseEnvelope(body=SlowToEnd(failing(b"some data")))
+
+    front_end = await serve(route(handle))
+    await talk(front_end.port, GET)
+    await until(lambda: not front_end._site.connections)
+    stopped = Deferred.fromCoroutine(front_end.stop(grace_secs=0.01))
+    await until(lambda: all(exchange.answering is None for exchange in front_end._running))
+    assert not stopped.called
+    go_on.callback(None)
+    await stopped
+    assert ended == [True]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_stream_that_fails_before_its_first_byte_is_a_problem_detail(serve: Any) -> None:
     """While nothing was sent, the failure still has its proper status; the headers of the answer are gone."""
 

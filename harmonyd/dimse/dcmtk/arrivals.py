@@ -30,14 +30,18 @@ class FolderWatch:
     or has said that all is written.
     """
 
-    def __init__(self, reactor: Any, folder: Path, on_file: Callable[[str], None]) -> None:
+    def __init__(
+        self, reactor: Any, folder: Path, on_file: Callable[[str], None], *, track_open: bool = False
+    ) -> None:
+        """``track_open``: know which files are still being written, for a ``sweep`` while the writer runs."""
         self._folder = folder
         self._on_file = on_file
         self._seen: set[str] = set()
         self._open: set[str] = set()
         self._inotify: INotify | None = INotify(reactor)
         self._inotify.startReading()
-        self._inotify.watch(FilePath(os.fsencode(folder)), mask=IN_CREATE | IN_CLOSE_WRITE, callbacks=[self._event])
+        mask = IN_CLOSE_WRITE | (IN_CREATE if track_open else 0)
+        self._inotify.watch(FilePath(os.fsencode(folder)), mask=mask, callbacks=[self._event])
 
     def sweep(self) -> list[str]:
         """Names of files not reported yet, in natural order, less those still being written; they count as reported."""

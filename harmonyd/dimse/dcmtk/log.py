@@ -10,6 +10,9 @@ from harmonyd.dimse.engine import SubOperations
 MAX_KEPT_LINES = 50
 _LINE = re.compile(rb"@(\w+)\|(.*)", re.DOTALL)
 _STATUS = re.compile(r"0x([0-9a-fA-F]{1,4})(?::\s*(.*))?")
+_MESSAGE_HEAD = re.compile(r"=+ INCOMING DIMSE MESSAGE =+")
+_DETAIL_HEAD = re.compile(r"(?:Response has )?status detail\b.*:$", re.IGNORECASE)
+_REFUSAL_HEADS = ("Association Rejected:", "Association Request Failed:")
 _COMMENT = re.compile(r"\(0000,0902\) LO \[(.*?)(?:\]\s+#.*)?$")
 _ECHO_RESPONSE = re.compile(r"Received Echo Response \((?:(Success)|.*?0x([0-9a-fA-F]{1,4}))\)")
 _FIND_RESPONSE = re.compile(r"Received Find Response (\d+)")
@@ -49,6 +52,7 @@ class ToolLog:
     """The first lines that are no log lines (usage texts), at most ``MAX_KEPT_LINES``."""
     _fields: dict[str, str] | None = None
     _in_detail: bool = False
+    _in_refusal: bool = False
 
     def feed(self, line: bytes) -> None:
         """Take in one line, without its newline."""
@@ -60,7 +64,7 @@ class ToolLog:
         elif matched[1] == b"DEBUG":
             self._debug(text)
         else:
-            self._fields, self._in_detail = None, False
+            self._fields, self._in_detail, self._in_refusal = None, False, False
             self._notable(matched[1], text)
 
     def final(self, kind: str) -> Response | None:
@@ -69,8 +73,7 @@ class ToolLog:
 
     def _notable(self, level: bytes, text: str) -> None:
         if level in (b"WARN", b"ERROR", b"FATAL"):
-            if len(self.complaints) < MAX_KEPT_LINES:
-                self.complaints.append(text[:500])
+            self._complain(text)
         elif text.startswith("Association Accepted"):
             self.accepted = True
         elif (counted := _FIND_RESPONSE.match(text)) is not None:
@@ -79,14 +82,22 @@ class ToolLog:
             # echoscu says its final status in this line only, and exits 0 whatever it is.
             self.responses.append(Response("C-ECHO RSP", 0 if echoed[1] else int(echoed[2], 16)))
 
+    def _complain(self, text: str) -> None:
+        if len(self.complaints) < MAX_KEPT_LINES:
+            self.complaints.append(text[:500])
+
     def _debug(self, text: str) -> None:
-        # A status detail is the peer's own text: nothing in it may pass for a message.
-        if self._in_detail:
+        if _MESSAGE_HEAD.fullmatch(text):
+            # Also out of a status detail, whose end is not marked. A peer that writes this line into its comment can
+            # only say what it could have answered.
+            self._fields, self._in_detail, self._in_refusal = {}, False, False
+        elif self._in_detail:
             self._detail(text)
-        elif text.endswith("INCOMING DIMSE MESSAGE ===================="):
-            self._fields = {}
-        elif text.lower().endswith("status detail:"):
+        elif _DETAIL_HEAD.match(text):
             self._in_detail = True
+        elif self._in_refusal or text.startswith(_REFUSAL_HEADS):
+            self._in_refusal = True
+            self._complain(text)
         elif self._fields is not None:
             self._message_line(text, self._fields)
 

@@ -38,7 +38,14 @@ _DROPPED = (
     "Sending file:",
     "Converting transfer syntax",
 )
-_KEPT = ("INCOMING DIMSE MESSAGE", "Status Detail:", "status detail:")
+_KEPT = (
+    "INCOMING DIMSE MESSAGE",
+    "Status Detail",
+    "status detail",
+    # getscu says only at DEBUG why there is no association.
+    "Association Rejected:",
+    "Association Request Failed:",
+)
 
 
 def log_config() -> str:

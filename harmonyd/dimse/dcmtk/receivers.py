@@ -37,7 +37,7 @@ class KeptReceiver:
         self.listener: Callable[[str], None] | None = None
         self._box = box
         self._quarantine = quarantine_folder
-        self._watch = FolderWatch(box.reactor, folder, self._arrived)
+        self._watch = FolderWatch(box.reactor, folder, self._arrived, track_open=True)
         command = argv.storescp(
             box.tools["storescp"].path,
             local_aet=receiver.destination_aet,

@@ -110,8 +110,8 @@ def _conclude(stream: ToolStream[Instance], run: ToolRun, intake: Intake, operat
 def _reconcile(outcome: Outcome, intake: Intake) -> None:
     """Compare what the PACS counted, what arrived, and what was asked for by UID (promise 1)."""
     counters, arrived = outcome.suboperations, len(intake.arrived)
-    if outcome.status and (counters is None or counters.failed is None):
-        outcome.incomplete(f"the PACS ended with status 0x{outcome.status:04X} ({outcome.status_text})")
+    if outcome.status and not (counters and (counters.failed or counters.warning)):
+        outcome.incomplete(verdict.ended_with(outcome))
     if counters is not None:
         delivered = (counters.completed or 0) + (counters.warning or 0)
         if counters.failed:

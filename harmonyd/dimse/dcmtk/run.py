@@ -22,6 +22,10 @@ from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 
 T = TypeVar("T")
 
+GATHER_SECS = 0.01
+"""Files that arrive in quick succession are handed on together at most this much later: a thread's turn, a decode and a
+write each cost more than a record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Toolbox:
@@ -69,11 +73,13 @@ class ToolRun:
         self._box = box
         self._op = op
         self._child: OnceChild | None = None
+        self._log_fields: dict[str, str] = {}
         self._names: list[str] = []
         self._waiter: Deferred[None] | None = None
         self._expired = False
         self._holds_slot = False
         self._wake_call: Any = None
+        self._woken_at = 0.0
         self._watch = FolderWatch(box.reactor, folder, self.offer) if folder is not None else None
         remaining = max(0.0, op.deadline - box.reactor.seconds())
         self._deadline_call: Any = box.reactor.callLater(remaining, self._expire)
@@ -85,14 +91,10 @@ class ToolRun:
             self._holds_slot = True
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
-        spec = OnceSpec(
-            name=f"{name}:{self._op.id}", argv=tuple(argv), env=env, operation_id=self._op.id, on_line=self._line
-        )
+        self._log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
+        spec = OnceSpec(f"{name}:{self._op.id}", tuple(argv), env, log_fields=self._log_fields, on_line=self._line)
         self._child = self._box.supervisor.run_once(spec)
         self._child.exited.addCallback(self._exited)
-        self._log.debug(
-            "started {name}", name=name, pid=self._child.pid, operation=self._op.id, request=self._op.request_id
-        )
 
     def offer(self, name: str) -> None:
         """A file is complete; also called by a receiver that is not this program."""
@@ -147,19 +149,10 @@ class ToolRun:
     def _line(self, line: bytes) -> None:
         self.log.feed(line)
         if self._box.verbose:
-            self._log.info(
-                "{line}", line=line.decode("utf-8", "replace"), operation=self._op.id, request=self._op.request_id
-            )
+            self._log.info("{line}", line=line.decode("utf-8", "replace"), **self._log_fields)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record
-        self._log.debug(
-            "child ended with {code}",
-            code=record.exit_code if record.signal is None else f"signal {record.signal}",
-            pid=record.pid,
-            operation=self._op.id,
-            request=self._op.request_id,
-        )
         self._wake_soon()
         return record
 
@@ -168,11 +161,18 @@ class ToolRun:
         self._wake_soon()
 
     def _wake_soon(self) -> None:
-        # In the reactor's next turn, so that all files one turn reports make one batch.
-        if self._wake_call is None or not self._wake_call.active():
-            self._wake_call = self._box.reactor.callLater(0, self._wake)
+        """Let ``batches`` go on: at once for the first file after a pause and for the end, else after a short gather."""
+        now = self._box.reactor.seconds()
+        ended = self.record is not None or self._expired
+        delay = 0.0 if ended else max(0.0, self._woken_at + GATHER_SECS - now)
+        if self._wake_call is not None and self._wake_call.active():
+            if not ended:
+                return
+            self._wake_call.cancel()
+        self._wake_call = self._box.reactor.callLater(delay, self._wake)
 
     def _wake(self) -> None:
+        self._woken_at = self._box.reactor.seconds()
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.callback(None)

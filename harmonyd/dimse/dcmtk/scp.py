@@ -55,7 +55,7 @@ class DcmtkStoreScp:
         for folder in (self._incoming, self._ready):
             folder.mkdir(parents=True, exist_ok=True)
         self._queue.extend(sorted(self._ready.iterdir(), key=lambda path: path.stat().st_mtime_ns))
-        self._watch = FolderWatch(self._box.reactor, self._incoming, self._arrived)
+        self._watch = FolderWatch(self._box.reactor, self._incoming, self._arrived, track_open=True)
         for name in self._watch.sweep():
             self._arrived(name)
         command = argv.storescp(

@@ -30,7 +30,19 @@ from harmonyd.supervision.api import ExitRecord
 _CONDITION = re.compile(r"\b([0-9a-f]{4}):([0-9a-f]{4}) (.*)")
 _REJECTED = re.compile(r"Result: (.*?), Source: (.*)")
 _REASON = re.compile(r"Reason: (.*)")
-_PROTOCOL_CODES = frozenset({"0303", "0304", "0305", "0306", "0307", "0311", "0319", "0321", "0322", "0323", "0324"})
+_NO_CONTEXT = re.compile(r"\bNo (?:acceptable |adequate |valid )?presentation context", re.IGNORECASE)
+
+# Codes of dcmnet's conditions (dcmtk/dcmnet/cond.h), in hexadecimal.
+_TCP_INIT, _UNKNOWN_HOST = "031c", "0320"
+_SILENCE = frozenset({"0207", "031a"})
+_PROTOCOL = frozenset(
+    {
+        *("0201", "0202", "0203", "020b", "020f", "0210", "0211", "0212"),  # a DIMSE message that cannot be right
+        *("0302", "0303", "0307", "0308", "0309", "030a", "030c", "030f"),  # a PDU that cannot be right, or not now
+        *("0318", "031f", "0321", "0322", "0323", "0327"),
+    }
+)
+_GONE = frozenset({"020c", "020d", "020e", "0310", "0317", "0319", "031b", _TCP_INIT, "031d"})
 
 
 def final_outcome(operation: str, kind: str, log: ToolLog, record: ExitRecord, remote: RemoteNode) -> Outcome:
@@ -41,17 +53,27 @@ def final_outcome(operation: str, kind: str, log: ToolLog, record: ExitRecord, r
     response = log.final(kind)
     if response is None or response.status is None:
         raise failure(operation, log, record, remote)
-    if dimse_status.category(response.status) not in (
-        dimse_status.StatusCategory.SUCCESS,
-        dimse_status.StatusCategory.WARNING,
-    ):
+    category = dimse_status.category(response.status)
+    # C-ECHO has no warning status (PS3.7 section 9.1.5.1.4).
+    is_warning = category is dimse_status.StatusCategory.WARNING and operation != "echo"
+    if category is not dimse_status.StatusCategory.SUCCESS and not is_warning:
         raise failure_status(operation, response, remote)
-    return Outcome(
+    outcome = Outcome(
         status=response.status,
         status_text=dimse_status.text(operation, response.status),
         comment=response.comment,
         suboperations=response.suboperations if response.suboperations != SubOperations() else None,
     )
+    if is_warning and operation == "find":
+        # Nothing says what the warning is about: matches may be missing.
+        outcome.incomplete(ended_with(outcome))
+    return outcome
+
+
+def ended_with(outcome: Outcome) -> str:
+    """The final status of an operation in words, for ``incomplete_reason``."""
+    said = f"; it says: {outcome.comment}" if outcome.comment else ""
+    return f"the PACS ended with status 0x{outcome.status or 0:04X} ({outcome.status_text}{said})"
 
 
 def failure_status(operation: str, response: Response, remote: RemoteNode) -> DimseFailure:
@@ -60,7 +82,7 @@ def failure_status(operation: str, response: Response, remote: RemoteNode) -> Di
     error = DimseFailure.from_status(
         f"C-{operation.upper()} at {_node(remote)}", status, dimse_status.text(operation, status), response.comment
     )
-    error.hint = _STATUS_HINTS.get(status)
+    error.hint = _status_hint(operation, status)
     counters = response.suboperations
     if counters != SubOperations():
         error.extra["suboperations"] = {
@@ -72,14 +94,29 @@ def failure_status(operation: str, response: Response, remote: RemoteNode) -> Di
     return error
 
 
+_RESOURCES_HINT = "The PACS is out of resources: ask for less at once, or its operator for the reason."
+_KEYS_HINT = "The PACS does not accept this combination of keys and level; try another query_model or fewer keys."
 _STATUS_HINTS = {
-    0xA801: "The PACS does not know the move destination: add our destination AE title with this host and "
+    ("move", 0xA801): "The PACS does not know the move destination: add our destination AE title with this host and "
     "incoming_store_port to its host table.",
-    0xA702: "The PACS could not deliver: check that its host table entry for our destination AE title has this host "
-    "and incoming_store_port, and that no firewall is in between.",
-    0xA700: "The PACS is out of resources; narrow the query or ask its operator.",
-    0xA900: "The PACS does not accept this combination of keys and level; try another query_model or fewer keys.",
+    ("move", 0xA702): "The PACS could not deliver: check that its host table entry for our destination AE title has "
+    "this host and incoming_store_port, and that no firewall is in between.",
+    ("get", 0xA702): "The PACS could not deliver over this association: its log says which instances, and why.",
+    ("find", 0xA700): "The PACS is out of resources: narrow the query, or ask its operator for the reason.",
 }
+_GENERAL_HINTS = {
+    0xA700: _RESOURCES_HINT,
+    0xA701: _RESOURCES_HINT,
+    0xA900: _KEYS_HINT,
+    0x0122: "The PACS does not offer this service to us; enable it there.",
+    0x0124: "The PACS does not let us do this: grant it to our AE title there.",
+    dimse_status.CANCEL: "The PACS cancelled the operation, though we did not ask it to; its log says why.",
+}
+
+
+def _status_hint(operation: str, status: int) -> str:
+    specific = _STATUS_HINTS.get((operation, status)) or _GENERAL_HINTS.get(status)
+    return specific or "The PACS answered, but could not do it: its log says why."
 
 
 def failure(operation: str, log: ToolLog, record: ExitRecord, remote: RemoteNode) -> HarmonydError:
@@ -116,8 +153,7 @@ def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | 
 
 
 def _no_context(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | None:
-    signs = ("No Acceptable Presentation Contexts", "No presentation context")
-    if not any(sign in line for line in complaints for sign in signs):
+    if not any(_NO_CONTEXT.search(line) for line in complaints):
         return None
     return NoPresentationContext(
         f"{_node(remote)} accepts no presentation context for this operation",
@@ -126,7 +162,7 @@ def _no_context(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError 
 
 
 def _condition(complaints: Sequence[str], remote: RemoteNode, *, accepted: bool) -> HarmonydError | None:
-    """The most telling OFCondition (module 0006 is dcmnet) among the complaints."""
+    """The most telling OFCondition among the complaints (module 0006 is dcmnet); causes are nested in what they caused."""
     found = [(match[2], match[3]) for line in complaints for match in _CONDITION.finditer(line) if match[1] == "0006"]
     for look in (_unreachable, _timed_out, _nonsense, _aborted):
         for code, text in found:
@@ -140,9 +176,9 @@ def _condition(complaints: Sequence[str], remote: RemoteNode, *, accepted: bool)
 
 
 def _unreachable(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
-    if code == "0320" or (code == "031c" and "nknown host" in text):
+    if code == _UNKNOWN_HOST or (code == _TCP_INIT and "nknown host" in text):
         return RemoteUnreachable(f"The host name {remote.host} is unknown", hint="Correct the backend's host, or DNS.")
-    if code != "031c" or accepted:
+    if code != _TCP_INIT or accepted:
         return None
     if "imeout" in text or "timed out" in text:
         return DimseTimeout(
@@ -158,7 +194,7 @@ def _unreachable(code: str, text: str, remote: RemoteNode, accepted: bool) -> Ha
 
 
 def _timed_out(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
-    if code not in ("0207", "031a"):
+    if code not in _SILENCE:
         return None
     phase = "dimse" if accepted else "association"
     waited = "its next DIMSE message" if accepted else "its answer to the association request"
@@ -170,7 +206,7 @@ def _timed_out(code: str, text: str, remote: RemoteNode, accepted: bool) -> Harm
 
 
 def _nonsense(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
-    if code not in _PROTOCOL_CODES:
+    if code not in _PROTOCOL:
         return None
     return NonsenseAnswer(
         f"What answers at {_node(remote)} does not speak DICOM correctly: {text}",
@@ -179,7 +215,7 @@ def _nonsense(code: str, text: str, remote: RemoteNode, accepted: bool) -> Harmo
 
 
 def _aborted(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
-    if code not in ("0317", "0318", "031b", "031d", "0313", "0314", "0315", "031c"):
+    if code not in _GONE:
         return None
     when = "during the operation" if accepted else "before it was established"
     return AssociationAborted(

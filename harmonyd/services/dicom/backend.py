@@ -207,6 +207,9 @@ def _raise_for_nothing(operation: str, stream: OperationStream[T]) -> None:
     raise DimseError(
         f"No instance arrived: {outcome.incomplete_reason}",
         hint="The PACS has it but did not deliver it to us; its log, and 'suboperations', say how many it tried.",
+        dimse_status=f"0x{outcome.status:04X}" if outcome.status else None,
+        dimse_status_text=outcome.status_text if outcome.status else None,
+        dimse_comment=outcome.comment,
         suboperations=None if outcome.suboperations is None else {
             "completed": outcome.suboperations.completed,
             "failed": outcome.suboperations.failed,

@@ -160,8 +160,8 @@ class UpstreamBody(Protocol):
         self._wake()
 
     def _wake(self) -> None:
-        # Not at once: the reader may close, and what Twisted's parser is just delivering may be the response's end, after
-        # which the connection is kept for the next request.
+        # Not at once: the reader may close, and what Twisted's parser is just delivering may be the response's end,
+        # after which the connection is kept for the next request.
         if self._waiter is not None:
             self._reactor.callLater(0, _fire, self._waiter)
             self._waiter = None
