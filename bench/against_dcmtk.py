@@ -2,8 +2,8 @@
 
 Usage: python bench/against_dcmtk.py [--runs N] [--skip-memory]
 
-Whole processes are timed: ``curl`` with its answer written to a file, and the tool started from a shell. Both take turns,
-A B A B …, after one turn that is not counted; the ratio is that of each pair, and the median is quoted. PACS:
+Whole processes are timed: ``curl`` with its answer written to a file, and the tool started from a shell. Both take
+turns, A B A B …, after one turn that is not counted; the ratio is that of each pair, and the median is quoted. PACS:
 dcmqrscp, loopback, TCP_NODELAY=1 for both sides.
 """
 

@@ -1,1 +1,1 @@
-"""The composition root: everything is built from the configuration and wired here, started in order and stopped in reverse."""
+"""The composition root: all parts are built from the configuration here, started in order and stopped in reverse."""

@@ -53,11 +53,11 @@ class Parts:
 
 def needs_dicom(config: Config) -> bool:
     """Does any pipeline use a dicom endpoint or backend?"""
-    return any(
-        config.endpoints[name].service == "dicom" for pipeline in config.pipelines.values() for name in pipeline.endpoints
-    ) or any(
-        config.backends[name].service == "dicom" for pipeline in config.pipelines.values() for name in pipeline.backends
-    )
+    used = [
+        *(config.endpoints[name].service for pipeline in config.pipelines.values() for name in pipeline.endpoints),
+        *(config.backends[name].service for pipeline in config.pipelines.values() for name in pipeline.backends),
+    ]
+    return "dicom" in used
 
 
 def build(

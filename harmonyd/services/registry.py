@@ -65,7 +65,7 @@ HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig], HttpEndpoint]] = {
     "http": _http_endpoint,
     "echo": _echo_endpoint,
 }
-"""Endpoints that HTTP clients reach; ``dicom`` endpoints listen for associations instead (``services.dicom.inbound``)."""
+"""Endpoints that HTTP clients reach; ``dicom`` ones listen for associations (``services.dicom.inbound``)."""
 
 BACKENDS: Mapping[str, Callable[[BackendConfig, Resources], Backend]] = {
     "dicom": _dicom_backend,

@@ -31,7 +31,7 @@ class Entry:
     argv: Sequence[str]
 
 
-class OwnerAlive(Exception):  # noqa: N818 - not an error in itself
+class OwnerAlive(Exception):
     """The daemon that wrote the record is still running."""
 
 

@@ -29,7 +29,7 @@ _QUERY_RETRIEVE = [f"1.2.840.10008.5.1.4.1.2.{root}.{operation}" for root in (1,
 _STORAGE = [str(context.abstract_syntax) for context in StoragePresentationContexts]
 
 
-class _Over(Exception):  # noqa: N818 - an event, not an error
+class _Over(Exception):
     """The association is over, or the script ended it: send nothing more."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ def test_half_of_it_fails(peer: Peers, daemon: Daemons) -> None:
     assert told["file_count"] == 3
     assert told["suboperations"] == {"completed": 3, "failed": 3, "warning": 0, "remaining": None}
     for accept in (MULTIPART, ZIP):
-        with pytest.raises(Exception, match="IncompleteRead"):
+        with pytest.raises(IncompleteRead):
             post(gateway, "get", QUERY, accept=accept)
     assert "3 failed" in gateway.log
 
@@ -251,7 +252,7 @@ def test_the_pacs_breaks_off(peer: Peers, daemon: Daemons, then: str) -> None:
     assert told["complete"] is False
     assert "aborted" in told["incomplete_reason"]
     assert told["file_count"] == len(told["instances"]) == 2
-    with pytest.raises(Exception, match="IncompleteRead"):
+    with pytest.raises(IncompleteRead):
         post(gateway, "get", QUERY, accept=MULTIPART)
     assert not scratch_files(gateway)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
+from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import free_port, wait_until
 
 STAND_IN = """
@@ -87,3 +89,13 @@ def test_kill9_leaves_the_children_to_be_checked(tmp_path: Path) -> None:
     daemon.kill9()
     with pytest.raises(AssertionError, match="left behind: process"):
         daemon.assert_nothing_left(0.2)
+
+
+def test_the_real_daemon_asks_the_real_pacs(
+    daemon: Callable[..., RunningDaemon], pacs: RunningPacs, tmp_path: Path
+) -> None:
+    """harmonyd itself, with the configuration that ``write_config`` makes, finds a study in the session's PACS."""
+    running = daemon(backends={"pacs": {"aet": pacs.aet, "host": "127.0.0.1", "port": pacs.port}})
+    assert running.http("POST", "/dicom/echo").json()["success"] is True
+    found = running.http("POST", "/dicom/find", json={"patient_id": "12345678", "query_level": "STUDY"}).json()
+    assert found["count"] == 1

@@ -23,8 +23,8 @@ from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 T = TypeVar("T")
 
 GATHER_SECS = 0.01
-"""Files that arrive in quick succession are handed on together at most this much later: a thread's turn, a decode and a
-write each cost more than a record."""
+"""Files that arrive in quick succession are handed on together, at most this much later: a thread's turn and a write
+each cost more than a record."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,9 +208,10 @@ def _timed_out(code: str, text: str, remote: RemoteNode, accepted: bool) -> Harm
 def _nonsense(code: str, text: str, remote: RemoteNode, accepted: bool) -> HarmonydError | None:
     if code not in _PROTOCOL:
         return None
+    not_dicom = "Check that host and port are those of the PACS's DICOM listener (not HTTP, not TLS)."
     return NonsenseAnswer(
         f"What answers at {_node(remote)} does not speak DICOM correctly: {text}",
-        hint="Check that host and port are those of the PACS's DICOM listener (not HTTP, not TLS).",
+        hint="The PACS broke the protocol: its log, and its vendor, say why." if accepted else not_dicom,
     )
 
 

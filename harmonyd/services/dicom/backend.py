@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import HarmonydError, NotFound
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord
 from harmonyd.services.dicom.storing import store_request
 from harmonyd.services.http.media import negotiate
@@ -84,9 +86,11 @@ class DicomBackend:
         """Perform the operation. For find, get and move the first item has arrived when this returns."""
         in_path = dicom_request.operation_in_path(request)
         if in_path == "store":
+            request.metadata["dimse_op"] = in_path
             return await self._store(request)
         document = await dicom_request.read_document(request)
         operation = dicom_request.settle_operation(in_path, document, fixed="dimse_op" in request.metadata)
+        request.metadata["dimse_op"] = operation
         try:
             return await self._perform(operation, request, document)
         except HarmonydError as error:
@@ -119,11 +123,8 @@ class DicomBackend:
         return await self._respond(operation, media_type, "instances", stream, op, record)
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
-        op = self._context(request)
-        try:
+        async with self._recorded("echo", self._context(request)) as (op, _):
             await self._engine.echo(self.remote, op)
-        finally:
-            self.active.discard(op.id)
         remote = self.remote
         summary = {
             "success": True,
@@ -136,15 +137,39 @@ class DicomBackend:
 
     async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
         negotiate("store", request.headers.get("accept"))
-        op = self._context(request)
         try:
-            return await store_request(self._engine, self.remote, request, op, self.storage, self._in_thread)
+            async with self._recorded("store", self._context(request)) as (op, summary):
+                results = await store_request(self._engine, self.remote, request, op, self.storage, self._in_thread)
+                summary.update(results.summary())
         except HarmonydError as error:
             error.extra.setdefault("operation", "store")
             error.extra.setdefault("backend", self.name)
             raise
+        return ResponseEnvelope(results=results)
+
+    @asynccontextmanager
+    async def _recorded(
+        self, operation: str, op: OperationContext
+    ) -> AsyncIterator[tuple[OperationContext, dict[str, Any]]]:
+        """An operation that has ended when the block ends; the summary may be filled in there."""
+        record = self._record(operation, op)
+        summary: dict[str, Any] = {}
+        try:
+            yield op, summary
+        except BaseException as error:
+            summary.update(failed(error))
+            raise
         finally:
-            self.active.discard(op.id)
+            await self._ended(record, summary, None)
+
+    def _record(self, operation: str, op: OperationContext) -> OperationRecord:
+        return OperationRecord(operation, self.remote, op, self._reactor.seconds())
+
+    async def _ended(self, record: OperationRecord, summary: Mapping[str, Any], folder: Path | None) -> None:
+        try:
+            await record.end(self._reactor.seconds(), summary, folder, self._in_thread)
+        finally:
+            self.active.discard(record.op.id)
 
     async def _respond(
         self,
@@ -155,8 +180,10 @@ class DicomBackend:
         op: OperationContext,
         record: Callable[[T], MatchRecord | InstanceRecord],
     ) -> ResponseEnvelope:
-        def closed() -> None:
-            self.active.discard(op.id)
+        kept = self._record(operation, op)
+
+        async def closed(summary: Mapping[str, Any]) -> None:
+            await self._ended(kept, summary, stream.folder)
 
         try:
             first = await anext(aiter(stream), None)
@@ -164,7 +191,7 @@ class DicomBackend:
                 _raise_for_nothing(operation, stream)
         except BaseException as error:
             await stream.aclose()
-            closed()
+            await closed(failed(error))
             if isinstance(error, HarmonydError) and stream.debug is not None and _debugging():
                 error.extra["debug"] = stream.debug
             raise

@@ -61,8 +61,9 @@ class DimseResults(Generic[T]):
         record: Callable[[T], MatchRecord | InstanceRecord],
         *,
         with_debug: bool,
-        closed: Callable[[], None],
+        closed: Callable[[Mapping[str, Any]], Awaitable[None]],
     ) -> None:
+        """``closed`` is awaited once, with the summary, when the operation is over."""
         self.operation = operation
         self.media_type = media_type
         self.items_key: str | None = items_key
@@ -70,9 +71,10 @@ class DimseResults(Generic[T]):
         self._first = first
         self._record = record
         self._with_debug = with_debug
-        self._closed = closed
+        self._closed: Callable[[Mapping[str, Any]], Awaitable[None]] | None = closed
         self._count = 0
         self._failed: HarmonydError | None = None
+        self._ended = False
 
     async def __aiter__(self) -> AsyncIterator[MatchRecord | InstanceRecord]:
         try:
@@ -83,14 +85,15 @@ class DimseResults(Generic[T]):
                 async for item in self._stream:
                     self._count += 1
                     yield self._record(item)
+            self._ended = True
         except HarmonydError as error:
             self._failed = error
             raise
 
     def summary(self) -> Mapping[str, Any]:
-        members: dict[str, Any] = {"success": self._failed is None, "complete": self._failed is None}
-        if self._failed is not None:
-            members["incomplete_reason"] = self._failed.detail
+        members: dict[str, Any] = {"success": self._ended, "complete": self._ended}
+        if not self._ended:
+            members["incomplete_reason"] = self._failed.detail if self._failed else "nobody took the rest of the answer"
         else:
             members |= outcome_members(self._stream.outcome)
         if self.items_key == "matches":
@@ -107,10 +110,12 @@ class DimseResults(Generic[T]):
         return members
 
     async def aclose(self) -> None:
+        closed, self._closed = self._closed, None
         try:
             await self._stream.aclose()
         finally:
-            self._closed()
+            if closed is not None:
+                await closed(self.summary())
 
 
 def outcome_members(outcome: Outcome) -> dict[str, Any]:

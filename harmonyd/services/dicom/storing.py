@@ -11,7 +11,7 @@ from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.engine import Engine, OperationContext, RemoteNode, StoreResult
 from harmonyd.dimse.errors import DimseFailure
 from harmonyd.dimse.part10 import DamagedFile, check_complete
-from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, UnsupportedMediaType
 from harmonyd.multipart import read_parts
 from harmonyd.services.dicom.inbound import ObjectBody
@@ -28,8 +28,8 @@ async def store_request(
     op: OperationContext,
     storage: Path,
     in_thread: InThread,
-) -> ResponseEnvelope:
-    """Store what the body holds. Raises ``BadRequest`` when a part is not DICOM, ``DimseFailure`` when none was taken."""
+) -> FixedResults:
+    """Store what the body holds. Raises ``BadRequest`` for a part that is not DICOM, ``DimseFailure`` if all failed."""
     folder = storage / f"dcmtk_store_{op.id}"
     await in_thread(lambda: folder.mkdir(parents=True))
     try:
@@ -42,7 +42,7 @@ async def store_request(
             await stream.aclose()
     finally:
         await in_thread(shutil.rmtree, folder, True)
-    return ResponseEnvelope(results=FixedResults("store", "application/json", _summary(stored), stored))
+    return FixedResults("store", "application/json", _summary(stored), stored)
 
 
 def _summary(stored: list[StoreResult]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _object_end(results: Results, error: HarmonydError | None, request_id: str) 
         _log.warn(said, operation=results.operation, reason=error.detail, request=request_id)
         reason = members.get("incomplete_reason") or error.detail
         members = {**error.extra, **members, "success": False, "complete": False, "incomplete_reason": reason}
-        members["error"] = error.detail
+        members |= {"error": error.detail} | ({"hint": error.hint} if error.hint else {})
     members.pop("operation", None)
     members.pop(results.items_key or "", None)
     return b"], " + json.dumps(members, default=str)[1:].encode() + b"\n"

@@ -1,0 +1,89 @@
+"""What is said and kept about an operation: one line in the log, and ``dcmtk_find_<id>.json`` beside its artifacts.
+
+Both tell which request asked and what came of it, and nothing about a patient.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from twisted.logger import Logger
+
+from harmonyd.dimse.engine import OperationContext, RemoteNode
+from harmonyd.errors import HarmonydError
+
+_log = Logger()
+_KEPT = ("success", "complete", "incomplete_reason", "error", "count", "file_count", "suboperations", "warnings")
+_COUNTS = {"count": "matches", "file_count": "instances received", "stored": "instances stored"}
+"""Members of a summary that count, and what they count."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRecord:
+    """Begun with the operation; ``end`` it once."""
+
+    operation: str
+    remote: RemoteNode
+    op: OperationContext
+    began: float
+    """Seconds since the epoch."""
+
+    async def end(
+        self, now: float, summary: Mapping[str, Any], folder: Path | None, in_thread: Callable[..., Awaitable[Any]]
+    ) -> None:
+        """Log the outcome; keep it beside ``folder`` if there is one. A record that cannot be written is only logged."""
+        self._log_end(now, summary)
+        if folder is None:
+            return
+        try:
+            await in_thread(_write, folder, self._members(now, summary))
+        except OSError as error:
+            why = error.strerror or str(error)
+            _log.warn("the record of {folder} cannot be written: {why}", folder=folder.name, why=why, **self._fields())
+
+    def _fields(self) -> dict[str, str]:
+        return {"request": self.op.request_id, "operation": self.operation}
+
+    def _log_end(self, now: float, summary: Mapping[str, Any]) -> None:
+        counted = [f"{summary[key]} {what}" for key, what in _COUNTS.items() if key in summary]
+        wrong = summary.get("error") or summary.get("incomplete_reason")
+        _log.info(
+            "{op} {id} at {backend}: {outcome}, {ms} ms",
+            op=self.operation,
+            id=self.op.id,
+            backend=self.remote.name,
+            outcome=", ".join([*counted, *([f"not complete: {wrong}"] if wrong else [])]) or "answered",
+            ms=round((now - self.began) * 1000),
+            **self._fields(),
+        )
+
+    def _members(self, now: float, summary: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "request_id": self.op.request_id,
+            "operation_id": self.op.id,
+            "operation": self.operation,
+            "backend": self.remote.name,
+            "remote_aet": self.remote.aet,
+            "began": _time(self.began),
+            "ended": _time(now),
+            **{key: summary[key] for key in _KEPT if key in summary},
+        }
+
+
+def failed(error: BaseException) -> dict[str, Any]:
+    """The summary of an operation that failed before there was anything to answer."""
+    said = error.detail if isinstance(error, HarmonydError) else f"ended before it was done ({type(error).__name__})"
+    return {"success": False, "complete": False, "error": said}
+
+
+def _time(secs: float) -> str:
+    return datetime.fromtimestamp(secs, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _write(folder: Path, members: Mapping[str, Any]) -> None:
+    folder.with_name(f"{folder.name}.json").write_text(json.dumps(members, indent=1) + "\n", encoding="utf-8")
