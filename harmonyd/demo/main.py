@@ -78,7 +78,7 @@ def _facts(stage: _Stage, files: Sequence[InstanceHeader]) -> dict[str, str]:
     objects = len({file.sop_instance_uid for file in files})
     move = f"{options.move_destination_aet} on port {options.incoming_store_port}"
     return {
-        "PACS": f"DCMTK's dcmqrscp as {options.aet} on port {options.port}, with {objects} objects of {studies} studies",
+        "PACS": f"DCMTK's dcmqrscp, {options.aet} on port {options.port}, with {objects} objects of {studies} studies",
         "harmonyd": f"{setting.base_url}, and {move} for what the PACS sends",
         "as set in": shown_path(config.path),
         "artifacts": f"{shown_path(config.storage.path)}/dcmtk_find_<id>, dcmtk_get_<id>, dcmtk_move_<id>",
@@ -117,7 +117,8 @@ def _readable(path: Path) -> InstanceHeader | None:
 
 async def _start_pacs(stage: _Stage) -> None:
     layout = stage.setting.layout
-    await _ready(stage, stage.daemon.supervisor.keep(KeptSpec("dcmqrscp", "demo", layout.argv(), layout.port, layout.aet)))
+    spec = KeptSpec("dcmqrscp", "demo", layout.argv(), layout.port, layout.aet)
+    await _ready(stage, stage.daemon.supervisor.keep(spec))
 
 
 async def _until_ready(stage: _Stage) -> None:

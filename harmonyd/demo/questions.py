@@ -53,7 +53,7 @@ def _hashable(members: Any) -> Any:
 
 
 def questions(files: Sequence[InstanceHeader], setting: Setting) -> list[Question]:
-    """The questions that the loaded files have known answers to, about the first file's patient and a study of theirs."""
+    """Questions to which the loaded files hold the answers: about the first file's patient, and the study it is in."""
     unique = {file.sop_instance_uid: file for file in files}.values()
     patient = files[0].patient_id
     studies = {file.study_instance_uid for file in unique if file.patient_id == patient}

@@ -9,7 +9,7 @@ from typing import Any
 SHOWN_ITEMS = 1
 SHOWN_ATTRIBUTES = 9
 _MAX_VALUE_CHARS = 150
-_WIDTH = 78
+_WIDTH = 76
 
 
 def say(text: str = "") -> None:

@@ -79,6 +79,8 @@ class PeerOptions:
     """How long after it."""
     duplicate: bool = False
     """Deliver each instance twice."""
+    truncate: bool = False
+    """C-MOVE: the last instance breaks off in the middle (A-ABORT), and is counted as completed all the same."""
     counters: bool = True
     """Send the sub-operation counters (they are optional in PS3.7)."""
     originator: bool = True

@@ -16,6 +16,8 @@ from typing import Any
 
 from pydicom import Dataset
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, evt, service_class
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, encode
 
 from harmonyd.testing import peer_records
@@ -195,8 +197,12 @@ class _Conversation:
         if not association.is_established:
             self._finish(0xA702)
             return
+
         def send(instance: Dataset, number: int) -> None:
-            self._send_there(association, instance, number)
+            if self._options.truncate and number == self._options.count - 1:
+                _send_half(association, instance)
+            else:
+                self._send_there(association, instance, number)
 
         late: list[Dataset] = []
         try:
@@ -334,3 +340,20 @@ class _Conversation:
 
 def _no_delay(event: Any) -> None:
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _send_half(association: Any, instance: Dataset) -> None:
+    """Begin a C-STORE, and abort the association in the middle of the data set."""
+    known = (each for each in association.accepted_contexts if each.abstract_syntax == instance.SOPClassUID)
+    context = next(known)
+    syntax = context.transfer_syntax[0]
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = instance.SOPClassUID, instance.SOPInstanceUID
+    request.DataSet = BytesIO(encode(instance, syntax.is_implicit_VR, syntax.is_little_endian) or b"")
+    message: Any = C_STORE_RQ()
+    message.primitive_to_message(request)
+    pdus = list(message.encode_msg(context.context_id, 1024))
+    for pdu in pdus[: len(pdus) // 2]:
+        association.dul.send_pdu(pdu)
+    association.abort()

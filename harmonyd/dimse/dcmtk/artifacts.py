@@ -10,14 +10,15 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harmonyd.errors import StorageFull
 
 FREE_FLOOR_BYTES = 1_000_000
 
-_OURS = re.compile(r"^dcmtk_(find|get|move|store)_[0-9a-f]{32}$")
+_OURS = re.compile(r"(dcmtk_(?:find|get|move|store)_([0-9a-f]{32}))(\.json)?")
+"""An operation's folder, and the record of the operation beside it (``harmonyd.services.dicom.record``)."""
 LAST_MOVE = "movescu_last.json"
 
 
@@ -36,37 +37,54 @@ def write_last_move(storage: Path, debug: dict[str, object]) -> None:
 
 
 @dataclass(slots=True)
-class _Folder:
-    path: Path
-    modified: float
-    size_bytes: int
+class _Artifact:
+    """A folder and its record, or what is left of the two."""
+
+    paths: list[str] = field(default_factory=list)
+    modified: float = 0.0
+    size_bytes: int = 0
+
+    def add(self, entry: os.DirEntry[str]) -> None:
+        stat = entry.stat(follow_symlinks=False)
+        self.paths.append(entry.path)
+        self.modified = max(self.modified, stat.st_mtime)
+        self.size_bytes += _size_bytes(entry.path) if entry.is_dir(follow_symlinks=False) else stat.st_size
+
+    def remove(self) -> None:
+        for path in self.paths:
+            if path.endswith(".json"):
+                with contextlib.suppress(OSError):
+                    Path(path).unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def clean(storage: Path, *, now: float, max_age_secs: float, max_bytes: int, in_use: frozenset[str]) -> list[Path]:
     """Remove artifact folders that are too old, then the oldest until the rest fits ``max_bytes``; return what went.
 
-    Blocking: call it in a thread. Folders whose operation id is ``in_use`` stay.
+    Blocking: call it in a thread. Folders whose operation id is ``in_use`` stay. A record goes with its folder.
     """
-    folders = sorted(_artifact_folders(storage, in_use), key=lambda folder: folder.modified)
-    total = sum(folder.size_bytes for folder in folders)
+    artifacts = sorted(_artifacts(storage, in_use).items(), key=lambda item: item[1].modified)
+    total = sum(artifact.size_bytes for _, artifact in artifacts)
     removed = []
-    for folder in folders:
-        if now - folder.modified <= max_age_secs and total <= max_bytes:
+    for name, artifact in artifacts:
+        if now - artifact.modified <= max_age_secs and total <= max_bytes:
             break
-        shutil.rmtree(folder.path, ignore_errors=True)
-        total -= folder.size_bytes
-        removed.append(folder.path)
+        artifact.remove()
+        total -= artifact.size_bytes
+        removed.append(storage / name)
     return removed
 
 
-def _artifact_folders(storage: Path, in_use: frozenset[str]) -> list[_Folder]:
-    found: list[_Folder] = []
+def _artifacts(storage: Path, in_use: frozenset[str]) -> dict[str, _Artifact]:
+    found: dict[str, _Artifact] = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(storage) as entries:
         for entry in entries:
-            if not _OURS.match(entry.name) or entry.name[-32:] in in_use or not entry.is_dir(follow_symlinks=False):
+            match = _OURS.fullmatch(entry.name)
+            if match is None or match[2] in in_use or entry.is_dir(follow_symlinks=False) == bool(match[3]):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                found.append(_Folder(Path(entry.path), entry.stat().st_mtime, _size_bytes(entry.path)))
+                found.setdefault(match[1], _Artifact()).add(entry)
     return found
 
 

@@ -80,7 +80,7 @@ def move(
                 _conclude(stream, run, intake, "move", remote)
             finally:
                 await run.close()
-                stream.debug = _debug(command, run)
+                stream.debug = _debug(command, run, op)
                 await box.in_thread(artifacts.write_last_move, places.storage, stream.debug)
 
     return ToolStream(produce)
@@ -131,7 +131,7 @@ def _reconcile(outcome: Outcome, intake: Intake) -> None:
         outcome.warnings.append(f"{intake.put_aside.count(reason)} received files put in quarantine: {reason}")
 
 
-def _debug(command: Sequence[str], run: ToolRun) -> dict[str, object]:
+def _debug(command: Sequence[str], run: ToolRun, op: OperationContext) -> dict[str, object]:
     """The shape of ``movescu_last.json``: args, stdout, stderr, status. Log lines are what goes to stderr."""
     record = run.record
     lines = record.output.decode("utf-8", "replace").splitlines(keepends=True) if record else []
@@ -141,4 +141,6 @@ def _debug(command: Sequence[str], run: ToolRun) -> dict[str, object]:
         "stderr": "".join(line for line in lines if line.startswith(MARK)),
         "status": None if record is None else record.exit_code,
         "signal": None if record is None else record.signal,
+        "request_id": op.request_id,
+        "operation_id": op.id,
     }

@@ -22,6 +22,7 @@ from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 
 T = TypeVar("T")
 
+_log = Logger()
 GATHER_SECS = 0.01
 """Files that arrive in quick succession are handed on together, at most this much later: a thread's turn and a write
 each cost more than a record."""
@@ -40,6 +41,12 @@ class Toolbox:
     """For files that live as long as one run: query files, association profiles."""
     verbose: bool
     """Log what children say at info level (``HARMONY_TEST_VERBOSE_DCMTK``)."""
+
+    def kept_line(self, child: str) -> Callable[[bytes], None] | None:
+        """What is done with the lines of a kept child, besides keeping them: logged, when that was asked for."""
+        if not self.verbose:
+            return None
+        return lambda line: _log.info("{line}", line=line.decode("utf-8", "replace"), child=child)
 
     @contextmanager
     def query_on_disk(self, op: OperationContext, query: Query) -> Iterator[Path]:
@@ -91,8 +98,9 @@ class ToolRun:
             self._holds_slot = True
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
+        child = f"{name}:{self._op.id}"
         self._log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
-        spec = OnceSpec(f"{name}:{self._op.id}", tuple(argv), env, log_fields=self._log_fields, on_line=self._line)
+        spec = OnceSpec(child, tuple(argv), env, log_fields=self._log_fields, on_line=self._line)
         self._child = self._box.supervisor.run_once(spec)
         self._child.exited.addCallback(self._exited)
 
@@ -149,7 +157,8 @@ class ToolRun:
     def _line(self, line: bytes) -> None:
         self.log.feed(line)
         if self._box.verbose:
-            self._log.info("{line}", line=line.decode("utf-8", "replace"), **self._log_fields)
+            fields = {**self._log_fields, "child": self._child_name}
+            _log.info("{line}", line=line.decode("utf-8", "replace"), **fields)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record

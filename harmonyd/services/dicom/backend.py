@@ -84,13 +84,14 @@ class DicomBackend:
 
     async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
         """Perform the operation. For find, get and move the first item has arrived when this returns."""
+        fixed = "dimse_op" in request.metadata
         in_path = dicom_request.operation_in_path(request)
-        if in_path == "store":
+        if in_path is not None:
             request.metadata["dimse_op"] = in_path
+        if in_path == "store":
             return await self._store(request)
         document = await dicom_request.read_document(request)
-        operation = dicom_request.settle_operation(in_path, document, fixed="dimse_op" in request.metadata)
-        request.metadata["dimse_op"] = operation
+        operation = request.metadata["dimse_op"] = dicom_request.settle_operation(in_path, document, fixed=fixed)
         try:
             return await self._perform(operation, request, document)
         except HarmonydError as error:

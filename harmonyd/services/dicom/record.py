@@ -36,7 +36,7 @@ class OperationRecord:
     async def end(
         self, now: float, summary: Mapping[str, Any], folder: Path | None, in_thread: Callable[..., Awaitable[Any]]
     ) -> None:
-        """Log the outcome; keep it beside ``folder`` if there is one. A record that cannot be written is only logged."""
+        """Log the outcome; keep it beside ``folder`` if there is one. A failure to do so is only logged."""
         self._log_end(now, summary)
         if folder is None:
             return

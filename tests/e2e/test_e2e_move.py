@@ -1,0 +1,338 @@
+"""C-MOVE end to end: real daemon, movescu, storescp and dcmqrscp, in both receiving modes; scripted peers for the rest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from http.client import IncompleteRead
+from pathlib import Path
+
+import pytest
+from retrieve_kit import (
+    DICOM,
+    JSON,
+    MULTIPART,
+    ZIP,
+    assert_same_objects,
+    by_study,
+    incoming_files,
+    members_of,
+    pacs_backend,
+    parts_of,
+    peer_backend,
+    post,
+    quarantined,
+    storage,
+    together,
+    wait_idle,
+)
+
+from harmonyd.testing.config_files import write_config
+from harmonyd.testing.daemon import RunningDaemon
+from harmonyd.testing.data import MadeStudy, demo_files, make_study, report_files
+from harmonyd.testing.pacs import RunningPacs
+from harmonyd.testing.peer import ScriptedPeer
+from harmonyd.testing.processes import dcmtk, free_port, wait_until
+
+Peers = Callable[..., ScriptedPeer]
+Daemons = Callable[..., RunningDaemon]
+STUDIES = by_study(demo_files())
+QUERY = {"StudyInstanceUID": "1.2.826.0.1.1"}
+
+
+@pytest.fixture(scope="module")
+def big_study(tmp_path_factory: pytest.TempPathFactory) -> MadeStudy:
+    return make_study(tmp_path_factory.mktemp("made"), 300)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, big_study: MadeStudy) -> Iterator[RunningPacs]:
+    """dcmqrscp that can deliver to a persistent and to a transient receiver, and to a port where nobody listens."""
+    files = [*demo_files(), *report_files(), *big_study.files]
+    ports = {aet: free_port() for aet in ("HARMONY_MOVE", "TRANSIENT", "NOWHERE")}
+    with RunningPacs(tmp_path_factory.mktemp("archive"), files=files, destinations=ports) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, archive: RunningPacs) -> Iterator[RunningDaemon]:
+    """One daemon, with backends that differ in how they receive. Debug information is on."""
+    unknown = {**pacs_backend(archive), "move_destination_aet": "UNKNOWN"}
+    backends = {
+        "persistent": pacs_backend(archive),
+        "transient": pacs_backend(archive, "TRANSIENT", persistent_store_scp=False),
+        "unknown": unknown | {"incoming_store_port": free_port(), "store_scp": "transient"},
+        "nowhere": pacs_backend(archive, "NOWHERE", store_scp="transient") | {"incoming_store_port": free_port()},
+    }
+    config = write_config(tmp_path_factory.mktemp("gateway"), http_port=free_port(), backends=backends)
+    with RunningDaemon(config, env={"HARMONY_TEST_DEBUG": "1"}) as running:
+        yield running
+
+
+MODES = pytest.mark.parametrize("mode", ["persistent", "transient"])
+
+
+def move(daemon: RunningDaemon, study: str, *, backend: str = "persistent", accept: str = JSON):
+    return post(daemon, f"move?backend={backend}", {"StudyInstanceUID": study}, accept=accept)
+
+
+@MODES
+@pytest.mark.parametrize("study", sorted(STUDIES))
+def test_a_study_as_multipart(gateway: RunningDaemon, study: str, mode: str) -> None:
+    """Every instance of a study is one part, with the data set that the PACS has, in either mode."""
+    answer = move(gateway, study, backend=mode, accept=MULTIPART)
+    assert answer.status == 200
+    assert_same_objects(parts_of(answer), STUDIES[study])
+    assert not incoming_files(gateway)
+
+
+@MODES
+def test_json_names_the_artifacts(gateway: RunningDaemon, mode: str) -> None:
+    """The JSON answer counts, names the folder with what arrived, and carries what movescu was told and said."""
+    study, originals = max(STUDIES.items(), key=lambda item: len(item[1]))
+    answer = move(gateway, study, backend=mode).json()
+    assert (answer["operation"], answer["success"], answer["complete"]) == ("move", True, True)
+    assert answer["file_count"] == len(answer["instances"]) == len(originals)
+    assert answer["suboperations"]["completed"] == len(originals)
+    folder = Path(answer["folder_path"])
+    assert folder == storage(gateway) / f"dcmtk_move_{answer['folder_id']}"
+    assert_same_objects([path.read_bytes() for path in folder.glob("*")], originals)
+    last = json.loads((storage(gateway) / "movescu_last.json").read_text())
+    assert answer["debug"] == last
+    assert Path(last["args"][0]).name == "movescu"
+    assert ("+P" in last["args"]) is (mode == "transient")
+    assert last["status"] == 0
+    assert "Success" in last["stderr"]
+    assert isinstance(last["stdout"], str)
+
+
+@MODES
+@pytest.mark.parametrize("accept", [MULTIPART, ZIP])
+def test_bytes_are_those_of_the_artifacts(gateway: RunningDaemon, accept: str, mode: str) -> None:
+    """What is sent is byte for byte what was received."""
+    before = set(storage(gateway).glob("dcmtk_move_*"))
+    study, _ = min(STUDIES.items(), key=lambda item: len(item[1]))
+    answer = move(gateway, study, backend=mode, accept=accept)
+    sent = parts_of(answer) if accept == MULTIPART else list(members_of(answer).values())
+    (folder,) = set(storage(gateway).glob("dcmtk_move_*")) - before
+    assert sorted(sent) == sorted(path.read_bytes() for path in folder.glob("*"))
+
+
+@MODES
+@pytest.mark.parametrize("report", report_files(), ids=lambda path: path.name)
+def test_a_structured_report_alone(gateway: RunningDaemon, report: Path, mode: str) -> None:
+    """One instance is the body itself; a whole study is more than fits: 406."""
+    ((study, originals),) = by_study([report]).items()
+    answer = move(gateway, study, backend=mode, accept=DICOM)
+    assert_same_objects([answer.body], originals)
+    big = max(STUDIES, key=lambda each: len(STUDIES[each]))
+    assert move(gateway, big, backend=mode, accept=DICOM).status == 406
+
+
+@MODES
+def test_300_instances(gateway: RunningDaemon, big_study: MadeStudy, mode: str) -> None:
+    """A study of 300 instances arrives whole."""
+    answer = move(gateway, big_study.study_uid, backend=mode, accept=MULTIPART)
+    assert_same_objects(parts_of(answer), dict(zip(big_study.sop_uids, big_study.files, strict=True)))
+
+
+@MODES
+def test_the_same_study_twice_at_once(gateway: RunningDaemon, mode: str) -> None:
+    """Two clients that move the same study at once both get all of it, each once."""
+    study, originals = max(STUDIES.items(), key=lambda item: len(item[1]))
+    answers = together(2, lambda _: move(gateway, study, backend=mode, accept=MULTIPART))
+    for answer in answers:
+        assert_same_objects(parts_of(answer), originals)
+    assert not quarantined(gateway)
+
+
+def test_ten_at_once_take_turns(gateway: RunningDaemon) -> None:
+    """Ten moves at once, of different studies and in both modes, each bring exactly their own."""
+    studies = sorted(STUDIES)
+
+    def one(number: int) -> None:
+        study = studies[number % len(studies)]
+        mode = "persistent" if number % 2 else "transient"
+        told = move(gateway, study, backend=mode).json()
+        assert told["complete"] is True
+        assert {item["00080018"]["Value"][0] for item in told["instances"]} == set(STUDIES[study])
+        assert "warnings" not in told
+
+    together(10, one)
+    assert not quarantined(gateway)
+    wait_idle(gateway)
+
+
+@pytest.mark.parametrize("accept", [JSON, MULTIPART, DICOM])
+@MODES
+def test_nothing_matched(gateway: RunningDaemon, accept: str, mode: str) -> None:
+    """A study that is not there is 404."""
+    assert move(gateway, "1.2.3.4", backend=mode, accept=accept).status == 404
+
+
+def test_unknown_destination(gateway: RunningDaemon) -> None:
+    """A destination the PACS does not know is 502, and the hint says what to add there."""
+    answer = move(gateway, next(iter(STUDIES)), backend="unknown")
+    told = answer.json()
+    assert (answer.status, told["dimse_status"]) == (502, "0xA801")
+    assert "host table" in told["hint"]
+    assert told["debug"]["status"] == 69
+
+
+def test_destination_that_cannot_be_reached(gateway: RunningDaemon) -> None:
+    """A PACS that cannot connect to the address in its table is 502, with the hint to compare it."""
+    answer = move(gateway, next(iter(STUDIES)), backend="nowhere")
+    assert (answer.status, answer.json()["dimse_status"]) == (502, "0xA702")
+    assert "incoming_store_port" in answer.json()["hint"]
+
+
+# --- what a PACS can do wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moving(peer: Peers, daemon: Daemons) -> Callable[..., tuple[ScriptedPeer, RunningDaemon]]:
+    """A scripted peer, and a daemon that it can deliver to."""
+
+    def start(*, store_scp: str = "persistent", **options: object) -> tuple[ScriptedPeer, RunningDaemon]:
+        node = peer(destinations={"HARMONY_MOVE": free_port()}, **options)
+        return node, daemon(backends={"peer": peer_backend(node, store_scp=store_scp)})
+
+    return start
+
+
+Moving = Callable[..., tuple[ScriptedPeer, RunningDaemon]]
+
+
+def test_half_of_it_fails(moving: Moving) -> None:
+    """B000 with failed sub-operations is told as incomplete; what cannot say so is cut."""
+    _, gateway = moving(count=6, failed=3)
+    told = post(gateway, "move", QUERY).json()
+    assert told["complete"] is False
+    assert "3 failed" in told["incomplete_reason"]
+    assert told["file_count"] == 3
+    assert told["suboperations"]["failed"] == 3
+    for accept in (MULTIPART, ZIP):
+        with pytest.raises(IncompleteRead):
+            post(gateway, "move", QUERY, accept=accept)
+
+
+@pytest.mark.parametrize("store_scp", ["persistent", "transient"])
+def test_fewer_than_counted(moving: Moving, store_scp: str) -> None:
+    """Instances that the PACS counts, and did not deliver, are missing: told, not believed."""
+    _, gateway = moving(count=5, withheld=2, store_scp=store_scp)
+    told = post(gateway, "move", QUERY).json()
+    assert told["complete"] is False
+    assert "5 instances delivered, 3 arrived" in told["incomplete_reason"]
+    assert told["file_count"] == 3
+
+
+def test_counted_but_none_delivered(moving: Moving) -> None:
+    """When the PACS says it delivered, and nothing came, that is a 502 and not a 404."""
+    _, gateway = moving(count=3, withheld=3)
+    answer = post(gateway, "move", QUERY)
+    assert answer.status == 502
+    assert "3 instances delivered, 0 arrived" in answer.json()["detail"]
+    assert answer.json()["suboperations"]["completed"] == 3
+
+
+def test_counters_left_out(moving: Moving) -> None:
+    """Without counters a success with instances is taken for complete."""
+    _, gateway = moving(count=3, counters=False, originator=False)
+    told = post(gateway, "move", QUERY).json()
+    assert (told["complete"], told["file_count"]) == (True, 3)
+    assert "suboperations" not in told
+
+
+def test_the_same_instance_twice(moving: Moving) -> None:
+    """A second copy of an instance goes to quarantine with a note, and a warning says so."""
+    _, gateway = moving(count=3, duplicate=True)
+    told = post(gateway, "move", QUERY).json()
+    assert (told["complete"], told["file_count"]) == (True, 3)
+    assert told["warnings"] == ["3 received files put in quarantine: the same SOP Instance UID arrived twice"]
+    assert list(quarantined(gateway).values()) == ["the same SOP Instance UID arrived twice"] * 3
+    assert not incoming_files(gateway)
+
+
+@pytest.mark.parametrize("store_scp", ["persistent", "transient"])
+def test_strangers_are_put_aside(moving: Moving, store_scp: str) -> None:
+    """Instances nobody asked for are kept in quarantine, whole, and reported, never mixed in."""
+    _, gateway = moving(count=3, extra=2, store_scp=store_scp)
+    told = post(gateway, "move", QUERY).json()
+    assert told["file_count"] == 3
+    assert {item["0020000D"]["Value"][0] for item in told["instances"]} == {QUERY["StudyInstanceUID"]}
+    assert told["warnings"] == ["2 received files put in quarantine: not asked for"]
+    assert list(quarantined(gateway).values()) == ["not asked for"] * 2
+    (found,) = by_study(quarantined(gateway)).values()
+    assert len(found) == 2
+
+
+def test_delivered_late(moving: Moving) -> None:
+    """What comes after the final response is missing in the answer, and kept in quarantine; the next move is whole."""
+    node, gateway = moving(count=4, late=2, late_secs=0.5)
+    told = post(gateway, "move", QUERY).json()
+    assert told["complete"] is False
+    assert "4 instances delivered, 2 arrived" in told["incomplete_reason"]
+    node.wait_for("delivered-late", 2)
+    wait_until(lambda: len(quarantined(gateway)) == 2, "late instances are in quarantine")
+    assert all("no C-MOVE was under way" in reason for reason in quarantined(gateway).values())
+    assert not incoming_files(gateway)
+
+
+def test_a_delivery_that_breaks_off(moving: Moving) -> None:
+    """Half an instance is in quarantine with a note; it is told, and not in the answer."""
+    _, gateway = moving(count=3, truncate=True, size=256)
+    told = post(gateway, "move", QUERY).json()
+    assert told["complete"] is False
+    assert told["file_count"] == 2
+    assert "3 instances delivered, 2 arrived" in told["incomplete_reason"]
+    assert "1 received files were damaged" in told["incomplete_reason"]
+    assert all("damaged" in reason for reason in quarantined(gateway).values())
+    with pytest.raises(IncompleteRead):
+        post(gateway, "move", QUERY, accept=MULTIPART)
+
+
+def test_a_delivery_nobody_asked_for(archive: RunningPacs, gateway: RunningDaemon) -> None:
+    """An object sent to the receiving port out of the blue is kept in quarantine, and a log line says so."""
+    port = archive.destinations["HARMONY_MOVE"]
+    before = set(quarantined(gateway))
+    argv = [dcmtk("storescu"), "-aet", "STRANGER", "-aec", "HARMONY_MOVE", "127.0.0.1", str(port)]
+    subprocess.run([*argv, str(report_files()[0])], check=True, capture_output=True)
+    (new,) = wait_until(lambda: set(quarantined(gateway)) - before, "the object is in quarantine")
+    note = json.loads(new.with_suffix(".json").read_text())
+    assert "no C-MOVE was under way" in note["reason"]
+    assert new.name in gateway.log
+    assert_same_objects([new.read_bytes()], next(iter(by_study([report_files()[0]]).values())))
+    for path in (new, new.with_suffix(".json")):
+        path.unlink()
+
+
+@pytest.mark.parametrize("then", ["abort", "drop"])
+def test_the_pacs_breaks_off(moving: Moving, then: str) -> None:
+    """What arrived before an abort is in the answer, which says why there is no more."""
+    _, gateway = moving(count=5, after=2, then=then)
+    told = post(gateway, "move", QUERY).json()
+    assert (told["success"], told["complete"]) == (False, False)
+    assert "aborted" in told["incomplete_reason"]
+    assert told["file_count"] == 2
+    assert not incoming_files(gateway)
+
+
+def test_port_of_a_transient_receiver_taken(archive: RunningPacs, daemon: Daemons) -> None:
+    """When something else has the port, the answer says so, and does not blame the PACS."""
+    port = free_port()
+    argv = [dcmtk("storescp"), "-od", str(archive.layout.folder), str(port)]
+    backend = pacs_backend(archive, store_scp="transient") | {"incoming_store_port": port}
+    gateway = daemon(backends={"pacs": backend})
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as holder:
+        try:
+            wait_until(lambda: post_taken(gateway).status == 503, "the port is found taken")
+            told = post_taken(gateway).json()
+        finally:
+            holder.terminate()
+    assert told["fault"] == "ours"
+    assert f"port {port} is held by pid {holder.pid}" in told["detail"]
+
+
+def post_taken(gateway: RunningDaemon):
+    return post(gateway, "move", {"StudyInstanceUID": next(iter(STUDIES))})
