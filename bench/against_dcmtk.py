@@ -96,7 +96,7 @@ def main() -> int:
         with RunningPacs(
             scratch / "pacs", files=files, destinations={"BARE": destination, "HARMONY_MOVE": incoming}
         ) as pacs:
-            for study in [*made, *([] if arguments.skip_memory else [huge])]:
+            for study in made if arguments.skip_memory else [*made, huge]:
                 shutil.rmtree(study.files[0].parent)
             backend = {
                 "service": "dicom",
@@ -114,7 +114,7 @@ def main() -> int:
             )
             with RunningDaemon(config) as daemon:
                 bench = Bench(pacs, daemon, scratch, arguments.runs, destination)
-                print(f"| work | harmonyd, median | bare tool, median | ratio, median (min–max) of {bench.runs} pairs |")
+                print(f"| work | harmonyd, median | bare tool, median | ratio, median (min–max), {bench.runs} pairs |")
                 print("|---|---|---|---|")
                 for count, study in studies.items():
                     find(bench, count, study)

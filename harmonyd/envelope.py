@@ -91,7 +91,7 @@ class RequestEnvelope:
     """HTTP verb, or DIMSE operation such as C-STORE."""
     uri: str
     path: str
-    """For HTTP the path after the endpoint's prefix, with a leading slash, percent-decoded; "/" for the prefix itself."""
+    """For HTTP the path after the endpoint's prefix, leading slash, percent-decoded; "/" for the prefix itself."""
     body: Body
     headers: Mapping[str, str] = field(default_factory=dict)
     """Names in lower case; repeated fields joined with a comma (RFC 9110 section 5.3)."""

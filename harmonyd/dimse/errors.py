@@ -36,7 +36,7 @@ class RemoteUnreachable(DimseError):
 
 
 class AssociationRejected(DimseError):
-    """A-ASSOCIATE-RJ (PS3.8 section 9.3.4); ``extra`` has ``reject_result``, ``reject_source``, ``reject_reason`` in words."""
+    """A-ASSOCIATE-RJ (PS3.8 section 9.3.4); ``extra``: ``reject_result``, ``_source`` and ``_reason`` in words."""
 
     title = "The remote node rejected the association"
 
@@ -54,7 +54,7 @@ class AssociationAborted(DimseError):
 
 
 class DimseFailure(DimseError):
-    """The node answered with a failure status (PS3.7 Annex C); ``extra``: ``dimse_status`` ("0xA700"), ``dimse_comment``."""
+    """A failure status in the answer (PS3.7 Annex C); ``extra``: ``dimse_status`` ("0xA700"), ``dimse_comment``."""
 
     title = "The remote node answered with a failure status"
 

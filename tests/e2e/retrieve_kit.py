@@ -135,6 +135,11 @@ def storage(daemon: RunningDaemon) -> Path:
     return daemon.config.parent / "tmp"
 
 
+def artifact_folders(daemon: RunningDaemon, operation: str = "*") -> set[Path]:
+    """The artifact folders of all operations, or of one kind."""
+    return {path for path in storage(daemon).glob(f"dcmtk_{operation}_*") if path.is_dir()}
+
+
 def quarantined(daemon: RunningDaemon) -> dict[Path, str]:
     """Files in quarantine, and the reason beside each."""
     files = sorted((storage(daemon) / "quarantine").glob("*.dcm"))

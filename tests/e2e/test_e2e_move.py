@@ -14,6 +14,7 @@ from retrieve_kit import (
     JSON,
     MULTIPART,
     ZIP,
+    artifact_folders,
     assert_same_objects,
     by_study,
     incoming_files,
@@ -111,11 +112,11 @@ def test_json_names_the_artifacts(gateway: RunningDaemon, mode: str) -> None:
 @pytest.mark.parametrize("accept", [MULTIPART, ZIP])
 def test_bytes_are_those_of_the_artifacts(gateway: RunningDaemon, accept: str, mode: str) -> None:
     """What is sent is byte for byte what was received."""
-    before = set(storage(gateway).glob("dcmtk_move_*"))
+    before = artifact_folders(gateway, "move")
     study, _ = min(STUDIES.items(), key=lambda item: len(item[1]))
     answer = move(gateway, study, backend=mode, accept=accept)
     sent = parts_of(answer) if accept == MULTIPART else list(members_of(answer).values())
-    (folder,) = set(storage(gateway).glob("dcmtk_move_*")) - before
+    (folder,) = artifact_folders(gateway, "move") - before
     assert sorted(sent) == sorted(path.read_bytes() for path in folder.glob("*"))
 
 

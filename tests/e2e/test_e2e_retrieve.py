@@ -12,6 +12,7 @@ from retrieve_kit import (
     JSON,
     MULTIPART,
     ZIP,
+    artifact_folders,
     assert_same_objects,
     by_study,
     members_of,
@@ -92,11 +93,11 @@ def test_json_names_the_artifacts(gateway: RunningDaemon) -> None:
 @pytest.mark.parametrize("accept", [MULTIPART, ZIP])
 def test_bytes_are_those_of_the_artifacts(gateway: RunningDaemon, accept: str) -> None:
     """What is sent is byte for byte what DCMTK wrote."""
-    before = set(storage(gateway).glob("dcmtk_get_*"))
+    before = artifact_folders(gateway, "get")
     study, originals = min(STUDIES.items(), key=lambda item: len(item[1]))
     answer = post(gateway, "get", {"StudyInstanceUID": study}, accept=accept)
     sent = parts_of(answer) if accept == MULTIPART else list(members_of(answer).values())
-    (folder,) = set(storage(gateway).glob("dcmtk_get_*")) - before
+    (folder,) = artifact_folders(gateway, "get") - before
     assert sorted(sent) == sorted(path.read_bytes() for path in folder.glob("*"))
     assert len(sent) == len(originals)
 
@@ -172,11 +173,11 @@ def test_nothing_matched(gateway: RunningDaemon, accept: str) -> None:
 )
 def test_what_would_fetch_the_archive(gateway: RunningDaemon, operation: str, query: dict[str, str]) -> None:
     """A retrieve without a unique key of its level, or with a pattern in it, never reaches the PACS."""
-    before = set(storage(gateway).glob("dcmtk_*"))
+    before = artifact_folders(gateway)
     answer = post(gateway, operation, query)
     assert answer.status == 400
     assert answer.json()["key"]
-    assert set(storage(gateway).glob("dcmtk_*")) == before
+    assert artifact_folders(gateway) == before
 
 
 def test_patient_level(gateway: RunningDaemon) -> None:

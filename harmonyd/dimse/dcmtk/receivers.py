@@ -46,9 +46,9 @@ class KeptReceiver:
             max_pdu=65536,
             association_timeout_secs=300.0,
         )
-        self.child: KeptChild = box.supervisor.keep(
-            KeptSpec("storescp", f"incoming-{receiver.port}", tuple(command), receiver.port, receiver.destination_aet)
-        )
+        name, aet = f"incoming-{receiver.port}", receiver.destination_aet
+        spec = KeptSpec("storescp", name, tuple(command), receiver.port, aet, on_line=box.kept_line(f"storescp:{name}"))
+        self.child: KeptChild = box.supervisor.keep(spec)
 
     def sweep(self) -> list[str]:
         """Names of complete files nobody was told of."""

@@ -72,15 +72,13 @@ class ToolRun:
     then. ``close`` must be awaited in every case: it ends the whole process group if it still runs.
     """
 
-    _log = Logger()
-
     def __init__(self, box: Toolbox, op: OperationContext, *, folder: Path | None) -> None:
         self.log = ToolLog()
         self.record: ExitRecord | None = None
         self._box = box
         self._op = op
         self._child: OnceChild | None = None
-        self._log_fields: dict[str, str] = {}
+        self._line_fields: dict[str, str] = {}
         self._names: list[str] = []
         self._waiter: Deferred[None] | None = None
         self._expired = False
@@ -99,8 +97,9 @@ class ToolRun:
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
         child = f"{name}:{self._op.id}"
-        self._log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
-        spec = OnceSpec(child, tuple(argv), env, log_fields=self._log_fields, on_line=self._line)
+        log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
+        self._line_fields = {**log_fields, "child": child}
+        spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line)
         self._child = self._box.supervisor.run_once(spec)
         self._child.exited.addCallback(self._exited)
 
@@ -157,8 +156,7 @@ class ToolRun:
     def _line(self, line: bytes) -> None:
         self.log.feed(line)
         if self._box.verbose:
-            fields = {**self._log_fields, "child": self._child_name}
-            _log.info("{line}", line=line.decode("utf-8", "replace"), **fields)
+            _log.info("{line}", line=line.decode("utf-8", "replace"), **self._line_fields)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record
@@ -170,7 +168,7 @@ class ToolRun:
         self._wake_soon()
 
     def _wake_soon(self) -> None:
-        """Let ``batches`` go on: at once for the first file after a pause and for the end, else after a short gather."""
+        """Let ``batches`` go on: at once after a pause and at the end, else after a short gather."""
         now = self._box.reactor.seconds()
         ended = self.record is not None or self._expired
         delay = 0.0 if ended else max(0.0, self._woken_at + GATHER_SECS - now)

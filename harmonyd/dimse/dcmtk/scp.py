@@ -66,9 +66,9 @@ class DcmtkStoreScp:
             max_pdu=self._config.max_pdu,
             association_timeout_secs=self._config.association_timeout_secs,
         )
-        self._child = self._box.supervisor.keep(
-            KeptSpec("storescp", self._config.name, tuple(command), self._config.port, self._config.local_aet)
-        )
+        name, on_line = self._config.name, self._box.kept_line(f"storescp:{self._config.name}")
+        spec = KeptSpec("storescp", name, tuple(command), self._config.port, self._config.local_aet, on_line=on_line)
+        self._child = self._box.supervisor.keep(spec)
         self._work()
 
     async def stop(self) -> None:

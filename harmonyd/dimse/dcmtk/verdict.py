@@ -162,7 +162,7 @@ def _no_context(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError 
 
 
 def _condition(complaints: Sequence[str], remote: RemoteNode, *, accepted: bool) -> HarmonydError | None:
-    """The most telling OFCondition among the complaints (module 0006 is dcmnet); causes are nested in what they caused."""
+    """The most telling OFCondition among the complaints (module 0006 is dcmnet); a cause stands inside its effect."""
     found = [(match[2], match[3]) for line in complaints for match in _CONDITION.finditer(line) if match[1] == "0006"]
     for look in (_unreachable, _timed_out, _nonsense, _aborted):
         for code, text in found:
