@@ -19,12 +19,57 @@ A modality sends, harmonyd receives and runs the object through the pipeline tha
 """
 
 _EPILOG = """\
-first steps:
-  harmonyd demo                          an embedded PACS, harmonyd, and four requests with their answers
-  harmonyd check --config FILE           what is wrong with a configuration, without starting anything
-  harmonyd run --config FILE             the daemon, in the foreground, log on standard error
+first steps, from a checkout:
+  harmonyd demo  --config examples/default/config.toml    a PACS, harmonyd, four requests and their answers
+  harmonyd check --config FILE                            what is wrong with a configuration, starting nothing
+  harmonyd run   --config FILE                            the daemon, in the foreground
+
+harmonyd COMMAND --help says more about each. All keys of the configuration: docs/configuration.md.
 
 exit status: 0 all well; 1 it could not start, or a check found an error; 2 wrong usage or configuration
+"""
+
+_RUN = """\
+Run the daemon in the foreground, until SIGTERM or SIGINT (Ctrl-C). It logs to standard error, unless
+[logging] in the configuration names a file.
+"""
+
+_RUN_EPILOG = """\
+is it there, is it ready for work?
+  curl http://127.0.0.1:8080/livez
+  curl http://127.0.0.1:8080/readyz
+
+for finding faults, in the environment:
+  HARMONY_TEST_DEBUG=1            answers of C-MOVE carry what movescu was given and said
+  HARMONY_TEST_VERBOSE_DCMTK=1    the log carries what DCMTK's programs say (patient data, too)
+
+exit status: 0 stopped as asked; 1 could not start (a port is taken, DCMTK is missing); 2 wrong configuration
+"""
+
+_CHECK = """\
+Check everything that can be checked before a start, and start nothing: every error of the configuration
+at once, with file and key; DCMTK's programs and their versions; ports, and who holds those that are taken;
+folders that are written to.
+"""
+
+_CHECK_EPILOG = """\
+example:
+  harmonyd check --probe --config examples/default/config.toml
+
+exit status: 0 all is well; 1 a check found an error; 2 the configuration is wrong
+"""
+
+_DEMO = """\
+Start a PACS (DCMTK's dcmqrscp) with the images that pydicom ships, and harmonyd in front of it; perform
+C-ECHO, C-FIND, C-GET and C-MOVE over HTTP; print the curl command and the answer of each; and stay until
+Ctrl-C. Up to 50 .dcm files in dev/samples, below the current folder, are loaded as well.
+"""
+
+_DEMO_EPILOG = """\
+example:
+  harmonyd demo --once --config examples/default/config.toml
+
+exit status: 0 all four answers were right; 1 one was not, or the demo could not start; 2 wrong configuration
 """
 
 
@@ -32,33 +77,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "harmonyd", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    run = commands.add_parser(
-        "run",
-        help="run the daemon in the foreground",
-        description="Run the daemon until SIGTERM or SIGINT. It logs to standard error unless the configuration "
-        "names a file.",
-    )
-    check = commands.add_parser(
-        "check",
-        help="check a configuration and this machine, start nothing",
-        description="Check everything that can be checked before a start: every error of the configuration at once, "
-        "DCMTK and its version, ports (and who holds them), folders. Exits 1 or 2 when something is wrong.",
-    )
-    check.add_argument("--probe", action="store_true", help="also send a C-ECHO to every dicom backend")
-    demo = commands.add_parser(
-        "demo",
-        help="an embedded PACS, harmonyd, and four requests with their answers",
-        description="Start a PACS (dcmqrscp) with real data and harmonyd, perform echo, find, get and move over HTTP, "
-        "print the curl command and the answer of each, and stay until Ctrl-C.",
-    )
-    demo.add_argument("--once", action="store_true", help="end after the four requests; exit 0 only if all were right")
-    for command in (run, check, demo):
-        command.add_argument(
-            "-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: %(default)s"
+    def add(name: str, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-    commands.add_parser("version", help="print the version")
+        which = "config.toml (default: %(default)s)"
+        command.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=which)
+        return command
+
+    add("run", "run the daemon in the foreground", _RUN, _RUN_EPILOG)
+    check = add("check", "check a configuration and this machine, start nothing", _CHECK, _CHECK_EPILOG)
+    check.add_argument("--probe", action="store_true", help="also send a C-ECHO to the node of every dicom backend")
+    demo = add("demo", "a PACS, harmonyd, and four requests with their answers", _DEMO, _DEMO_EPILOG)
+    demo.add_argument("--once", action="store_true", help="end after the four requests")
+    commands.add_parser("version", help="print the version", description="Print the version of harmonyd.")
     return parser
 
 

@@ -46,10 +46,10 @@ class AssociationSlots:
 
     async def acquire(self, deadline: float) -> None:
         """Wait for a slot. Raises ``Unavailable`` (queue full) or ``DeadlinePassed``."""
-        if len(self._semaphore.waiting) >= self._max_queue:
+        if not self._semaphore.tokens and len(self._semaphore.waiting) >= self._max_queue:
             raise Unavailable(
-                f"{self._max_queue} requests wait for {self._node} already",
-                hint="Try again later; max_associations of the backend bounds how many run at once.",
+                f"The queue of {self._node} is full: max_queue allows {self._max_queue} to wait",
+                hint="Try again later. The backend's max_associations says how many run at once.",
                 retry_after_secs=5,
             )
         error = DeadlinePassed(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harmonyd.errors import Fault, HarmonydError, RemoteError, Unavailable
+
+
+_LOOK_THERE = "GET /readyz shows the children; what each one says is below the storage path, in log/."
 
 
 class SpawnError(HarmonydError):
@@ -26,3 +31,6 @@ class ChildNotReady(Unavailable):
     """A kept child this operation needs is not RUNNING; the detail has its state and why."""
 
     title = "A child process this operation needs is not ready"
+
+    def __init__(self, detail: str, *, hint: str | None = None, **extra: Any) -> None:
+        super().__init__(detail, hint=hint or _LOOK_THERE, **extra)

@@ -41,6 +41,8 @@ class PeerOptions:
     """How the peer behaves. The defaults are a well-behaved node with three answers."""
 
     aet: str = "PEER"
+    transfer_syntax: str = ""
+    """UID of one to accept wherever it is proposed; else Implicit VR Little Endian comes first."""
     strict_aet: bool = False
     """Refuse a called AE title other than ``aet``."""
     count: int = 3
@@ -79,8 +81,9 @@ class PeerOptions:
     """How long after it."""
     duplicate: bool = False
     """Deliver each instance twice."""
-    truncate: bool = False
-    """C-MOVE: the last instance breaks off in the middle (A-ABORT), and is counted as completed all the same."""
+    broken: str = ""
+    """C-MOVE: what is wrong with the last instance, which is counted as completed all the same: ``abort`` (A-ABORT in
+    the middle of it) or ``short`` (half of its data set, sent as if it were all)."""
     counters: bool = True
     """Send the sub-operation counters (they are optional in PS3.7)."""
     originator: bool = True

@@ -41,8 +41,9 @@ def serve(port: int, options: PeerOptions, report: Report, *, contexts: bool) ->
     node.require_called_aet = options.strict_aet
     node.maximum_associations = 50
     node.network_timeout = None
+    syntaxes = list(dict.fromkeys([*filter(None, [options.transfer_syntax]), *ALL_TRANSFER_SYNTAXES]))
     for uid in [_VERIFICATION, *_QUERY_RETRIEVE, *_STORAGE] if contexts else [_INSTANCE_AVAILABILITY]:
-        node.add_supported_context(uid, ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
+        node.add_supported_context(uid, syntaxes, scu_role=True, scp_role=True)
     setattr(service_class.QueryRetrieveServiceClass, "SCP", _service(options, report))  # noqa: B010 - mypy: a method
     server: Any = node.start_server(("127.0.0.1", port), block=False, evt_handlers=_handlers(options, report))
     report("listening", port=server.server_address[1])
@@ -199,8 +200,8 @@ class _Conversation:
             return
 
         def send(instance: Dataset, number: int) -> None:
-            if self._options.truncate and number == self._options.count - 1:
-                _send_half(association, instance)
+            if self._options.broken and number == self._options.count - 1:
+                _send_broken(association, instance, self._options.broken)
             else:
                 self._send_there(association, instance, number)
 
@@ -342,18 +343,23 @@ def _no_delay(event: Any) -> None:
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _send_half(association: Any, instance: Dataset) -> None:
-    """Begin a C-STORE, and abort the association in the middle of the data set."""
-    known = (each for each in association.accepted_contexts if each.abstract_syntax == instance.SOPClassUID)
-    context = next(known)
+def _send_broken(association: Any, instance: Dataset, how: str) -> None:
+    """Send an instance as ``PeerOptions.broken`` says."""
+    context = next(each for each in association.accepted_contexts if each.abstract_syntax == instance.SOPClassUID)
     syntax = context.transfer_syntax[0]
+    data = encode(instance, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated) or b""
     request = C_STORE()
     request.MessageID, request.Priority = 1, 2
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = instance.SOPClassUID, instance.SOPInstanceUID
-    request.DataSet = BytesIO(encode(instance, syntax.is_implicit_VR, syntax.is_little_endian) or b"")
+    if how == "short":
+        request.DataSet = BytesIO(data[: len(data) // 4 * 2])
+        association.dimse.send_msg(request, context.context_id)
+        association.dimse.get_msg(block=True)
+        return
+    request.DataSet = BytesIO(data)
     message: Any = C_STORE_RQ()
     message.primitive_to_message(request)
-    pdus = list(message.encode_msg(context.context_id, 1024))
+    pdus = list(message.encode_msg(context.context_id, 256))
     for pdu in pdus[: len(pdus) // 2]:
         association.dul.send_pdu(pdu)
     association.abort()

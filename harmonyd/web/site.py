@@ -192,6 +192,9 @@ class Busy(Protocol, TimeoutMixin):
 class Site(http.HTTPFactory):
     """Makes connections, up to the limit. Its own access log is off: the front end's leaves out what may be private."""
 
+    noisy = False
+    """No "Starting factory": the front end says where it listens."""
+
     def __init__(self, reactor: Any, front: Front) -> None:
         super().__init__(timeout=front.limits.request_timeout_secs, reactor=reactor)
         self.front = front

@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 
-from harmonyd.testing.processes import end_group, free_port, group_members, log_tail, port_is_free, wait_until
+from harmonyd.testing.processes import end_group, free_port, log_tail, port_is_free, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = (sys.executable, "-m", "harmonyd")
@@ -145,7 +145,3 @@ class RunningDemo:
 def commands_in(output: str) -> list[str]:
     """The curl commands that the demo printed, as they would be pasted."""
     return re.findall(r"^curl (?:.*\\\n)*.*$", output, re.MULTILINE)
-
-
-def without_children(process: subprocess.Popen[bytes]) -> bool:
-    return not [pid for pid in group_members(process.pid) if pid != process.pid]

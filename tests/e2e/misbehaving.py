@@ -1,4 +1,4 @@
-"""Peers that all play their scripts at once, and one daemon with a backend for each: shared by modules of this folder."""
+"""Peers that all play their scripts at once, and one daemon with a backend for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import Answer, RunningDaemon
 from harmonyd.testing.peer import ScriptedPeer
-from harmonyd.testing.processes import free_port
+from harmonyd.testing.processes import free_port, wait_until
 
 OPERATIONS = ("echo", "find", "get", "move")
 STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
@@ -43,6 +43,15 @@ class Stage:
         """Several operations at the same time."""
         with ThreadPoolExecutor(len(operations)) as pool:
             return dict(zip(operations, pool.map(lambda name: self.ask(name, backend), operations), strict=True))
+
+    def record(self, request_id: str) -> tuple[Path, Any]:
+        """The record of the one operation that this request asked for, when it is there, and its members."""
+        return wait_until(lambda: self._records(request_id), f"there is a record of {request_id}")[0]
+
+    def _records(self, request_id: str) -> list[tuple[Path, Any]]:
+        paths = (self.daemon.config.parent / "tmp").glob("dcmtk_*.json")
+        texts = [(path, path.read_text("utf-8")) for path in paths]
+        return [(path, json.loads(text)) for path, text in texts if f'"{request_id}"' in text and text.endswith("}\n")]
 
     @contextmanager
     def stream(self, operation: str, backend: str, document: Any = None, **headers: str) -> Iterator[HTTPResponse]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -187,9 +186,3 @@ def test_interrupted_before_the_end_is_no_success(example: Example, tmp_path: Pa
 def _is_pending(pid: int, number: int) -> bool:
     fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(fields["ShdPnd"], 16) & 1 << (number - 1))
-
-
-def test_the_example_is_what_the_tests_use(example: Example) -> None:
-    """Only ports and the storage path differ from the configuration that ``make demo`` uses."""
-    assert shutil.which("curl"), "the printed commands need curl"
-    assert harmonyd("check", "--config", example.config).returncode == 0

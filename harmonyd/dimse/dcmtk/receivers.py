@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
@@ -20,10 +19,16 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import MoveReceiver, OperationContext
 from harmonyd.dimse.waiting import until
-from harmonyd.errors import DeadlinePassed
+from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.supervision.api import KeptChild, KeptSpec
+from harmonyd.supervision.errors import ChildNotReady
+from harmonyd.supervision.ports import problem_text, try_port
 
 PERSISTENT = "persistent"
+MAX_WAITING = 100
+"""Moves that may wait for their turn on one port; the next is refused."""
+READY_SECS = 10.0
+"""How long a move waits for its storescp; a healthy one is up in a fraction of a second."""
 
 
 class KeptReceiver:
@@ -104,16 +109,19 @@ class Receivers:
     async def turn(self, receiver: MoveReceiver, op: OperationContext) -> AsyncIterator[KeptReceiver | None]:
         """Hold the port for one move. Yields the ready kept receiver, or None in transient mode.
 
-        Raises ``DeadlinePassed`` when the deadline comes first, ``ChildNotReady`` when the storescp is FATAL.
+        Raises ``DeadlinePassed`` when the deadline comes first, ``ChildNotReady`` when the storescp does not come up,
+        ``Unavailable`` when ``MAX_WAITING`` moves wait already, or when something else has the port.
         """
         lock = self._locks.setdefault(receiver.port, DeferredLock())
-        await self._wait(lock.acquire(), op, "for its turn on the store SCP")
+        await self._acquire(lock, receiver, op)
         kept = None
         try:
             if receiver.store_scp == PERSISTENT:
                 kept = await self.open(receiver)
-                await self._wait(kept.child.when_ready(), op, "for the store SCP to become ready")
+                await self._until_ready(kept.child, op)
                 await kept.put_aside_rest()
+            else:
+                await self._box.in_thread(_require_free, receiver.port)
             yield kept
         finally:
             if kept is not None:
@@ -125,10 +133,25 @@ class Receivers:
         for kept in self._kept.values():
             kept.close()
 
-    async def _wait(self, waiting: Deferred[Any], op: OperationContext, what: str) -> None:
-        error = DeadlinePassed(
-            f"The deadline passed while the move waited {what}",
-            hint="Moves to one store AE take turns; ask for less at once or raise operation_timeout_ms.",
-            timeout="queue",
-        )
-        await until(self._box.reactor, op.deadline, waiting, error)
+    async def _acquire(self, lock: DeferredLock, receiver: MoveReceiver, op: OperationContext) -> None:
+        hint = "Moves to one store AE take turns; ask for less at once, or try again later."
+        if len(lock.waiting) >= MAX_WAITING:
+            waiting = f"{MAX_WAITING} moves wait for their turn on the store SCP of port {receiver.port} already"
+            raise Unavailable(waiting, hint=hint, retry_after_secs=5)
+        late = "The deadline passed while the move waited for its turn on the store SCP"
+        await until(self._box.reactor, op.deadline, lock.acquire(), DeadlinePassed(late, hint=hint, timeout="queue"))
+
+    async def _until_ready(self, child: KeptChild, op: OperationContext) -> None:
+        deadline = min(op.deadline, self._box.reactor.seconds() + READY_SECS)
+        try:
+            await until(self._box.reactor, deadline, child.when_ready(), DeadlinePassed(""))
+        except DeadlinePassed:
+            name = f"{child.spec.group}:{child.spec.name}"
+            raise ChildNotReady(f"{name} is {child.state}: {child.description}", retry_after_secs=10) from None
+
+
+def _require_free(port: int) -> None:
+    """Raise ``Unavailable`` when nobody could listen on the port now: movescu's own words blame the PACS. Blocking."""
+    error = try_port(port)
+    if error is not None:
+        raise Unavailable(f"No delivery can be received: {problem_text(port, error)}", retry_after_secs=5)

@@ -103,6 +103,8 @@ def _conclude(stream: ToolStream[Instance], run: ToolRun, intake: Intake, operat
     if intake.damaged:
         artifacts.raise_if_full(stream.folder)
     _reconcile(outcome, intake)
+    if operation == "get" and outcome.suboperations is not None and outcome.suboperations.failed:
+        outcome.warnings.append("a get takes uncompressed instances only; a move takes all as the PACS has them")
     if outcome.complete and not intake.arrived and any("write" in line.lower() for line in run.log.complaints):
         raise EngineFailed("; ".join(run.log.complaints[-3:]))
 

@@ -137,7 +137,7 @@ class DcmtkStoreScp:
             return
         wait = RETRY_SECS[min(self._failures, len(RETRY_SECS) - 1)]
         self._failures += 1
-        why = failure.value.detail if isinstance(failure.value, HarmonydError) else repr(failure.value)
+        why = _reason(failure.value)
         self._log.error(
             "an object received by {child} could not be handed on: {why}; again in {wait:g} s ({waiting} waiting)",
             child=self._config.name,
@@ -148,6 +148,12 @@ class DcmtkStoreScp:
         # The others go first next time: one object nobody takes must not hold up the rest.
         self._queue.rotate(-1)
         self._retry = self._box.reactor.callLater(wait, self._work)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, HarmonydError):
+        return error.detail
+    return (isinstance(error, OSError) and error.strerror) or repr(error)
 
 
 def _fsync(path: Path) -> None:

@@ -97,11 +97,12 @@ def failure_status(operation: str, response: Response, remote: RemoteNode) -> Di
 _RESOURCES_HINT = "The PACS is out of resources: ask for less at once, or its operator for the reason."
 _KEYS_HINT = "The PACS does not accept this combination of keys and level; try another query_model or fewer keys."
 _STATUS_HINTS = {
-    ("move", 0xA801): "The PACS does not know the move destination: add our destination AE title with this host and "
+    ("move", 0xA801): "The PACS does not know the move destination: add our move_destination_aet with this host and "
     "incoming_store_port to its host table.",
-    ("move", 0xA702): "The PACS could not deliver: check that its host table entry for our destination AE title has "
+    ("move", 0xA702): "The PACS could not deliver: check that its host table entry for our move_destination_aet has "
     "this host and incoming_store_port, and that no firewall is in between.",
-    ("get", 0xA702): "The PACS could not deliver over this association: its log says which instances, and why.",
+    ("get", 0xA702): "The PACS could not deliver over this association: its log says why. Instances that it stores "
+    "compressed need a move: a get takes them uncompressed only.",
     ("find", 0xA700): "The PACS is out of resources: narrow the query, or ask its operator for the reason.",
 }
 _GENERAL_HINTS = {
@@ -145,11 +146,17 @@ def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | 
     }
     return AssociationRejected(
         f"{_node(remote)} rejected the association: {reason} ({said[1].strip()}, {said[2].strip()})",
-        hint=hints.get(reason, "The PACS refuses us for now; its log and its limits say why."),
+        hint=hints.get(reason) or _rejected_hint(said[1]),
         reject_result=said[1].strip(),
         reject_source=said[2].strip(),
         reject_reason=reason,
     )
+
+
+def _rejected_hint(result: str) -> str:
+    if "Transient" in result:
+        return "The PACS is busy, or at its own limit of associations: try again later, or lower max_associations."
+    return "The PACS does not want this association at all: its log says why."
 
 
 def _no_context(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | None:

@@ -97,6 +97,9 @@ class DicomBackend:
         except HarmonydError as error:
             error.extra.setdefault("operation", operation)
             error.extra.setdefault("backend", self.name)
+            if operation == "move" and isinstance(error, DimseError):
+                error.extra.setdefault("move_destination_aet", self.receiver.destination_aet)
+                error.extra.setdefault("incoming_store_port", self.receiver.port)
             raise
 
     async def _perform(self, operation: str, request: RequestEnvelope, document: Any) -> ResponseEnvelope:
@@ -225,6 +228,13 @@ def _debugging() -> bool:
     return os.environ.get(DEBUG_VARIABLE) == "1"
 
 
+_NOTHING_ARRIVED = {
+    "get": "The PACS has it but did not deliver it to us; its log, and 'suboperations', say how many it tried.",
+    "move": "The PACS delivered elsewhere, or not at all: its host table entry for our move_destination_aet must have "
+    "this host and incoming_store_port.",
+}
+
+
 def _raise_for_nothing(operation: str, stream: OperationStream[T]) -> None:
     outcome = stream.outcome
     if outcome.complete:
@@ -234,7 +244,7 @@ def _raise_for_nothing(operation: str, stream: OperationStream[T]) -> None:
         )
     raise DimseError(
         f"No instance arrived: {outcome.incomplete_reason}",
-        hint="The PACS has it but did not deliver it to us; its log, and 'suboperations', say how many it tried.",
+        hint=_NOTHING_ARRIVED[operation],
         dimse_status=f"0x{outcome.status:04X}" if outcome.status else None,
         dimse_status_text=outcome.status_text if outcome.status else None,
         dimse_comment=outcome.comment,

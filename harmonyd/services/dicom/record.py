@@ -77,7 +77,11 @@ class OperationRecord:
 
 def failed(error: BaseException) -> dict[str, Any]:
     """The summary of an operation that failed before there was anything to answer."""
-    said = error.detail if isinstance(error, HarmonydError) else f"ended before it was done ({type(error).__name__})"
+    if isinstance(error, HarmonydError):
+        said = error.detail
+    else:
+        what = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        said = f"ended before it was done ({what})"
     return {"success": False, "complete": False, "error": said}
 
 

@@ -42,7 +42,8 @@ async def read_document(request: RequestEnvelope) -> Any:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType(
-            f"This operation reads JSON, not {kind[:100]}", hint="Send 'Content-Type: application/json'."
+            f"This operation reads JSON, not {kind[:100]}",
+            hint="Send 'Content-Type: application/json'; curl does so with --json, but not with -d alone.",
         )
     data = await request.body.read(JSON_LIMIT_BYTES)
     return decode_json(data) if data.strip() else None
