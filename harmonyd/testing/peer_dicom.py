@@ -353,8 +353,7 @@ def _send_broken(association: Any, instance: Dataset, how: str) -> None:
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = instance.SOPClassUID, instance.SOPInstanceUID
     if how == "short":
         request.DataSet = BytesIO(data[: len(data) // 4 * 2])
-        association.dimse.send_msg(request, context.context_id)
-        association.dimse.get_msg(block=True)
+        _exchange(association, request, context.context_id)
         return
     request.DataSet = BytesIO(data)
     message: Any = C_STORE_RQ()
@@ -363,3 +362,13 @@ def _send_broken(association: Any, instance: Dataset, how: str) -> None:
     for pdu in pdus[: len(pdus) // 2]:
         association.dul.send_pdu(pdu)
     association.abort()
+
+
+def _exchange(association: Any, request: Any, context_id: int) -> None:
+    """Send a request and wait for its response, as ``send_c_store`` does: pynetdicom's own reader has to be paused."""
+    association._reactor_checkpoint.clear()
+    while not association._is_paused:
+        time.sleep(0.001)
+    association.dimse.send_msg(request, context_id)
+    association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()

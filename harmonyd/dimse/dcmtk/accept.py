@@ -34,12 +34,20 @@ def wanted_keys(query: Query) -> dict[str, frozenset[str]]:
 
 
 def quarantine(path: Path, folder: Path, reason: str) -> Path:
-    """Move a file into the quarantine folder beside a note that says why; returns its new path. Blocking."""
+    """Move a file into the quarantine folder beside a note that says why; returns its new path. Blocking.
+
+    Raises OSError; ``FileNotFoundError`` when the file is gone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}_{uuid.uuid4().hex}.dcm"
     note = {"reason": reason, "was": str(path), "time": time.time()}
-    target.with_suffix(".json").write_text(json.dumps(note), encoding="utf-8")
-    shutil.move(path, target)
+    beside = target.with_suffix(".json")
+    beside.write_text(json.dumps(note), encoding="utf-8")
+    try:
+        shutil.move(path, target)
+    except FileNotFoundError:
+        beside.unlink()
+        raise
     return target
 
 

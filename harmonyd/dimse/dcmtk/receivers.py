@@ -63,7 +63,7 @@ class KeptReceiver:
         return names
 
     async def put_aside_rest(self) -> None:
-        """Quarantine what lies in the folder and belongs to nobody: at start-up, and between two turns."""
+        """Quarantine what lies in the folder and belongs to nobody: at start-up, before and after each turn."""
         for name in self.sweep():
             await self._put_aside(name)
 
@@ -80,8 +80,12 @@ class KeptReceiver:
             )
 
     async def _put_aside(self, name: str) -> None:
-        reason = f"arrived at {self.child.spec.name} while no C-MOVE was under way"
-        target = await self._box.in_thread(quarantine, self.folder / name, self._quarantine, reason)
+        reason = f"arrived at {self.child.spec.name} while no C-MOVE was under way that could have asked for it"
+        try:
+            target = await self._box.in_thread(quarantine, self.folder / name, self._quarantine, reason)
+        except FileNotFoundError:
+            # A sweep and the file's own event found it at the same time.
+            return
         child = self.child.spec.name
         self._log.warn("an object nobody asked for is in quarantine: {target}", target=str(target), child=child)
 
@@ -124,9 +128,12 @@ class Receivers:
                 await self._box.in_thread(_require_free, receiver.port)
             yield kept
         finally:
-            if kept is not None:
-                kept.listener = None
-            lock.release()
+            try:
+                if kept is not None:
+                    kept.listener = None
+                    await kept.put_aside_rest()
+            finally:
+                lock.release()
 
     def close(self) -> None:
         """Stop watching; the children are the supervisor's to end."""

@@ -155,7 +155,7 @@ def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | 
 
 def _rejected_hint(result: str) -> str:
     if "Transient" in result:
-        return "The PACS is busy, or at its own limit of associations: try again later, or lower max_associations."
+        return "The PACS is busy, or at one of its limits: try again later, or lower max_associations."
     return "The PACS does not want this association at all: its log says why."
 
 
