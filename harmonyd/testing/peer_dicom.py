@@ -98,7 +98,9 @@ def _handlers(options: PeerOptions, report: Report) -> list[Any]:
         with lock:
             status = options.store_statuses[next(turn) % len(options.store_statuses)]
         uid = str(event.request.AffectedSOPInstanceUID)
-        report("stored", id=_numbers.of(event.assoc), sop_instance_uid=uid, status=status)
+        syntax = str(event.context.transfer_syntax)
+        number = _numbers.of(event.assoc)
+        report("stored", id=number, sop_instance_uid=uid, transfer_syntax_uid=syntax, status=status)
         return status
 
     endings = {

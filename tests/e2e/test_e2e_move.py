@@ -204,12 +204,9 @@ SCRIPTS = {
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A daemon with a peer for each script; ``transient-<script>`` is the same peer by ``movescu +P``."""
-    transient = {"store_scp": "transient", "incoming_store_port": free_port()}
-    options = {"association_timeout_ms": 20_000}
-    backends = {f"transient-{name}": {"peer": name, **transient} for name in SCRIPTS}
-    with stage(
-        tmp_path_factory.mktemp("wrong"), {name: ("serve", given) for name, given in SCRIPTS.items()}, backends, options
-    ) as running:
+    scripts = {name: ("serve", given) for name, given in SCRIPTS.items()}
+    backends = {f"transient-{name}": {"peer": name, "store_scp": "transient"} for name in SCRIPTS}
+    with stage(tmp_path_factory.mktemp("wrong"), scripts, backends, {"association_timeout_ms": 20_000}) as running:
         yield running
 
 

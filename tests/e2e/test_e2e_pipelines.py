@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from retrieve_kit import peer_backend
+from retrieve_kit import peer_backend, quarantined
 
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import Answer, RunningDaemon
@@ -189,10 +189,11 @@ def test_a_client_still_narrows_further(place: Place) -> None:
 
 @pytest.mark.parametrize("document", [{}, {"query_model": "patient"}, {"patient_id": "OTHER"}])
 def test_a_retrieve_stays_with_the_forced_patient(place: Place, document: dict[str, Any]) -> None:
-    """Patient ID is then a unique key of the retrieve, in the query model that has a place for it."""
-    seen = place.seen(place.one, "/retrieve/get", {"StudyInstanceUID": "1.2.3", **document}, status=404)
+    """Patient ID is then a unique key of the retrieve; and what a PACS sends of other patients is put aside."""
+    seen = place.seen(place.one, "/retrieve/get", {"StudyInstanceUID": "1.2.3", **document}, status=502)
     assert seen["00100020"]["Value"] == ["WARD-7"]
     assert seen["0020000D"]["Value"] == ["1.2.3"]
+    assert set(quarantined(place.daemon).values()) == {"not asked for"}
 
 
 def test_a_retrieve_cannot_leave_the_forced_patient_out(place: Place) -> None:

@@ -53,7 +53,11 @@ class KeptReceiver:
         )
         name, aet = f"incoming-{receiver.port}", receiver.destination_aet
         spec = KeptSpec("storescp", name, tuple(command), receiver.port, aet, on_line=box.kept_line(f"storescp:{name}"))
-        self.child: KeptChild = box.supervisor.keep(spec)
+        try:
+            self.child: KeptChild = box.supervisor.keep(spec)
+        except Exception:
+            self._watch.close()
+            raise
 
     def sweep(self) -> list[str]:
         """Names of complete files nobody was told of."""
@@ -92,6 +96,8 @@ class KeptReceiver:
 
 class Receivers:
     """All receivers of the engine, by port."""
+
+    _log = Logger()
 
     def __init__(self, box: Toolbox, storage: Path, quarantine_folder: Path) -> None:
         self._box = box
@@ -132,6 +138,9 @@ class Receivers:
                 if kept is not None:
                     kept.listener = None
                     await kept.put_aside_rest()
+            except OSError as error:
+                # The next turn tries again; what the move has to say must not be lost over it.
+                self._log.error("what port {port} received stays there: {error}", port=receiver.port, error=error)
             finally:
                 lock.release()
 

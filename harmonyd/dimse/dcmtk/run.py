@@ -71,12 +71,14 @@ class ToolRun:
     """A running DCMTK program.
 
     ``batches`` yields the names of the files that arrived until the program has ended; ``record`` and ``log`` are final
-    then. The program is ended at the deadline, whether somebody reads or not, and holds its slot until its exit, however
-    slowly somebody reads. ``close`` must be awaited in every case: it ends the whole process group if it still runs.
+    then. Whether somebody reads or not, the program is ended at the deadline, and gives its slot back with its exit.
+    ``close`` must be awaited in every case: it ends the whole process group if it still runs.
     """
 
-    def __init__(self, box: Toolbox, op: OperationContext, *, folder: Path | None) -> None:
-        """``folder`` is made and watched once there is a slot."""
+    def __init__(
+        self, box: Toolbox, op: OperationContext, *, folder: Path | None = None, watched: bool = True
+    ) -> None:
+        """``folder`` is made once there is a slot, and watched unless the files arrive elsewhere (``offer``)."""
         self.log = ToolLog()
         self.record: ExitRecord | None = None
         self._box = box
@@ -90,19 +92,24 @@ class ToolRun:
         self._wake_call: Any = None
         self._woken_at = 0.0
         self._folder = folder
+        self._watched = watched
         self._watch: FolderWatch | None = None
         self._closed = False
         remaining = max(0.0, op.deadline - box.reactor.seconds())
         self._deadline_call: Any = box.reactor.callLater(remaining, self._expire)
 
     async def start(self, argv: Sequence[str], *, small_dictionary: bool = False) -> None:
-        """Start the program once a slot is free; raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``."""
+        """Start the program once a slot is free.
+
+        Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, and ``OSError`` for the folder.
+        """
         if self._op.slots is not None:
             await self._op.slots.acquire(self._op.deadline)
             self._holds_slot = True
         if self._folder is not None:
             self._folder.mkdir(parents=True)
-            self._watch = FolderWatch(self._box.reactor, self._folder, self.offer)
+            if self._watched:
+                self._watch = FolderWatch(self._box.reactor, self._folder, self.offer)
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
         child = f"{name}:{self._op.id}"
@@ -135,8 +142,10 @@ class ToolRun:
             else:
                 await self._wait()
         missed = sweep() if sweep is not None else self._watch.sweep() if self._watch is not None else []
-        if missed:
-            yield missed
+        # A sweep first takes in what the kernel has yet to tell, and that is offered like anything else.
+        rest = list(dict.fromkeys([*self._names, *missed]))
+        for first in range(0, len(rest), MAX_BATCH):
+            yield rest[first : first + MAX_BATCH]
 
     async def finish(self) -> ExitRecord:
         """Wait for the program's exit, taking no notice of files; raises ``DeadlinePassed``."""

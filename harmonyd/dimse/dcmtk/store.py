@@ -14,7 +14,7 @@ from harmonyd.dimse.dcmtk.streams import ToolStream
 from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
 from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.uid import is_uid
-from harmonyd.errors import DeadlinePassed
+from harmonyd.errors import DeadlinePassed, HarmonydError
 
 _FILES_PER_RUN = 500
 _UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
@@ -38,8 +38,7 @@ def store(
             results = _results(log, headers, late)
             answered += sum(result.status is not None for result in results)
             if not answered:
-                assert run.record is not None
-                raise late or verdict.failure("store", log, run.record, remote)
+                raise late or _failure(run, remote)
             for result in results:
                 yield result
         stream.outcome.status = 0
@@ -69,6 +68,11 @@ async def _run(
         await run.close()
         profile.unlink(missing_ok=True)
     return run, late
+
+
+def _failure(run: ToolRun, remote: RemoteNode) -> HarmonydError:
+    assert run.record is not None
+    return verdict.failure("store", run.log, run.record, remote)
 
 
 def association_profile(headers: Iterable[InstanceHeader]) -> str:

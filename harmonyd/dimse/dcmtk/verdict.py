@@ -141,7 +141,9 @@ def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | 
         return None
     reason = next((found[1].strip() for line in complaints if (found := _REASON.search(line))), "no reason given")
     hints = {
-        "Called AE Title Not Recognized": f"Change the backend's aet (now {remote.aet}) to the AE title of the PACS.",
+        # dcmqrscp says so of a caller that is not in its table, too.
+        "Called AE Title Not Recognized": f"Change the backend's aet (now {remote.aet}) to the AE title of the PACS; "
+        f"if it is right, add our AE title {remote.local_aet} to the nodes the PACS accepts.",
         "Calling AE Title Not Recognized": f"Add our AE title {remote.local_aet} to the nodes the PACS accepts.",
     }
     return AssociationRejected(
