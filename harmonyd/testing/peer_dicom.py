@@ -20,8 +20,9 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, encode
 
-from harmonyd.testing import peer_records
+from harmonyd.testing import peer_endings, peer_records
 from harmonyd.testing.peer import PeerOptions, Report
+from harmonyd.testing.peer_endings import ENDINGS, is_open
 
 PENDING, CANCELLED, UNKNOWN_DESTINATION, PARTIAL = 0xFF00, 0xFE00, 0xA801, 0xB000
 _VERIFICATION = "1.2.840.10008.1.1"
@@ -118,31 +119,9 @@ def _misbehave_at_echo(assoc: Any, options: PeerOptions, report: Report) -> None
     """Instead of the answer to a C-ECHO. pynetdicom sends that on return, if the association still stands."""
     if options.then == "hang":
         report("hanging", id=_numbers.of(assoc))
-        while _is_open(assoc):
-            time.sleep(0.02)
-    elif options.then in _ENDS:
-        _ENDS[options.then](assoc)
-
-
-def _is_open(assoc: Any) -> bool:
-    return bool(assoc.dul.state_machine.current_state == "Sta6")
-
-
-def _abort(assoc: Any) -> None:
-    assoc.abort()
-
-
-def _drop(assoc: Any) -> None:
-    assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-
-
-def _garbage(assoc: Any) -> None:
-    assoc.dul.socket.socket.sendall(_NO_PDU)
-    _drop(assoc)
-
-
-_ENDS = {"abort": _abort, "drop": _drop, "garbage": _garbage}
-_NO_PDU = bytes(range(0x93, 0xFF)) * 3
+        peer_endings.hang(assoc)
+    elif options.then in ENDINGS:
+        ENDINGS[options.then](assoc)
 
 
 # --- what the peer does -----------------------------------------------------------------------------------------------
@@ -278,7 +257,7 @@ class _Conversation:
     def _wait(self, secs: float) -> None:
         until = time.monotonic() + secs
         while True:
-            if not _is_open(self._assoc):
+            if not is_open(self._assoc):
                 raise _Over
             if self._service.is_cancelled(self._request.MessageID):
                 self._report("cancel", id=self._id)
@@ -301,7 +280,7 @@ class _Conversation:
 
     def _end(self) -> None:
         self._flush()
-        _ENDS[self._options.then](self._assoc)
+        ENDINGS[self._options.then](self._assoc)
         raise _Over
 
     def _flush(self) -> None:

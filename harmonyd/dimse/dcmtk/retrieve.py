@@ -39,7 +39,8 @@ def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: Oper
         try:
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["getscu"].path
-                await run.start(argv.getscu(tool, box.log_config, remote, query.model, request, folder))
+                command = argv.getscu(tool, box.log_config, remote, query.model, request, folder)
+                await run.start(command, small_dictionary=True)
                 stream.folder = folder
                 async with aclosing(_instances(box, run, intake, folder, None)) as instances:
                     async for instance in instances:
