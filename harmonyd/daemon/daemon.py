@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -50,6 +50,8 @@ class Daemon:
         self._lock.take()
         await self.supervisor.start()
         await self._disk.start()
+        if self._parts.engine is not None:
+            await self._parts.engine.start()
         for backend in self._parts.backends.values():
             await backend.start()
         for endpoint in self._parts.dicom_endpoints:
@@ -72,18 +74,26 @@ class Daemon:
         self.health.begin_shutdown()
         if self._retention.running:
             self._retention.stop()
-        for front_end in self._parts.front_ends:
-            await front_end.stop()
-        for endpoint in self._parts.dicom_endpoints:
-            await endpoint.stop()
-        for backend in self._parts.backends.values():
-            await backend.stop()
-        await self.supervisor.stop_all()
-        if self._parts.engine is not None:
-            self._parts.engine.close()
-        await self._disk.stop()
+        parts = self._parts
+        await self._all(front_end.stop for front_end in parts.front_ends)
+        await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
+        await self._all(backend.stop for backend in parts.backends.values())
+        await self._all([self.supervisor.stop_all, self._disk.stop])
+        if parts.engine is not None:
+            parts.engine.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
+
+    async def _all(self, stops: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+        """Run these together. One that fails is logged, and keeps nothing else from being stopped."""
+
+        async def run(stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            try:
+                await stop()
+            except Exception:  # noqa: BLE001 - at the end everything gets its turn
+                self._log.failure("a part of {id} did not stop as it should", id=self.config.id)
+
+        await gatherResults([Deferred.fromCoroutine(run(stop)) for stop in stops])
 
     def _children(self) -> CheckResult:
         waiting = [child for child in self.supervisor.children() if child.state != "RUNNING"]
@@ -95,9 +105,13 @@ class Daemon:
         storage = self.config.storage
         folders = {storage.path: frozenset[str](), **active_operations(self._parts.backends)}
         for folder, in_use in folders.items():
-            removed = await deferToThreadPool(
-                self._reactor, self._reactor.getThreadPool(), self._clean_folder, folder, in_use
-            )
+            try:
+                removed = await deferToThreadPool(
+                    self._reactor, self._reactor.getThreadPool(), self._clean_folder, folder, in_use
+                )
+            except OSError as error:
+                self._log.error("retention: {folder} cannot be cleaned: {error}", folder=str(folder), error=error)
+                continue
             if removed:
                 self._log.info("removed {count} old artifact folders", count=len(removed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -103,6 +104,7 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
 
     def stop() -> Deferred[None]:
         stopping.append(True)
+        _take_no_more_signals(reactor)
         for deferred in running:
             deferred.cancel()
         return daemon.stop()
@@ -111,3 +113,13 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()
     return status
+
+
+def _take_no_more_signals(reactor: Any) -> None:
+    """Twisted would try to stop a second time, and log that as a failure of ours."""
+
+    def say(_number: int, _frame: object) -> None:
+        reactor.callFromThread(_log.warn, "already stopping: requests that run have a few seconds to end")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, say)

@@ -77,7 +77,7 @@ def test_a_failed_file_holds_nobody_up() -> None:
 
 
 def test_a_taker_that_is_away_is_not_hammered() -> None:
-    """After some failures in a row the rest waits: one attempt at a time, ever less often, and one for each new file."""
+    """After some failures in a row there is one attempt at a time, ever less often, and one for each new file."""
     clock, taker = Clock(), Taker()
     taker.is_away = True
     queue = _queue(clock, taker, *(f"{number:02}" for number in range(50)))

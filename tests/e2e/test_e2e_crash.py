@@ -1,4 +1,4 @@
-"""kill -9 in the middle of everything: no process is left, no port is held, nothing received is lost, it starts again."""
+"""kill -9 in the middle of everything: no process is left, no port held, nothing received lost, and it starts again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 from pynetdicom import AE
 from retrieve_kit import (
@@ -42,16 +42,26 @@ QUERY = {"StudyInstanceUID": "1.2.826.0.1.1"}
 
 
 @contextmanager
-def asking(daemon: RunningDaemon, path: str, **request: object) -> Iterator[HTTPConnection]:
+def asking(daemon: RunningDaemon, path: str, **request: Any) -> Iterator[HTTPConnection]:
     """A request that is under way; nobody reads its answer."""
     connection = daemon.connect()
     try:
-        headers = {"Content-Type": "application/json", "Accept": MULTIPART}
-        body = b'{"StudyInstanceUID": "1.2.826.0.1.1"}'
-        connection.request("POST", path, body=request.get("body", body), headers=request.get("headers", headers))
+        headers = {"Content-Type": "application/json", "Accept": MULTIPART, **request.get("headers", {})}
+        body = request.get("body", b'{"StudyInstanceUID": "1.2.826.0.1.1"}')
+        connection.request("POST", path, body=body, headers=headers)
         yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def victim(config: Path, **options: Any) -> Iterator[RunningDaemon]:
+    """A daemon that is ready, and that the test kills."""
+    running = RunningDaemon(config, **options)
+    try:
+        yield running.start()
+    finally:
+        running.kill9()
 
 
 def send(port: int, path: Path, aet: str) -> None:
@@ -69,24 +79,22 @@ def test_with_a_grandchild_that_serves(tmp_path: Path, peer: Peers) -> None:
         "peer": peer_backend(node),
     }
     config = write_config(tmp_path, http_port=free_port(), backends=backends)
-    running = RunningDaemon(config, command=DEMO, ready_secs=60).start()
     client = AE(ae_title="TEST")
     client.add_requested_context("1.2.840.10008.1.1")
-    try:
+    with ExitStack() as stack:
+        running = stack.enter_context(victim(config, command=DEMO, ready_secs=60))
         wait_until(lambda: "All four answers are right" in running.log, "the demo is through", 30)
-        with asking(running, "/dicom/get?backend=peer"):
-            node.wait_for("hanging")
-            association = client.associate("127.0.0.1", pacs_port, ae_title="DEMO")
-            assert association.is_established
-            names = sorted(child.name() for child in running.children())
-            assert names.count("dcmqrscp") == 2, names
-            assert {"getscu", "storescp"} < set(names)
-            running.kill9()
-            running.assert_nothing_left(5)
-            wait_until(lambda: port_is_free(pacs_port), "the PACS's port is free")
+        stack.enter_context(asking(running, "/dicom/get?backend=peer"))
+        node.wait_for("hanging")
+        association = client.associate("127.0.0.1", pacs_port, ae_title="DEMO")
+        assert association.is_established
+        names = sorted(child.name() for child in running.children())
+        assert names.count("dcmqrscp") == 2, names
+        assert {"getscu", "storescp"} < set(names)
+        running.kill9()
+        running.assert_nothing_left(5)
+        wait_until(lambda: port_is_free(pacs_port), "the PACS's port is free")
         association.abort()
-    finally:
-        client.shutdown()
     with RunningDaemon(config, command=DEMO, ready_secs=60) as again:
         wait_until(lambda: again.log.count("All four answers are right") == 2, "the demo is through again", 30)
 
@@ -96,8 +104,7 @@ def test_in_the_middle_of(operation: str, tmp_path: Path, peer: Peers) -> None:
     """kill -9 while an operation hangs: its child is gone, the PACS sees the end, and it starts again at once."""
     node = peer(count=5, after=2, destinations={"HARMONY_MOVE": free_port()})
     config = write_config(tmp_path, http_port=free_port(), backends={"peer": peer_backend(node)})
-    running = RunningDaemon(config).start()
-    with asking(running, f"/dicom/{operation}", headers={"Content-Type": "application/json"}):
+    with victim(config) as running, asking(running, f"/dicom/{operation}", headers={"Accept": "application/json"}):
         hung = node.wait_for("hanging")
         assert len(tool_processes(running)) == 1
         running.kill9()
@@ -113,8 +120,7 @@ def test_in_the_middle_of_a_store(tmp_path: Path, peer: Peers) -> None:
     node = peer("silent")
     backend = {"aet": "PEER", "host": "127.0.0.1", "port": node.port}
     config = write_config(tmp_path, http_port=free_port(), backends={"peer": backend})
-    running = RunningDaemon(config).start()
-    with asking(running, "/dicom/store", **multipart([ct_bytes(tmp_path)])):
+    with victim(config) as running, asking(running, "/dicom/store", **multipart([ct_bytes(tmp_path)])):
         node.wait_for("association")
         assert [child.name() for child in tool_processes(running)] == ["storescu"]
         running.kill9()
@@ -129,12 +135,12 @@ def test_what_had_arrived_is_kept(tmp_path: Path) -> None:
     port = free_port()
     backend = {"aet": "NONE", "host": "127.0.0.1", "port": 104, "incoming_store_port": port}
     config = write_config(tmp_path, http_port=free_port(), backends={"pacs": backend})
-    running = RunningDaemon(config).start()
-    os.kill(running.pid, signal.SIGSTOP)
-    send(port, report_files()[0], "HARMONY_SCU")
-    assert len(list((storage(running) / "incoming" / str(port)).iterdir())) == 1
-    running.kill9()
-    running.assert_nothing_left(5)
+    with victim(config) as running:
+        os.kill(running.pid, signal.SIGSTOP)
+        send(port, report_files()[0], "HARMONY_SCU")
+        assert len(list((storage(running) / "incoming" / str(port)).iterdir())) == 1
+        running.kill9()
+        running.assert_nothing_left(5)
     with RunningDaemon(config) as again:
         (kept,) = wait_until(lambda: quarantined(again), "it is in quarantine")
         assert by_study([kept]).keys() == by_study(report_files()[:1]).keys()
@@ -147,9 +153,8 @@ def test_while_a_move_is_delivered(tmp_path: Path) -> None:
     with RunningPacs(tmp_path / "pacs", files=demo_files(), destinations=ports) as archive:
         config = write_config(tmp_path, http_port=free_port(), backends={"pacs": pacs_backend(archive)})
         study, originals = max(by_study(demo_files()).items(), key=lambda item: len(item[1]))
-        running = RunningDaemon(config).start()
         body = b'{"StudyInstanceUID": "%s"}' % study.encode()
-        with asking(running, "/dicom/move", body=body):
+        with victim(config) as running, asking(running, "/dicom/move", body=body):
             wait_until(lambda: list(storage(running).glob("dcmtk_move_*/*")), "the first instance is there")
             running.kill9()
             running.assert_nothing_left(5)
@@ -164,10 +169,9 @@ def test_the_watcher_is_killed_as_well(tmp_path: Path, peer: Peers) -> None:
     node = peer(count=5, after=2)
     backend = peer_backend(node, incoming_store_port=free_port())
     config = write_config(tmp_path, http_port=free_port(), backends={"peer": backend})
-    running = RunningDaemon(config).start()
-    with asking(running, "/dicom/get"):
+    with victim(config) as running, asking(running, "/dicom/get"):
         node.wait_for("hanging")
-        (watcher,) = [child for child in running.children() if "watcher" in " ".join(child.cmdline())]
+        (watcher,) = [child for child in running.children() if child.cmdline()[-1].endswith("watcher.py")]
         os.kill(running.pid, signal.SIGSTOP)
         watcher.kill()
         running.kill9()
@@ -181,14 +185,13 @@ def test_again_and_again(tmp_path: Path) -> None:
     backend = {"aet": "NONE", "host": "127.0.0.1", "port": 104, "incoming_store_port": free_port()}
     config = write_config(tmp_path, http_port=free_port(), backends={"pacs": backend})
     running = RunningDaemon(config)
-    for number in range(5):
-        starts = running.log.count(" is up") if running.log_file.exists() else 0
-        running.launch()
-        if number % 2:
-            wait_until(lambda: running.log.count(" is up") > starts, "it is up", 30)  # noqa: B023
-        else:
+    try:
+        for _ in range(5):
+            running.launch()
             wait_until(lambda: "storescp" in [child.name() for child in running.children()], "storescp runs", 30)
+            running.kill9()
+    finally:
         running.kill9()
     with RunningDaemon(config) as again:
-        assert psutil.pid_exists(again.pid)
+        assert "storescp" in [child.name() for child in again.children()]
     running.assert_nothing_left(5)

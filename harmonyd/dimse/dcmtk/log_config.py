@@ -78,10 +78,14 @@ def small_dictionary() -> str:
     return "".join(lines)
 
 
-def write_support_files(folder: Path) -> tuple[Path, Path]:
-    """Write the log configuration and the small dictionary into ``folder``; return their paths."""
+def support_files(folder: Path) -> tuple[Path, Path]:
+    """Where the log configuration and the small dictionary are in ``folder``."""
+    return folder / "dcmtk-log.cfg", folder / "dcmtk-small.dic"
+
+
+def write_support_files(folder: Path) -> None:
+    """Write the log configuration and the small dictionary into ``folder``. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    config, dictionary = folder / "dcmtk-log.cfg", folder / "dcmtk-small.dic"
+    config, dictionary = support_files(folder)
     config.write_text(log_config(), encoding="ascii")
     dictionary.write_text(small_dictionary(), encoding="ascii")
-    return config, dictionary
