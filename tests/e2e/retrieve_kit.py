@@ -23,6 +23,21 @@ JSON = "application/json"
 MULTIPART = 'multipart/related; type="application/dicom"'
 ZIP = "application/zip"
 DICOM = "application/dicom"
+SHIPPED_SYNTAXES = (
+    "CT_small.dcm",
+    "MR_small_implicit.dcm",
+    "MR_small_bigendian.dcm",
+    "image_dfl.dcm",
+    "MR_small_RLE.dcm",
+    "JPEG-lossy.dcm",
+    "SC_rgb_jpeg_gdcm.dcm",
+    "JPEGLSNearLossless_08.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
+    "JPEG2000.dcm",
+    "MR_small_jp2klossless.dcm",
+)
+"""Files of pydicom, each in another transfer syntax: explicit and implicit little endian, big endian, deflated, and
+compressed ones."""
 
 
 def pacs_backend(pacs: RunningPacs, destination: str = "HARMONY_MOVE", **options: Any) -> dict[str, Any]:

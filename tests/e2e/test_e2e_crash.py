@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from pynetdicom import AE
 from retrieve_kit import (
-    MULTIPART,
     by_study,
     ct_bytes,
     multipart,
@@ -46,7 +45,7 @@ def asking(daemon: RunningDaemon, path: str, **request: Any) -> Iterator[HTTPCon
     """A request that is under way; nobody reads its answer."""
     connection = daemon.connect()
     try:
-        headers = {"Content-Type": "application/json", "Accept": MULTIPART, **request.get("headers", {})}
+        headers = {"Content-Type": "application/json", **request.get("headers", {})}
         body = request.get("body", b'{"StudyInstanceUID": "1.2.826.0.1.1"}')
         connection.request("POST", path, body=body, headers=headers)
         yield connection
@@ -104,7 +103,7 @@ def test_in_the_middle_of(operation: str, tmp_path: Path, peer: Peers) -> None:
     """kill -9 while an operation hangs: its child is gone, the PACS sees the end, and it starts again at once."""
     node = peer(count=5, after=2, destinations={"HARMONY_MOVE": free_port()})
     config = write_config(tmp_path, http_port=free_port(), backends={"peer": peer_backend(node)})
-    with victim(config) as running, asking(running, f"/dicom/{operation}", headers={"Accept": "application/json"}):
+    with victim(config) as running, asking(running, f"/dicom/{operation}"):
         hung = node.wait_for("hanging")
         assert len(tool_processes(running)) == 1
         running.kill9()

@@ -12,6 +12,7 @@ from pydicom import dcmread
 from retrieve_kit import (
     DICOM,
     MULTIPART,
+    SHIPPED_SYNTAXES,
     artifact_folders,
     assert_same_objects,
     ct_bytes,
@@ -28,21 +29,7 @@ from harmonyd.testing.data import shipped_folder, uid_for
 from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import free_port
 
-SYNTAXES = (
-    "CT_small.dcm",
-    "MR_small_implicit.dcm",
-    "MR_small_bigendian.dcm",
-    "image_dfl.dcm",
-    "MR_small_RLE.dcm",
-    "JPEG-lossy.dcm",
-    "SC_rgb_jpeg_gdcm.dcm",
-    "JPEGLSNearLossless_08.dcm",
-    "MR_small_jpeg_ls_lossless.dcm",
-    "JPEG2000.dcm",
-    "MR_small_jp2klossless.dcm",
-)
-"""Each has another transfer syntax: explicit and implicit little endian, big endian, deflated, and compressed ones."""
-SHIPPED = {name: shipped_folder() / name for name in SYNTAXES}
+SHIPPED = {name: shipped_folder() / name for name in SHIPPED_SYNTAXES}
 SCRIPTS = {
     "takes-all": {},
     "takes-every-third": {"store_statuses": (0xA700, 0x0000, 0xC123)},
@@ -138,7 +125,7 @@ def test_a_pacs_that_takes_one_transfer_syntax(gateway: RunningDaemon) -> None:
 # --- peers that take any transfer syntax, and answer what they like ---------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SYNTAXES)
+@pytest.mark.parametrize("name", SHIPPED_SYNTAXES)
 def test_each_transfer_syntax(peers: Stage, name: str) -> None:
     """Objects are sent in the transfer syntax they have, compressed ones too."""
     answer = store(peers.daemon, SHIPPED[name].read_bytes(), path="/dicom/store?backend=takes-all")
@@ -155,7 +142,7 @@ def test_several_transfer_syntaxes_at_once(peers: Stage) -> None:
     bodies = [path.read_bytes() for path in SHIPPED.values()]
     told = store_many(peers.daemon, bodies, path="/dicom/store?backend=takes-all").json()
     assert told["success"] is True
-    assert len(told["instances"]) == len(SYNTAXES)
+    assert len(told["instances"]) == len(SHIPPED_SYNTAXES)
 
 
 def test_some_are_refused(peers: Stage, tmp_path: Path) -> None:
