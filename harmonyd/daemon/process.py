@@ -65,6 +65,9 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
     status = EXIT_OK
     try:
         daemon = Daemon(config, reactor, tools)
+    except HarmonydError as error:
+        complain(error)
+        return EXIT_FAILED
     except OSError as error:
         print(f"harmonyd: cannot use the storage path {config.storage.path}: {error}", file=sys.stderr)
         return EXIT_FAILED

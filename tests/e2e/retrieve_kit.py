@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -147,7 +148,8 @@ def ct_bytes(folder: Path, number: int = 1, *, study: str = "a study to store", 
 
 
 def storage(daemon: RunningDaemon) -> Path:
-    return daemon.config.parent / "tmp"
+    options = tomllib.loads(daemon.config.read_text())["storage"]["options"]
+    return daemon.config.parent / str(options["path"])
 
 
 def artifact_folders(daemon: RunningDaemon, operation: str = "*") -> set[Path]:

@@ -158,7 +158,12 @@ def test_a_body_of_100_mb(small: RunningDaemon, path: str, chunked: bool) -> Non
 
 @pytest.mark.parametrize(
     ("text", "line", "column"),
-    [('{"patient_id": }', 1, 16), ('{"patient_id": "1",\n "query_level" "STUDY"}', 2, 16), ("{", 1, 2), ("nonsense", 1, 1)],
+    [
+        ('{"patient_id": }', 1, 16),
+        ('{"patient_id": "1",\n "query_level" "STUDY"}', 2, 16),
+        ("{", 1, 2),
+        ("nonsense", 1, 1),
+    ],
 )
 def test_malformed_json(small: RunningDaemon, text: str, line: int, column: int) -> None:
     """JSON that cannot be read is 400, and the answer says where it goes wrong."""
@@ -216,9 +221,9 @@ def test_retention_by_age_and_size(tmp_path: Path) -> None:
     """At the start old artifacts go, then the oldest until the rest fits; what was received never goes."""
     own = tmp_path / "tmp"
     names = iter(f"dcmtk_get_{number:032x}" for number in range(100))
-    too_old = [_old_artifact(own, next(names), 3 * DAY_SECS), _old_artifact(own, f"dcmtk_move_{'a' * 32}", 2 * DAY_SECS)]
-    too_much = _old_artifact(own, f"dcmtk_find_{'b' * 32}", 7200, 600_000)
-    fits = [_old_artifact(own, f"dcmtk_find_{'c' * 32}", 3600, 600_000), _old_artifact(own, next(names), 60, 10_000)]
+    too_old = [_old_artifact(own, next(names), days * DAY_SECS) for days in (3, 2)]
+    too_much = _old_artifact(own, next(names).replace("get", "find"), 7200, 600_000)
+    fits = [_old_artifact(own, next(names), age_secs, size) for age_secs, size in ((3600, 600_000), (60, 10_000))]
     strangers = [_old_artifact(own, name, 9 * DAY_SECS) for name in ("dcmtk_get_mine", "notes", "received")]
     kept = [
         _old_artifact(own / "quarantine", "x", 9 * DAY_SECS),
@@ -249,7 +254,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def cramped(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> Iterator[RunningDaemon]:
     """A daemon whose storage path is that file system."""
-    study = make_study(tmp_path_factory.mktemp("made"), 4, size=256, patient_id="DISK", study_uid=QUERY["StudyInstanceUID"])
+    made = tmp_path_factory.mktemp("made")
+    study = make_study(made, 4, size=256, patient_id="DISK", study_uid=QUERY["StudyInstanceUID"])
     ports = {"HARMONY_MOVE": free_port(), "TRANSIENT": free_port()}
     with RunningPacs(tmp_path_factory.mktemp("pacs"), files=study.files, destinations=ports) as archive:
         backends = {
