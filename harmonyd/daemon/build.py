@@ -78,7 +78,7 @@ def build(
     }
     pipelines = {name: _pipeline(config, pipeline, backends) for name, pipeline in config.pipelines.items()}
     inbound = _dicom_endpoints(config, pipelines, engine, reactor, folders.storage)
-    return Parts(engine, backends, inbound, _front_ends(config, pipelines, reactor, health, folders))
+    return Parts(engine, backends, inbound, _front_ends(config, pipelines, reactor, health))
 
 
 def asked_over_http(config: Config) -> frozenset[str]:
@@ -113,9 +113,7 @@ def _dicom_endpoints(
     return found
 
 
-def _front_ends(
-    config: Config, pipelines: Mapping[str, Pipeline], reactor: Any, health: Health, folders: Folders
-) -> list[HttpFrontEnd]:
+def _front_ends(config: Config, pipelines: Mapping[str, Pipeline], reactor: Any, health: Health) -> list[HttpFrontEnd]:
     found = []
     for network in config.networks.values():
         if network.http is None:
@@ -128,11 +126,7 @@ def _front_ends(
             if endpoint.service in registry.HTTP_ENDPOINTS
         ]
         serves_health = config.telemetry.network in (None, network.name)
-        found.append(
-            HttpFrontEnd(
-                reactor, network, routes, config.limits, health if serves_health else None, folders.run / "uploads"
-            )
-        )
+        found.append(HttpFrontEnd(reactor, network, routes, config.limits, health if serves_health else None))
     return found
 
 

@@ -28,7 +28,6 @@ from retrieve_kit import (
     peer_backend,
     post,
     scratch_files,
-    storage,
     together,
     wait_idle,
 )
@@ -152,7 +151,7 @@ def test_a_body_of_100_mb(small: RunningDaemon, path: str, chunked: bool) -> Non
     answer = small.http("POST", f"/dicom/{path}", body=chunks(), headers=headers)
     assert answer.status == 413
     assert most - before < 20_000_000
-    assert not list((storage(small) / "run" / "uploads").iterdir())
+    wait_until(lambda: not artifact_folders(small), "nothing of it is left on disk")
     assert small.http("GET", "/livez").status == 200
 
 

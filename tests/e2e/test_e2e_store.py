@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from misbehaving import Stage, stage
@@ -27,7 +31,7 @@ from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import Answer, RunningDaemon
 from harmonyd.testing.data import shipped_folder, uid_for
 from harmonyd.testing.pacs import RunningPacs
-from harmonyd.testing.processes import free_port
+from harmonyd.testing.processes import free_port, wait_until
 
 SHIPPED = {name: shipped_folder() / name for name in SHIPPED_SYNTAXES}
 SCRIPTS = {
@@ -108,7 +112,6 @@ def test_nothing_is_left_behind(gateway: RunningDaemon, tmp_path: Path) -> None:
     store(gateway, b"not DICOM")
     assert not artifact_folders(gateway, "store")
     assert not scratch_files(gateway)
-    assert not list((gateway.config.parent / "tmp" / "run" / "uploads").iterdir())
 
 
 def test_a_pacs_that_takes_one_transfer_syntax(gateway: RunningDaemon) -> None:
@@ -182,6 +185,44 @@ def test_all_are_refused(peers: Stage, tmp_path: Path) -> None:
     assert told["dimse_status"] == "0xA700"
     assert [instance["status"] for instance in told["instances"]] == ["0xA700"] * 3
     assert (told["operation"], told["backend"], told["success"]) == ("store", "takes-none", False)
+
+
+# --- while it comes ---------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_written_while_they_come(peers: Stage, tmp_path: Path) -> None:
+    """What has arrived is on disk before the client has sent the rest, and no association is opened for it yet."""
+    before = len(peers.peers["takes-all"].events("association"))
+    request = multipart([ct_bytes(tmp_path, number, size=1024) for number in (1, 2)])
+    with _half_sent(peers.daemon, request) as (connection, rest):
+        assert len(peers.peers["takes-all"].events("association")) == before
+        connection.send(rest)
+        told = json.loads(connection.getresponse().read())
+    assert (told["success"], told["stored"]) == (True, 2)
+
+
+def test_a_client_that_leaves_in_the_middle(peers: Stage, tmp_path: Path) -> None:
+    """Nothing is stored, and nothing of it is left."""
+    before = len(peers.peers["takes-all"].events("association"))
+    with _half_sent(peers.daemon, multipart([ct_bytes(tmp_path, size=1024)])):
+        pass
+    wait_until(lambda: not artifact_folders(peers.daemon, "store"), "the folder is gone")
+    assert len(peers.peers["takes-all"].events("association")) == before
+
+
+@contextmanager
+def _half_sent(daemon: RunningDaemon, request: dict[str, Any]) -> Iterator[tuple[HTTPConnection, bytes]]:
+    """A store of which all but the end was sent, and has been written; and that end."""
+    body = request["body"]
+    connection = daemon.connect()
+    connection.putrequest("POST", "/dicom/store?backend=takes-all")
+    connection.putheader("Content-Type", request["headers"]["Content-Type"])
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders()
+    connection.send(body[:-1000])
+    wait_until(lambda: any(list(folder.iterdir()) for folder in artifact_folders(daemon, "store")), "it is written")
+    yield connection, body[-1000:]
+    connection.close()
 
 
 # --- what a client can do wrong ---------------------------------------------------------------------------------------
