@@ -199,7 +199,7 @@ class Channel(http.HTTPChannel):
         # Twisted's own answer has neither body nor correlation id. It calls this more than once for one request.
         if self._discarding:
             return
-        if self._upload is not None:
+        if self._upload is not None and not self._upload.is_whole:
             # The handler may have begun to answer: it is told, and not talked over.
             self._upload.fail(BadRequest("The body of the request is not in well-formed chunks."))
             self.hold()

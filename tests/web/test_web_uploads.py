@@ -194,10 +194,10 @@ async def test_a_client_is_not_blamed_for_a_slow_reader(serve: Any) -> None:
     from twisted.internet import reactor
 
     async def handle(request: RequestEnvelope) -> ResponseEnvelope:
-        await deferLater(reactor, 0.5)  # type: ignore[arg-type]
+        await deferLater(reactor, 1)  # type: ignore[arg-type]
         return await measure(request)
 
-    front_end = await serve(route(handle), limits=LimitsConfig(request_timeout_secs=0.1))
+    front_end = await serve(route(handle), limits=LimitsConfig(request_timeout_secs=0.5))
     for size in (100_000, 3_000_000):
         answer = await talk(front_end.port, head(length(size), CLOSE) + bytes(size))
         assert f'"bytes": {size}'.encode() in answer
@@ -208,11 +208,11 @@ async def test_a_slow_client_is_waited_for(serve: Any) -> None:
     """One that sends a little before each time limit is heard to its end."""
     from twisted.internet import reactor
 
-    front_end = await serve(route(measure), limits=LimitsConfig(request_timeout_secs=0.4))
+    front_end = await serve(route(measure), limits=LimitsConfig(request_timeout_secs=1))
     with await deferToThread(connected, front_end.port, head(CHUNKED, CLOSE)) as client:
         for _ in range(8):
             await send(client, chunk(b"slow"))
-            await deferLater(reactor, 0.1)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.2)  # type: ignore[arg-type]
         await send(client, END)
         assert b'"bytes": 32' in await deferToThread(rest_of, client)
 
@@ -426,7 +426,7 @@ async def test_a_connection_is_kept_after_uploads(serve: Any) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_connection_can_be_idle_after_an_upload(serve: Any) -> None:
     """The limit on silence counts again, and ends it."""
-    front_end = await serve(route(measure), limits=LimitsConfig(request_timeout_secs=0.1))
+    front_end = await serve(route(measure), limits=LimitsConfig(request_timeout_secs=0.5))
     answer = await talk(front_end.port, head(length(100_000)) + bytes(100_000))
     assert statuses(answer) == [b"200"]
     assert b"Connection: close" not in answer
@@ -451,6 +451,15 @@ def _sizes(front_end: Any, packets: list[bytes]) -> list[int]:
         channel.dataReceived(packet)
     channel.connectionLost(Failure(ConnectionDone()))
     return [int(size) for size in re.findall(rb'"bytes": (\d+)', transport.value())]
+
+
+@pytest_twisted.ensureDeferred
+async def test_nonsense_after_an_upload_is_400(serve: Any) -> None:
+    """It is what comes after the body that is malformed, and the upload has its answer."""
+    front_end = await serve(route(measure))
+    after = END + b"NONSENSE\r\n\r\n"
+    for packets in ([head(CHUNKED) + chunk(b"ab") + after], [head(CHUNKED), chunk(b"ab") + after]):
+        assert statuses(await talk(front_end.port, *packets)) == [b"200", b"400"]
 
 
 @pytest_twisted.ensureDeferred
