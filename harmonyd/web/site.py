@@ -45,6 +45,8 @@ class Channel(http.HTTPChannel):
     _version: Any
     _networkProducer: Any  # noqa: N815
 
+    asked = False
+    """Whether the head of a request has arrived."""
     _refusing = False
     _closing = False
     _discarded_bytes = 0
@@ -87,6 +89,7 @@ class Channel(http.HTTPChannel):
         """Decide about the request before the client is told to go on with the body (RFC 9110 section 10.1.1)."""
         request = self.requests[-1]
         refuse_now = request.begin(self._command, self._path, self._version, self.length)
+        self.asked = True
         if refuse_now:
             request.requestHeaders.removeHeader("expect")
         super().allHeadersReceived()
@@ -131,6 +134,11 @@ class Channel(http.HTTPChannel):
         self.setTimeout(self.factory.timeOut)
 
     def close_when_idle(self) -> None:
+        """Close now, or after the request that is under way, or that a client who just connected is about to send."""
+        if self.asked:
+            self.close_when_silent()
+
+    def close_when_silent(self) -> None:
         """Close now, or after the request that is under way."""
         self.persistent = False
         if not self.requests:
