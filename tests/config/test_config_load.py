@@ -31,6 +31,7 @@ def test_the_installed_configuration_loads():
     config = load(ROOT / "etc/harmonyd/config.toml")
     assert config.warnings == ()
     assert config.networks["default"].http == HttpListener("systemd:http", 0)
+    assert config.control.socket == Path("/run/harmonyd/control.sock")
     [endpoint] = config.endpoints.values()
     assert (endpoint.options.local_aet, endpoint.options.port) == ("HARMONY_SCP", 11112)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from harmonyd.testing.processes import wait_until
 from harmonyd.testing.systemd import SystemdBox
@@ -17,7 +19,8 @@ SOCKET = "harmonyd.socket"
 UNITS = "/usr/local/lib/systemd/system"
 URL = "http://127.0.0.1:8080"
 DROP_INS = "/run/systemd/system/harmonyd.service.d"
-PYTHON = "/usr/local/lib/harmonyd/bin/python"
+ENVIRONMENT = "/usr/local/lib/harmonyd"
+PYTHON = f"{ENVIRONMENT}/bin/python"
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +91,13 @@ class Host:
         asked = self.box.run("curl", "--silent", "--fail", "--max-time", "5", f"{URL}/readyz", check=False)
         return asked.returncode == 0
 
+    def ask(self, operation: str, **identifier: str) -> Any:
+        """One operation of the ``/dicom`` endpoint; the JSON it answers with 200."""
+        sent = ["--header", "Content-Type: application/json", "--header", "Accept: application/json"]
+        body = ["--data", json.dumps(identifier)]
+        command = ["curl", "--silent", "--show-error", "--max-time", "30", "--fail-with-body"]
+        return json.loads(self.box.run(*command, *sent, *body, f"{URL}/dicom/{operation}").stdout)
+
     def store(self, *files: Path, port: int = 11112) -> subprocess.CompletedProcess[str]:
         """Send files with DCMTK's storescu."""
         names = map(self.put, files)
@@ -133,6 +143,18 @@ class Host:
             self.box.path(path).unlink()
             self.systemctl("daemon-reload")
             self.systemctl("reset-failed")
+            self.systemctl("restart", UNIT)
+
+    @contextmanager
+    def added(self, name: str, text: str) -> Iterator[None]:
+        """Serve one more pipeline file for a while."""
+        file = self.box.path(f"/etc/harmonyd/pipelines/{name}")
+        file.write_text(text)
+        self.systemctl("restart", UNIT)
+        try:
+            yield
+        finally:
+            file.unlink()
             self.systemctl("restart", UNIT)
 
     @contextmanager

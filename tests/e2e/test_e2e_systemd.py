@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 
 import pytest
-from systemd_kit import PYTHON, ROOT, SOCKET, UNIT, UNITS, Host, exposure, installed
+from systemd_kit import ENVIRONMENT, PYTHON, ROOT, SOCKET, UNIT, UNITS, Host, exposure, installed
 
 from harmonyd.testing.data import demo_files
 from harmonyd.testing.processes import wait_until
@@ -48,6 +48,25 @@ stop.set()
 for thread in threads:
     thread.join()
 print(json.dumps({"asked": sum(counts), "wrong": wrong[:20]}))
+"""
+
+
+# A PACS with one study of two objects; it knows us as C-MOVE's default destination. Ends with its standard input.
+PACS = """
+import sys
+from pathlib import Path
+from pydicom import dcmread
+from harmonyd.testing.data import demo_files
+from harmonyd.testing.pacs import RunningPacs
+
+studies = {}
+for file in demo_files():
+    studies.setdefault(dcmread(file, stop_before_pixels=True).StudyInstanceUID, []).append(file)
+study, files = next((study, files) for study, files in studies.items() if len(files) >= 2)
+Path("/tmp/pacs").mkdir()
+with RunningPacs(Path("/tmp/pacs"), files=files[:2], destinations={"HARMONY_SCU": 11123}, port=4242):
+    print(study, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -92,6 +111,26 @@ def test_it_is_hardened(host: Host) -> None:
     assert shown == {
         "Type": "notify", "WatchdogUSec": "20s", "RestartUSec": "2s", "KillMode": "mixed", "NotifyAccess": "main",
     }  # fmt: skip
+
+
+def test_every_operation_works_hardened(host: Host) -> None:
+    """The pipeline of the installed README, against a real PACS: echo, find, get and move succeed in the sandbox."""
+    host.box.path("/tmp/pacs.py").write_text(PACS)
+    readme = host.box.path("/etc/harmonyd/pipelines/README").read_text()
+    pipeline = "\n".join(line[4:] for line in readme.splitlines() if line.startswith("    "))
+    for old, new in (("ORTHANC", "QRSCP"), ("pacs.example.org", "127.0.0.1"), ("port = 104", "port = 4242")):
+        assert old in pipeline
+        pipeline = pipeline.replace(old, new)
+    with host.box.popen(PYTHON, "/tmp/pacs.py", stdin=True) as pacs, host.added("pacs.toml", pipeline):
+        assert pacs.stdout is not None
+        study = pacs.stdout.readline().strip()
+        assert study, pacs.communicate("")
+        assert host.ask("echo")["success"]
+        assert study in json.dumps(host.ask("find", StudyInstanceUID=study, query_level="STUDY"))
+        for operation in ("get", "move"):
+            answer = host.ask(operation, StudyInstanceUID=study)
+            assert (answer["complete"], len(answer["instances"])) == (True, 2), answer
+        pacs.communicate("")
 
 
 def test_children_inherit_nothing_of_the_service(host: Host) -> None:
@@ -263,6 +302,15 @@ def test_check_as_the_guide_runs_it(host: Host) -> None:
     assert checked.stderr == ""
     assert "port 11112 is held by a process of user harmonyd" in checked.stdout
     assert "ok       storage path /var/lib/harmonyd is writable" in checked.stdout
+
+
+def test_supervisorctl_as_the_guide_runs_it(host: Host) -> None:
+    """The stock client of the environment shows the child to the service's group; others may not ask."""
+    command = [f"{ENVIRONMENT}/bin/supervisorctl", "-c", "/etc/harmonyd/supervisord.conf", "status"]
+    shown = host.box.run("runuser", "-u", "nobody", "-g", "harmonyd", "--", *command)
+    assert re.match(r"storescp:incoming +RUNNING +pid \d+", shown.stdout)
+    refused = host.box.run("runuser", "-u", "nobody", "-g", "nogroup", "--", *command, check=False)
+    assert "RUNNING" not in refused.stdout
 
 
 def test_nothing_of_the_checkout_is_in_use(host: Host) -> None:
