@@ -30,7 +30,8 @@ def test_a_box_is_a_machine_of_its_own_and_leaves_nothing(tmp_path: Path) -> Non
         assert not here.exists()
         interfaces = box.run("ip", "-brief", "link").stdout.split()
         assert interfaces[:2] == ["lo", "UNKNOWN"]
-        inside = [process for process in psutil.process_iter() if process.cmdline() == ["/bin/sleep", "infinity"]]
+        running = psutil.process_iter(["cmdline"])
+        inside = [process for process in running if process.info["cmdline"] == ["/bin/sleep", "infinity"]]
         assert inside
         cgroup = box._cgroup
     assert not any(process.is_running() for process in inside)
