@@ -123,6 +123,8 @@ def _status_hint(operation: str, status: int) -> str:
 def failure(operation: str, log: ToolLog, record: ExitRecord, remote: RemoteNode) -> HarmonydError:
     """The error for a run that has no final response."""
     complaints = log.complaints
+    if record.ended_because:
+        return EngineFailed(f"The DCMTK program for C-{operation.upper()} was ended: {record.ended_because}")
     return (
         _rejected(complaints, remote)
         or _no_context(complaints, remote)
@@ -141,7 +143,9 @@ def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | 
         return None
     reason = next((found[1].strip() for line in complaints if (found := _REASON.search(line))), "no reason given")
     hints = {
-        "Called AE Title Not Recognized": f"Change the backend's aet (now {remote.aet}) to the AE title of the PACS.",
+        # dcmqrscp says so of a caller that is not in its table, too.
+        "Called AE Title Not Recognized": f"Change the backend's aet (now {remote.aet}) to the AE title of the PACS; "
+        f"if it is right, add our AE title {remote.local_aet} to the nodes the PACS accepts.",
         "Calling AE Title Not Recognized": f"Add our AE title {remote.local_aet} to the nodes the PACS accepts.",
     }
     return AssociationRejected(
@@ -155,7 +159,7 @@ def _rejected(complaints: Sequence[str], remote: RemoteNode) -> HarmonydError | 
 
 def _rejected_hint(result: str) -> str:
     if "Transient" in result:
-        return "The PACS is busy, or at its own limit of associations: try again later, or lower max_associations."
+        return "The PACS is busy, or at one of its limits: try again later, or lower max_associations."
     return "The PACS does not want this association at all: its log says why."
 
 
