@@ -6,7 +6,6 @@ from typing import Any
 
 from harmonyd.errors import Fault, HarmonydError, RemoteError, Unavailable
 
-
 _LOOK_THERE = "GET /readyz shows the children; what each one says is below the storage path, in log/."
 
 

@@ -20,8 +20,9 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, encode
 
-from harmonyd.testing import peer_records
+from harmonyd.testing import peer_endings, peer_records
 from harmonyd.testing.peer import PeerOptions, Report
+from harmonyd.testing.peer_endings import ENDINGS, is_open
 
 PENDING, CANCELLED, UNKNOWN_DESTINATION, PARTIAL = 0xFF00, 0xFE00, 0xA801, 0xB000
 _VERIFICATION = "1.2.840.10008.1.1"
@@ -98,7 +99,9 @@ def _handlers(options: PeerOptions, report: Report) -> list[Any]:
         with lock:
             status = options.store_statuses[next(turn) % len(options.store_statuses)]
         uid = str(event.request.AffectedSOPInstanceUID)
-        report("stored", id=_numbers.of(event.assoc), sop_instance_uid=uid, status=status)
+        syntax = str(event.context.transfer_syntax)
+        number = _numbers.of(event.assoc)
+        report("stored", id=number, sop_instance_uid=uid, transfer_syntax_uid=syntax, status=status)
         return status
 
     endings = {
@@ -116,31 +119,9 @@ def _misbehave_at_echo(assoc: Any, options: PeerOptions, report: Report) -> None
     """Instead of the answer to a C-ECHO. pynetdicom sends that on return, if the association still stands."""
     if options.then == "hang":
         report("hanging", id=_numbers.of(assoc))
-        while _is_open(assoc):
-            time.sleep(0.02)
-    elif options.then in _ENDS:
-        _ENDS[options.then](assoc)
-
-
-def _is_open(assoc: Any) -> bool:
-    return bool(assoc.dul.state_machine.current_state == "Sta6")
-
-
-def _abort(assoc: Any) -> None:
-    assoc.abort()
-
-
-def _drop(assoc: Any) -> None:
-    assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-
-
-def _garbage(assoc: Any) -> None:
-    assoc.dul.socket.socket.sendall(_NO_PDU)
-    _drop(assoc)
-
-
-_ENDS = {"abort": _abort, "drop": _drop, "garbage": _garbage}
-_NO_PDU = bytes(range(0x93, 0xFF)) * 3
+        peer_endings.hang(assoc)
+    elif options.then in ENDINGS:
+        ENDINGS[options.then](assoc)
 
 
 # --- what the peer does -----------------------------------------------------------------------------------------------
@@ -276,7 +257,7 @@ class _Conversation:
     def _wait(self, secs: float) -> None:
         until = time.monotonic() + secs
         while True:
-            if not _is_open(self._assoc):
+            if not is_open(self._assoc):
                 raise _Over
             if self._service.is_cancelled(self._request.MessageID):
                 self._report("cancel", id=self._id)
@@ -299,7 +280,7 @@ class _Conversation:
 
     def _end(self) -> None:
         self._flush()
-        _ENDS[self._options.then](self._assoc)
+        ENDINGS[self._options.then](self._assoc)
         raise _Over
 
     def _flush(self) -> None:
@@ -353,8 +334,7 @@ def _send_broken(association: Any, instance: Dataset, how: str) -> None:
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = instance.SOPClassUID, instance.SOPInstanceUID
     if how == "short":
         request.DataSet = BytesIO(data[: len(data) // 4 * 2])
-        association.dimse.send_msg(request, context.context_id)
-        association.dimse.get_msg(block=True)
+        _exchange(association, request, context.context_id)
         return
     request.DataSet = BytesIO(data)
     message: Any = C_STORE_RQ()
@@ -363,3 +343,13 @@ def _send_broken(association: Any, instance: Dataset, how: str) -> None:
     for pdu in pdus[: len(pdus) // 2]:
         association.dul.send_pdu(pdu)
     association.abort()
+
+
+def _exchange(association: Any, request: Any, context_id: int) -> None:
+    """Send a request and wait for its response, as ``send_c_store`` does: pynetdicom's own reader has to be paused."""
+    association._reactor_checkpoint.clear()
+    while not association._is_paused:
+        time.sleep(0.001)
+    association.dimse.send_msg(request, context_id)
+    association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()

@@ -1,4 +1,4 @@
-"""What the end-to-end tests of the command line share: the example configuration on free ports, and running commands."""
+"""What the tests of the command line share: the example configuration on free ports, and running commands."""
 
 from __future__ import annotations
 

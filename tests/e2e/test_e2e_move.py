@@ -1,4 +1,4 @@
-"""C-MOVE end to end: real daemon, movescu, storescp and dcmqrscp, in both receiving modes; scripted peers for the rest."""
+"""C-MOVE end to end: real daemon, movescu, storescp and dcmqrscp, in both receiving modes; scripted peers beside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
+from misbehaving import STUDY_UID, Stage, stage
 from retrieve_kit import (
     DICOM,
     JSON,
@@ -21,7 +22,6 @@ from retrieve_kit import (
     members_of,
     pacs_backend,
     parts_of,
-    peer_backend,
     post,
     quarantined,
     storage,
@@ -33,13 +33,10 @@ from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import Answer, RunningDaemon
 from harmonyd.testing.data import MadeStudy, demo_files, make_study, report_files
 from harmonyd.testing.pacs import RunningPacs
-from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import dcmtk, free_port, port_is_free, wait_until
 
-Peers = Callable[..., ScriptedPeer]
 Daemons = Callable[..., RunningDaemon]
 STUDIES = by_study(demo_files())
-QUERY = {"StudyInstanceUID": "1.2.826.0.1.1"}
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +66,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, archive: RunningPacs) -> I
     config = write_config(tmp_path_factory.mktemp("gateway"), http_port=free_port(), backends=backends)
     with RunningDaemon(config, env={"HARMONY_TEST_DEBUG": "1"}) as running:
         yield running
-
-
-@pytest.fixture
-def moving(peer: Peers, daemon: Daemons) -> Callable[..., tuple[ScriptedPeer, RunningDaemon]]:
-    """A scripted peer, and a daemon that it can deliver to."""
-
-    def start(*, store_scp: str = "persistent", **options: object) -> tuple[ScriptedPeer, RunningDaemon]:
-        node = peer(destinations={"HARMONY_MOVE": free_port()}, **options)
-        return node, daemon(backends={"peer": peer_backend(node, store_scp=store_scp)})
-
-    return start
-
-
-Moving = Callable[..., tuple[ScriptedPeer, RunningDaemon]]
 
 
 MODES = pytest.mark.parametrize("mode", ["persistent", "transient"])
@@ -141,16 +124,6 @@ def test_a_structured_report_alone(gateway: RunningDaemon, report: Path, mode: s
     ((study, originals),) = by_study([report]).items()
     answer = move(gateway, study, backend=mode, accept=DICOM)
     assert_same_objects([answer.body], originals)
-
-
-@pytest.mark.parametrize("store_scp", ["persistent", "transient"])
-def test_more_than_one_as_a_single_object(moving: Moving, store_scp: str) -> None:
-    """Two or more do not fit application/dicom: 406, and the move is over."""
-    node, gateway = moving(count=4, store_scp=store_scp)
-    assert post(gateway, "move", QUERY, accept=DICOM).status == 406
-    node.wait_for("closed")
-    wait_idle(gateway)
-    assert not incoming_files(gateway)
 
 
 @MODES
@@ -212,94 +185,154 @@ def test_destination_that_cannot_be_reached(gateway: RunningDaemon) -> None:
 
 # --- what a PACS can do wrong -----------------------------------------------------------------------------------------
 
+SCRIPTS = {
+    "good": {"count": 4},
+    "half-fails": {"count": 6, "failed": 3},
+    "fewer": {"count": 5, "withheld": 2},
+    "none": {"count": 3, "withheld": 3},
+    "no-counters": {"count": 3, "counters": False, "originator": False},
+    "twice": {"duplicate": True},
+    "strangers": {"extra": 2},
+    "late": {"count": 4, "late": 2, "late_secs": 0.5},
+    "breaks-off": {"broken": "abort"},
+    "short": {"broken": "short"},
+    "abort": {"count": 5, "after": 2, "then": "abort"},
+    "drop": {"count": 5, "after": 2, "then": "drop"},
+}
 
-def test_half_of_it_fails(moving: Moving) -> None:
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A daemon with a peer for each script; ``transient-<script>`` is the same peer by ``movescu +P``."""
+    scripts = {name: ("serve", given) for name, given in SCRIPTS.items()}
+    backends = {f"transient-{name}": {"peer": name, "store_scp": "transient"} for name in SCRIPTS}
+    with stage(tmp_path_factory.mktemp("wrong"), scripts, backends, {"association_timeout_ms": 20_000}) as running:
+        yield running
+
+
+KINDS = pytest.mark.parametrize("kind", ["", "transient-"])
+
+
+def new_in_quarantine(daemon: RunningDaemon, before: dict[Path, str], count: int) -> dict[Path, str]:
+    """What has come to the quarantine since; waits for as many as there have to be."""
+    wait_until(lambda: len(quarantined(daemon)) == len(before) + count, f"{count} more in quarantine")
+    return {path: reason for path, reason in quarantined(daemon).items() if path not in before}
+
+
+@KINDS
+def test_half_of_it_fails(wrong: Stage, kind: str) -> None:
     """B000 with failed sub-operations is told as incomplete; what cannot say so is cut."""
-    _, gateway = moving(count=6, failed=3)
-    told = post(gateway, "move", QUERY).json()
+    told = wrong.ask("move", f"{kind}half-fails").json()
     assert told["complete"] is False
     assert "3 failed" in told["incomplete_reason"]
     assert told["file_count"] == 3
     assert told["suboperations"]["failed"] == 3
     for accept in (MULTIPART, ZIP):
         with pytest.raises(IncompleteRead):
-            post(gateway, "move", QUERY, accept=accept)
+            wrong.ask("move", f"{kind}half-fails", Accept=accept)
 
 
-@pytest.mark.parametrize("store_scp", ["persistent", "transient"])
-def test_fewer_than_counted(moving: Moving, store_scp: str) -> None:
+@KINDS
+def test_fewer_than_counted(wrong: Stage, kind: str) -> None:
     """Instances that the PACS counts, and did not deliver, are missing: told, not believed."""
-    _, gateway = moving(count=5, withheld=2, store_scp=store_scp)
-    told = post(gateway, "move", QUERY).json()
+    told = wrong.ask("move", f"{kind}fewer").json()
     assert told["complete"] is False
     assert "5 instances delivered, 3 arrived" in told["incomplete_reason"]
     assert told["file_count"] == 3
 
 
-def test_counted_but_none_delivered(moving: Moving) -> None:
+@KINDS
+def test_counted_but_none_delivered(wrong: Stage, kind: str) -> None:
     """When the PACS says it delivered, and nothing came, that is a 502 and not a 404."""
-    _, gateway = moving(count=3, withheld=3)
-    answer = post(gateway, "move", QUERY)
+    answer = wrong.ask("move", f"{kind}none")
     assert answer.status == 502
     assert "3 instances delivered, 0 arrived" in answer.json()["detail"]
     assert answer.json()["suboperations"]["completed"] == 3
 
 
-def test_counters_left_out(moving: Moving) -> None:
+@KINDS
+def test_counters_left_out(wrong: Stage, kind: str) -> None:
     """Without counters a success with instances is taken for complete."""
-    _, gateway = moving(count=3, counters=False, originator=False)
-    told = post(gateway, "move", QUERY).json()
+    told = wrong.ask("move", f"{kind}no-counters").json()
     assert (told["complete"], told["file_count"]) == (True, 3)
     assert "suboperations" not in told
 
 
-def test_the_same_instance_twice(moving: Moving) -> None:
+def test_the_same_instance_twice(wrong: Stage) -> None:
     """A second copy of an instance goes to quarantine with a note, and a warning says so."""
-    _, gateway = moving(count=3, duplicate=True)
-    told = post(gateway, "move", QUERY).json()
+    before = quarantined(wrong.daemon)
+    told = wrong.ask("move", "twice").json()
     assert (told["complete"], told["file_count"]) == (True, 3)
     assert told["warnings"] == ["3 received files put in quarantine: the same SOP Instance UID arrived twice"]
-    assert list(quarantined(gateway).values()) == ["the same SOP Instance UID arrived twice"] * 3
-    assert not incoming_files(gateway)
+    new = new_in_quarantine(wrong.daemon, before, 3)
+    assert set(new.values()) == {"the same SOP Instance UID arrived twice"}
+    assert not incoming_files(wrong.daemon)
 
 
-@pytest.mark.parametrize("store_scp", ["persistent", "transient"])
-def test_strangers_are_put_aside(moving: Moving, store_scp: str) -> None:
+@KINDS
+def test_strangers_are_put_aside(wrong: Stage, kind: str) -> None:
     """Instances nobody asked for are kept in quarantine, whole, and reported, never mixed in."""
-    _, gateway = moving(count=3, extra=2, store_scp=store_scp)
-    told = post(gateway, "move", QUERY).json()
+    before = quarantined(wrong.daemon)
+    told = wrong.ask("move", f"{kind}strangers").json()
     assert told["file_count"] == 3
-    assert {item["0020000D"]["Value"][0] for item in told["instances"]} == {QUERY["StudyInstanceUID"]}
+    assert {item["0020000D"]["Value"][0] for item in told["instances"]} == {STUDY_UID}
     assert told["warnings"] == ["2 received files put in quarantine: not asked for"]
-    assert list(quarantined(gateway).values()) == ["not asked for"] * 2
-    (found,) = by_study(quarantined(gateway)).values()
+    new = new_in_quarantine(wrong.daemon, before, 2)
+    assert set(new.values()) == {"not asked for"}
+    (found,) = by_study(new).values()
     assert len(found) == 2
 
 
-def test_delivered_late(moving: Moving) -> None:
-    """What comes after the final response is missing in the answer, and kept in quarantine; the next move is whole."""
-    node, gateway = moving(count=4, late=2, late_secs=0.5)
-    told = post(gateway, "move", QUERY).json()
+def test_delivered_late(wrong: Stage) -> None:
+    """What comes after the final response is missing in the answer and kept in quarantine; the next move is whole."""
+    before = quarantined(wrong.daemon)
+    told = wrong.ask("move", "late").json()
     assert told["complete"] is False
     assert "4 instances delivered, 2 arrived" in told["incomplete_reason"]
-    node.wait_for("delivered-late", 2)
-    wait_until(lambda: len(quarantined(gateway)) == 2, "late instances are in quarantine")
-    assert all("no C-MOVE was under way" in reason for reason in quarantined(gateway).values())
-    assert not incoming_files(gateway)
+    new = new_in_quarantine(wrong.daemon, before, 2)
+    assert all("no C-MOVE was under way" in reason for reason in new.values())
+    assert all(path.name in wrong.daemon.log for path in new)
+    assert wrong.ask("move", "good").json()["complete"] is True
+    assert not incoming_files(wrong.daemon)
 
 
-def test_a_delivery_that_breaks_off(moving: Moving) -> None:
-    """Half an instance ends in quarantine with a note, and not in the answer, which tells that it is missing."""
-    _, gateway = moving(count=3, truncate=True, size=256)
-    told = post(gateway, "move", QUERY).json()
-    assert told["complete"] is False
-    assert told["file_count"] == 2
+@KINDS
+def test_a_delivery_that_breaks_off(wrong: Stage, kind: str) -> None:
+    """An instance that breaks off on its way, though the PACS counts it, is missing, and the answer says so."""
+    told = wrong.ask("move", f"{kind}breaks-off").json()
+    assert (told["complete"], told["file_count"]) == (False, 2)
     assert "3 instances delivered, 2 arrived" in told["incomplete_reason"]
-    (half,) = wait_until(lambda: quarantined(gateway), "the half is in quarantine")
-    assert 0 < half.stat().st_size < 256 * 256 * 2
-    assert not incoming_files(gateway)
     with pytest.raises(IncompleteRead):
-        post(gateway, "move", QUERY, accept=MULTIPART)
+        wrong.ask("move", f"{kind}breaks-off", Accept=MULTIPART)
+
+
+def test_a_delivery_that_is_half(wrong: Stage) -> None:
+    """Half a data set that is delivered as if it were whole ends in quarantine, and the answer is not complete."""
+    before = quarantined(wrong.daemon)
+    told = wrong.ask("move", "short").json()
+    assert (told["complete"], told["file_count"]) == (False, 2)
+    assert "1 received files were damaged and are in quarantine" in told["incomplete_reason"]
+    (reason,) = new_in_quarantine(wrong.daemon, before, 1).values()
+    assert reason.startswith("damaged: ")
+
+
+@KINDS
+@pytest.mark.parametrize("then", ["abort", "drop"])
+def test_the_pacs_breaks_off(wrong: Stage, then: str, kind: str) -> None:
+    """What arrived before an abort is in the answer, which says why there is no more."""
+    told = wrong.ask("move", kind + then).json()
+    assert (told["success"], told["complete"]) == (False, False)
+    assert "aborted" in told["incomplete_reason"]
+    assert told["file_count"] == 2
+
+
+@KINDS
+def test_more_than_one_as_a_single_object(wrong: Stage, kind: str) -> None:
+    """Two or more do not fit application/dicom: 406, and the move is over."""
+    answer = wrong.ask("move", f"{kind}good", Accept=DICOM)
+    assert answer.status == 406
+    wait_idle(wrong.daemon)
+    assert not incoming_files(wrong.daemon)
 
 
 def test_a_delivery_nobody_asked_for(archive: RunningPacs, gateway: RunningDaemon) -> None:
@@ -315,17 +348,6 @@ def test_a_delivery_nobody_asked_for(archive: RunningPacs, gateway: RunningDaemo
     assert_same_objects([new.read_bytes()], next(iter(by_study([report_files()[0]]).values())))
     for path in (new, new.with_suffix(".json")):
         path.unlink()
-
-
-@pytest.mark.parametrize("then", ["abort", "drop"])
-def test_the_pacs_breaks_off(moving: Moving, then: str) -> None:
-    """What arrived before an abort is in the answer, which says why there is no more."""
-    _, gateway = moving(count=5, after=2, then=then)
-    told = post(gateway, "move", QUERY).json()
-    assert (told["success"], told["complete"]) == (False, False)
-    assert "aborted" in told["incomplete_reason"]
-    assert told["file_count"] == 2
-    assert not incoming_files(gateway)
 
 
 def test_port_of_a_transient_receiver_taken(archive: RunningPacs, daemon: Daemons) -> None:

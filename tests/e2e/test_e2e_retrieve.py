@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
+from misbehaving import STUDY_UID, Stage, stage
 from retrieve_kit import (
     DICOM,
     JSON,
@@ -18,7 +19,6 @@ from retrieve_kit import (
     members_of,
     pacs_backend,
     parts_of,
-    peer_backend,
     post,
     quarantined,
     scratch_files,
@@ -29,11 +29,7 @@ from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import MadeStudy, demo_files, make_study, report_files
 from harmonyd.testing.pacs import RunningPacs
-from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import free_port
-
-Peers = Callable[..., ScriptedPeer]
-Daemons = Callable[..., RunningDaemon]
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +189,30 @@ def test_patient_level(gateway: RunningDaemon) -> None:
 
 # --- what a PACS can do wrong -----------------------------------------------------------------------------------------
 
-QUERY = {"StudyInstanceUID": "1.2.826.0.1.1"}
+SCRIPTS = {
+    "half-fails": {"count": 6, "failed": 3},
+    "all-fails": {"count": 4, "failed": 4, "status": 0xA702},
+    "fewer": {"count": 5, "withheld": 2},
+    "strangers": {"extra": 2},
+    "abort": {"count": 5, "after": 2, "then": "abort"},
+    "drop": {"count": 5, "after": 2, "then": "drop"},
+    "abort-first": {"count": 5, "after": 0, "then": "abort"},
+    "no-counters": {"count": 2, "counters": False},
+    "nothing": {"count": 0},
+}
 
 
-def test_half_of_it_fails(peer: Peers, daemon: Daemons) -> None:
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A daemon with a peer for each script."""
+    scripts = {name: ("serve", given) for name, given in SCRIPTS.items()}
+    with stage(tmp_path_factory.mktemp("wrong"), scripts, options={"association_timeout_ms": 20_000}) as running:
+        yield running
+
+
+def test_half_of_it_fails(wrong: Stage) -> None:
     """B000 with failed sub-operations is a success of what arrived, and told as incomplete."""
-    node = peer(count=6, failed=3)
-    gateway = daemon(backends={"peer": peer_backend(node)})
-    answer = post(gateway, "get", QUERY)
+    answer = wrong.ask("get", "half-fails")
     told = answer.json()
     assert answer.status == 200
     assert told["complete"] is False
@@ -209,68 +221,60 @@ def test_half_of_it_fails(peer: Peers, daemon: Daemons) -> None:
     assert told["suboperations"] == {"completed": 3, "failed": 3, "warning": 0, "remaining": None}
     for accept in (MULTIPART, ZIP):
         with pytest.raises(IncompleteRead):
-            post(gateway, "get", QUERY, accept=accept)
-    assert "3 failed" in gateway.log
+            wrong.ask("get", "half-fails", Accept=accept)
+    assert "3 failed" in wrong.daemon.log
 
 
-def test_all_of_it_fails(peer: Peers, daemon: Daemons) -> None:
+def test_all_of_it_fails(wrong: Stage) -> None:
     """When not one instance arrives there is no answer to give: 502 with the counters."""
-    node = peer(count=4, failed=4, status=0xA702)
-    gateway = daemon(backends={"peer": peer_backend(node)})
-    answer = post(gateway, "get", QUERY)
-    assert answer.status == 502
-    assert answer.json()["dimse_status"] == "0xA702"
+    answer = wrong.ask("get", "all-fails")
+    assert (answer.status, answer.json()["dimse_status"]) == (502, "0xA702")
     assert answer.json()["suboperations"]["failed"] == 4
 
 
-def test_fewer_than_counted(peer: Peers, daemon: Daemons) -> None:
+def test_fewer_than_counted(wrong: Stage) -> None:
     """Instances that the PACS counts, and did not send, are missing: told, not believed."""
-    gateway = daemon(backends={"peer": peer_backend(peer(count=5, withheld=2))})
-    told = post(gateway, "get", QUERY).json()
+    told = wrong.ask("get", "fewer").json()
     assert told["complete"] is False
     assert "5 instances delivered, 3 arrived" in told["incomplete_reason"]
     assert told["file_count"] == 3
 
 
-def test_strangers_are_put_aside(peer: Peers, daemon: Daemons) -> None:
+def test_strangers_are_put_aside(wrong: Stage) -> None:
     """Instances nobody asked for are kept in quarantine with a note, and reported, never mixed in."""
-    gateway = daemon(backends={"peer": peer_backend(peer(count=3, extra=2))})
-    told = post(gateway, "get", QUERY).json()
+    before = quarantined(wrong.daemon)
+    told = wrong.ask("get", "strangers").json()
     assert told["complete"] is True
     assert told["file_count"] == 3
-    assert {item["0020000D"]["Value"][0] for item in told["instances"]} == {QUERY["StudyInstanceUID"]}
-    assert told["warnings"] == ["2 received files put in quarantine: not asked for"]
-    assert list(quarantined(gateway).values()) == ["not asked for"] * 2
-    assert len(parts_of(post(gateway, "get", QUERY, accept=MULTIPART))) == 3
+    assert {item["0020000D"]["Value"][0] for item in told["instances"]} == {STUDY_UID}
+    assert "2 received files put in quarantine: not asked for" in told["warnings"]
+    new = {path: reason for path, reason in quarantined(wrong.daemon).items() if path not in before}
+    assert list(new.values()) == ["not asked for"] * 2
+    assert len(parts_of(wrong.ask("get", "strangers", Accept=MULTIPART))) == 3
 
 
 @pytest.mark.parametrize("then", ["abort", "drop"])
-def test_the_pacs_breaks_off(peer: Peers, daemon: Daemons, then: str) -> None:
+def test_the_pacs_breaks_off(wrong: Stage, then: str) -> None:
     """What arrived before an abort is sent; the JSON says why it is not all, a multipart answer is cut."""
-    gateway = daemon(backends={"peer": peer_backend(peer(count=5, after=2, then=then))})
-    told = post(gateway, "get", QUERY).json()
+    told = wrong.ask("get", then).json()
     assert told["success"] is False
     assert told["complete"] is False
     assert "aborted" in told["incomplete_reason"]
     assert told["file_count"] == len(told["instances"]) == 2
     with pytest.raises(IncompleteRead):
-        post(gateway, "get", QUERY, accept=MULTIPART)
-    assert not scratch_files(gateway)
+        wrong.ask("get", then, Accept=MULTIPART)
+    assert not scratch_files(wrong.daemon)
 
 
-def test_breaks_off_before_the_first(peer: Peers, daemon: Daemons) -> None:
+@pytest.mark.parametrize("accept", [JSON, MULTIPART, ZIP, DICOM])
+def test_breaks_off_before_the_first(wrong: Stage, accept: str) -> None:
     """An abort before anything arrived is a 502, whatever was accepted."""
-    gateway = daemon(backends={"peer": peer_backend(peer(count=5, after=0, then="abort"))})
-    for accept in (JSON, MULTIPART):
-        assert post(gateway, "get", QUERY, accept=accept).status == 502
+    assert wrong.ask("get", "abort-first", Accept=accept).status == 502
 
 
-def test_counters_left_out(peer: Peers, daemon: Daemons) -> None:
+def test_counters_left_out(wrong: Stage) -> None:
     """Counters are optional: without them a success with instances is complete, and one without is not found."""
-    gateway = daemon(
-        backends={"some": peer_backend(peer(count=2, counters=False)), "none": peer_backend(peer(count=0))}
-    )
-    told = post(gateway, "get", QUERY).json()
+    told = wrong.ask("get", "no-counters").json()
     assert (told["complete"], told["file_count"]) == (True, 2)
     assert "suboperations" not in told
-    assert gateway.http("POST", "/dicom/get?backend=none", json=QUERY).status == 404
+    assert wrong.ask("get", "nothing").status == 404

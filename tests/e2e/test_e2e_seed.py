@@ -207,7 +207,7 @@ def test_the_operation_in_the_body(seed: Seed, operation: str) -> None:
     query = {"StudyInstanceUID": seed.study.study_uid}
     document = {"operation": operation} if operation == "C-ECHO" else None
     answer = seed.post("/dicom", document or {"operation": operation, "level": "STUDY", "query": query})
-    expected = {"C-ECHO": {}, "C-FIND": {"count": 1}, "C-GET": {"file_count": 4}, "C-MOVE": {"file_count": 4}}[operation]
+    expected = {"C-FIND": {"count": 1}, "C-GET": {"file_count": 4}, "C-MOVE": {"file_count": 4}}.get(operation, {})
     assert answer["status"] == 200
     assert answer["operation"] == operation.removeprefix("C-").lower()
     assert expected.items() <= answer.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,45 @@ def test_find_broken_off(peer: StartPeer, tmp_path: Path, then: str) -> None:
     assert "Peer aborted Association" in seen.log
     assert len(seen.files) == 2
     node.wait_for("closed")
+
+
+def test_find_that_ends_in_garbage(peer: StartPeer, tmp_path: Path) -> None:
+    """After an answer come bytes that are no PDU."""
+    seen = _find(peer(count=5, after=1, then="garbage"), tmp_path)
+    assert "Unrecognized PDU type" in seen.log
+    assert len(seen.files) == 1
+
+
+def test_find_that_waits(peer: StartPeer, tmp_path: Path) -> None:
+    """The second answer comes when the gate is open, and not before."""
+    (answers := tmp_path / "answers").mkdir()
+    node = peer(count=2, after=1, then="wait", gate=str(tmp_path / "gate"))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(_find, node, answers)
+        node.wait_for("waiting")
+        assert node.events("response") == []
+        (tmp_path / "gate").touch()
+        assert len(asked.result().files) == 2
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [("hang", "No data available"), ("abort", "Peer aborted"), ("drop", "Peer aborted"), ("garbage", "PDU type: 93")],
+)
+def test_echo_broken_off(peer: StartPeer, tmp_path: Path, then: str, said: str) -> None:
+    """With after=0 a C-ECHO is not answered either."""
+    node = peer(after=0, then=then)
+    to = ("-td", "1", "-aec", node.aet, "127.0.0.1", str(node.port))
+    assert said in _run("echoscu", tmp_path, *to).log
+    node.wait_for("closed")
+
+
+def test_the_transfer_syntax_that_is_accepted(peer: StartPeer, tmp_path: Path) -> None:
+    """The one that is named, where it is proposed; else Implicit VR Little Endian."""
+    _find(peer(count=1, transfer_syntax="1.2.840.10008.1.2.2"), tmp_path)
+    assert dcmread(tmp_path / "rsp0001.dcm").file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2"
+    _find(peer(count=1), tmp_path)
+    assert dcmread(tmp_path / "rsp0001.dcm").file_meta.TransferSyntaxUID == "1.2.840.10008.1.2"
 
 
 def test_find_that_hangs(peer: StartPeer, tmp_path: Path) -> None:

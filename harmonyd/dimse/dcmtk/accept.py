@@ -34,12 +34,20 @@ def wanted_keys(query: Query) -> dict[str, frozenset[str]]:
 
 
 def quarantine(path: Path, folder: Path, reason: str) -> Path:
-    """Move a file into the quarantine folder beside a note that says why; returns its new path. Blocking."""
+    """Move a file into the quarantine folder beside a note that says why; returns its new path. Blocking.
+
+    Raises OSError; ``FileNotFoundError`` when the file is gone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}_{uuid.uuid4().hex}.dcm"
     note = {"reason": reason, "was": str(path), "time": time.time()}
-    target.with_suffix(".json").write_text(json.dumps(note), encoding="utf-8")
-    shutil.move(path, target)
+    beside = target.with_suffix(".json")
+    try:
+        beside.write_text(json.dumps(note), encoding="utf-8")
+        shutil.move(path, target)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     return target
 
 
@@ -55,6 +63,10 @@ class Intake:
     put_aside: list[str] = field(default_factory=list)
     """Why each file that was not taken in is in quarantine; never a patient's data."""
     damaged: int = 0
+    wanted: dict[str, frozenset[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wanted = wanted_keys(self.query)
 
     def take(self, paths: list[Path]) -> list[Instance]:
         """Check each file, move it into the folder; returns those that count."""
@@ -79,16 +91,14 @@ class Intake:
         if header.sop_instance_uid in self.arrived:
             self._aside(path, "the same SOP Instance UID arrived twice")
             return None
-        self.arrived.add(header.sop_instance_uid)
         target = self._place(path, header)
+        self.arrived.add(header.sop_instance_uid)
         return Instance(
             target, header.sop_class_uid, header.sop_instance_uid, header.transfer_syntax_uid, header.size_bytes
         )
 
     def _is_wanted(self, header: InstanceHeader) -> bool:
-        return all(
-            getattr(header, attribute).strip() in values for attribute, values in wanted_keys(self.query).items()
-        )
+        return all(getattr(header, attribute).strip() in values for attribute, values in self.wanted.items())
 
     def _place(self, path: Path, header: InstanceHeader) -> Path:
         if path.parent == self.folder:

@@ -5,22 +5,31 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import re
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.inotify import IN_CLOSE_WRITE, IN_CREATE, INotify
+from twisted.python._inotify import INotifyError
 from twisted.python.filepath import FilePath
 
-_DRAIN_READS = 4
+from harmonyd.dimse.errors import EngineFailed
+
+_DRAIN_READS = 10_000
+STALE_SECS = 900.0
+"""A file that was not written to for so long is not open any more: storescp ends a silent association before."""
 _DIGITS = re.compile(r"(\d+)")
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """Sort key under which rsp10000.dcm follows rsp9999.dcm."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(name)]
 
 
 class FolderWatch:
@@ -33,21 +42,36 @@ class FolderWatch:
     def __init__(
         self, reactor: Any, folder: Path, on_file: Callable[[str], None], *, track_open: bool = False
     ) -> None:
-        """``track_open``: know which files are still being written, for a ``sweep`` while the writer runs."""
+        """``track_open``: know which files are still being written, for a ``sweep`` while the writer runs.
+
+        Raises ``EngineFailed`` when the kernel gives no watch.
+        """
         self._folder = folder
         self._on_file = on_file
         self._seen: set[str] = set()
         self._open: set[str] = set()
-        self._inotify: INotify | None = INotify(reactor)
-        self._inotify.startReading()
+        self._inotify: INotify | None = None
         mask = IN_CLOSE_WRITE | (IN_CREATE if track_open else 0)
-        self._inotify.watch(FilePath(os.fsencode(folder)), mask=mask, callbacks=[self._event])
+        try:
+            self._inotify = INotify(reactor)
+            self._inotify.startReading()
+            self._inotify.watch(FilePath(os.fsencode(folder)), mask=mask, callbacks=[self._event])
+        except INotifyError as error:
+            self.close()
+            raise EngineFailed(
+                f"The folder {folder} cannot be watched: {error}",
+                hint="Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (sysctl).",
+            ) from error
 
     def sweep(self) -> list[str]:
-        """Names of files not reported yet, in natural order, less those still being written; they count as reported."""
+        """Names of files not reported yet, in natural order, less those still being written; they count as reported.
+
+        What the kernel has yet to tell is reported first, and then in the list only if it was forgotten already.
+        """
         self._drain()
         with os.scandir(self._folder) as entries:
             names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        self._open = {name for name in self._open & names if not self._is_stale(name)}
         new = names - self._seen - self._open
         self._seen |= new
         return sorted(new, key=natural_order)
@@ -63,17 +87,31 @@ class FolderWatch:
             watch.loseConnection()
 
     def _drain(self) -> None:
-        # What the kernel has queued already says which files are still open.
+        """Read all that the kernel has queued: it says which files are still open."""
         for _ in range(_DRAIN_READS):
-            if self._inotify is not None:
-                self._inotify.doRead()
+            if self._inotify is None or not _unread_bytes(self._inotify.fileno()):
+                return
+            self._inotify.doRead()
+
+    def _is_stale(self, name: str) -> bool:
+        """True when the file cannot be open any more, though nobody told: a full queue drops events."""
+        try:
+            return time.time() - (self._folder / name).stat().st_mtime > STALE_SECS
+        except FileNotFoundError:
+            return True
 
     def _event(self, _watch: object, path: Any, mask: int) -> None:
         name = os.fsdecode(path.basename())
         if mask & IN_CREATE:
             self._open.add(name)
-        else:
+        elif mask & IN_CLOSE_WRITE:
             self._open.discard(name)
             if name not in self._seen:
                 self._seen.add(name)
                 self._on_file(name)
+
+
+def _unread_bytes(descriptor: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    return count[0]

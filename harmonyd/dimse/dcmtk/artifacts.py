@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,18 +23,20 @@ _OURS = re.compile(r"(dcmtk_(?:find|get|move|store)_([0-9a-f]{32}))(\.json)?")
 LAST_MOVE = "movescu_last.json"
 
 
-def make_folder(storage: Path, operation: str, operation_id: str) -> Path:
-    """Create ``<storage>/dcmtk_<operation>_<id>``; raises OSError."""
-    folder = storage / f"dcmtk_{operation}_{operation_id}"
-    folder.mkdir(parents=True)
-    return folder
+def folder_of(storage: Path, operation: str, operation_id: str) -> Path:
+    """Where an operation leaves its files: ``<storage>/dcmtk_<operation>_<id>``."""
+    return storage / f"dcmtk_{operation}_{operation_id}"
 
 
 def write_last_move(storage: Path, debug: dict[str, object]) -> None:
     """Replace ``movescu_last.json`` atomically; raises OSError."""
-    temporary = storage / f".{LAST_MOVE}.{os.getpid()}"
-    temporary.write_text(json.dumps(debug, indent=1), encoding="utf-8")
-    temporary.replace(storage / LAST_MOVE)
+    temporary = storage / f".{LAST_MOVE}.{uuid.uuid4().hex}"
+    try:
+        temporary.write_text(json.dumps(debug, indent=1), encoding="utf-8")
+        temporary.replace(storage / LAST_MOVE)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(slots=True)

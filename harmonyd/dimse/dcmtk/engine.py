@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harmonyd.dimse.dcmtk import find, retrieve, store
 from harmonyd.dimse.dcmtk.echo import echo
-from harmonyd.dimse.dcmtk.log_config import write_support_files
+from harmonyd.dimse.dcmtk.log_config import support_files, write_support_files
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.scp import DcmtkStoreScp
@@ -42,12 +43,19 @@ class DcmtkEngine:
     def __init__(
         self, reactor: Any, supervisor: Supervisor, tools: Mapping[str, Tool], *, storage: Path, scratch: Path
     ) -> None:
-        log_config, dictionary = write_support_files(scratch)
+        log_config, dictionary = support_files(scratch)
         verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
         self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose)
         self._storage = storage
         self._quarantine = storage / "quarantine"
         self._receivers = Receivers(self._box, storage, self._quarantine)
+
+    async def start(self) -> None:
+        """Empty the scratch folder, where a killed run may have left queries, and fill it. Raises OSError.
+
+        Call it before any operation, and when no other engine uses the folder.
+        """
+        await self._box.in_thread(_prepare, self._box.scratch)
 
     async def echo(self, remote: RemoteNode, op: OperationContext) -> Outcome:
         return await echo(self._box, remote, op)
@@ -82,3 +90,8 @@ class DcmtkEngine:
 
     def _places(self, op: OperationContext) -> retrieve.Places:
         return retrieve.Places(self._folder(op), self._quarantine)
+
+
+def _prepare(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    write_support_files(scratch)

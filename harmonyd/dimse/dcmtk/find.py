@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,20 +12,24 @@ from harmonyd.dimse.dcmtk import argv, artifacts, verdict
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
 from harmonyd.dimse.dcmtk.streams import ToolStream
 from harmonyd.dimse.engine import Match, OperationContext, Query, RemoteNode
-from harmonyd.dimse.errors import EngineFailed
+from harmonyd.dimse.errors import EngineFailed, NonsenseAnswer
+
+MAX_MATCH_BYTES = 10_000_000
+"""A match is a few kilobytes of text; it is in memory as a whole."""
 
 
 def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Match]:
     """Lazy: the program runs from the first item asked for."""
 
     async def produce(stream: ToolStream[Match]) -> AsyncGenerator[Match, None]:
-        folder = stream.folder = artifacts.make_folder(storage, "find", op.id)
+        folder = artifacts.folder_of(storage, "find", op.id)
         run = ToolRun(box, op, folder=folder)
         try:
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["findscu"].path
                 command = argv.findscu(tool, box.log_config, remote, query.model, request, folder)
                 await run.start(command, small_dictionary=True)
+                stream.folder = folder
                 count = 0
                 async with aclosing(run.batches()) as batches:
                     async for names in batches:
@@ -46,6 +51,9 @@ def _decode(folder: Path, names: list[str]) -> list[Match]:
     matches = []
     for name in names:
         with (folder / name).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_MATCH_BYTES:
+                raise NonsenseAnswer(f"The PACS sent a match of {size} bytes; {MAX_MATCH_BYTES} are allowed")
             data = file.read()
         try:
             matches.append(Match(part10_to_json(data)))

@@ -32,7 +32,8 @@ class Response:
     """Message Type, such as "C-FIND RSP"."""
     status: int | None = None
     status_text: str = ""
-    sop_instance_uid: str = ""
+    message_id: int | None = None
+    """Message ID Being Responded To: storescu numbers its files from 1, those it cannot send included."""
     suboperations: SubOperations = field(default_factory=SubOperations)
     comment: str | None = None
 
@@ -47,7 +48,7 @@ class ToolLog:
     accepted: bool = False
     """The association was accepted."""
     complaints: list[str] = field(default_factory=list)
-    """Warnings and errors, at most ``MAX_KEPT_LINES``."""
+    """Warnings and errors: when there are more than ``MAX_KEPT_LINES``, the first and the last of them."""
     other: list[str] = field(default_factory=list)
     """The first lines that are no log lines (usage texts), at most ``MAX_KEPT_LINES``."""
     _fields: dict[str, str] | None = None
@@ -83,8 +84,10 @@ class ToolLog:
             self.responses.append(Response("C-ECHO RSP", 0 if echoed[1] else int(echoed[2], 16)))
 
     def _complain(self, text: str) -> None:
-        if len(self.complaints) < MAX_KEPT_LINES:
-            self.complaints.append(text[:500])
+        if len(self.complaints) == MAX_KEPT_LINES:
+            # The last ones say what ended the operation.
+            del self.complaints[MAX_KEPT_LINES // 2]
+        self.complaints.append(text[:500])
 
     def _debug(self, text: str) -> None:
         if _MESSAGE_HEAD.fullmatch(text):
@@ -117,7 +120,7 @@ class ToolLog:
 
 
 def _response(fields: dict[str, str]) -> Response:
-    response = Response(fields.get("Message Type", ""), sop_instance_uid=fields.get("Affected SOP Instance UID", ""))
+    response = Response(fields.get("Message Type", ""), message_id=_count(fields.get("Message ID Being Responded To")))
     status = _STATUS.search(fields.get("DIMSE Status", ""))
     if status is not None:
         response.status, response.status_text = int(status[1], 16), (status[2] or "").strip()

@@ -38,6 +38,8 @@ _DROPPED = (
     "Sending file:",
     "Converting transfer syntax",
 )
+_LOOKED_UP = {0x00080005: "CS", 0x00080016: "UI", 0x00080018: "UI", 0x7FE00010: "ox"}
+"""Tag and VR, in DCMTK's spelling: Specific Character Set, SOP Class and Instance UID, Pixel Data."""
 _KEPT = (
     "INCOMING DIMSE MESSAGE",
     "Status Detail",
@@ -62,24 +64,28 @@ def log_config() -> str:
 
 
 def small_dictionary() -> str:
-    """A data dictionary of the command and file meta groups only.
+    """A data dictionary of the command and file meta groups, and the few attributes DCMTK itself looks up.
 
-    echoscu, findscu and movescu spend half their time parsing DCMTK's full dictionary; they need no more than this, as
-    identifiers pass through them with their VR (Explicit VR query file) or as bytes (Implicit VR responses).
+    The SCU programs spend half their time parsing DCMTK's full dictionary. They need no more than this: data sets pass
+    through them with their VR (Explicit VR), or as the bytes that came (Implicit VR). getscu names files by the UIDs.
     """
     from pydicom._dicom_dict import DicomDictionary
 
     lines = []
     for tag, (vr, vm, _name, _retired, keyword) in sorted(DicomDictionary.items()):
-        if tag >> 16 in (0x0000, 0x0002) and len(vr) == 2 and keyword:
-            lines.append(f"({tag >> 16:04x},{tag & 0xFFFF:04x})\t{vr}\t{keyword}\t{vm}\tDICOM\n")
+        if keyword and ((tag >> 16 in (0x0000, 0x0002) and len(vr) == 2) or tag in _LOOKED_UP):
+            lines.append(f"({tag >> 16:04x},{tag & 0xFFFF:04x})\t{_LOOKED_UP.get(tag, vr)}\t{keyword}\t{vm}\tDICOM\n")
     return "".join(lines)
 
 
-def write_support_files(folder: Path) -> tuple[Path, Path]:
-    """Write the log configuration and the small dictionary into ``folder``; return their paths."""
+def support_files(folder: Path) -> tuple[Path, Path]:
+    """Where the log configuration and the small dictionary are in ``folder``."""
+    return folder / "dcmtk-log.cfg", folder / "dcmtk-small.dic"
+
+
+def write_support_files(folder: Path) -> None:
+    """Write the log configuration and the small dictionary into ``folder``. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    config, dictionary = folder / "dcmtk-log.cfg", folder / "dcmtk-small.dic"
+    config, dictionary = support_files(folder)
     config.write_text(log_config(), encoding="ascii")
     dictionary.write_text(small_dictionary(), encoding="ascii")
-    return config, dictionary

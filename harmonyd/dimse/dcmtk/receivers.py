@@ -53,7 +53,11 @@ class KeptReceiver:
         )
         name, aet = f"incoming-{receiver.port}", receiver.destination_aet
         spec = KeptSpec("storescp", name, tuple(command), receiver.port, aet, on_line=box.kept_line(f"storescp:{name}"))
-        self.child: KeptChild = box.supervisor.keep(spec)
+        try:
+            self.child: KeptChild = box.supervisor.keep(spec)
+        except Exception:
+            self._watch.close()
+            raise
 
     def sweep(self) -> list[str]:
         """Names of complete files nobody was told of."""
@@ -63,7 +67,7 @@ class KeptReceiver:
         return names
 
     async def put_aside_rest(self) -> None:
-        """Quarantine what lies in the folder and belongs to nobody: at start-up, and between two turns."""
+        """Quarantine what lies in the folder and belongs to nobody: at start-up, before and after each turn."""
         for name in self.sweep():
             await self._put_aside(name)
 
@@ -80,14 +84,20 @@ class KeptReceiver:
             )
 
     async def _put_aside(self, name: str) -> None:
-        reason = f"arrived at {self.child.spec.name} while no C-MOVE was under way"
-        target = await self._box.in_thread(quarantine, self.folder / name, self._quarantine, reason)
+        reason = f"arrived at {self.child.spec.name} while no C-MOVE was under way that could have asked for it"
+        try:
+            target = await self._box.in_thread(quarantine, self.folder / name, self._quarantine, reason)
+        except FileNotFoundError:
+            # A sweep and the file's own event found it at the same time.
+            return
         child = self.child.spec.name
         self._log.warn("an object nobody asked for is in quarantine: {target}", target=str(target), child=child)
 
 
 class Receivers:
     """All receivers of the engine, by port."""
+
+    _log = Logger()
 
     def __init__(self, box: Toolbox, storage: Path, quarantine_folder: Path) -> None:
         self._box = box
@@ -124,9 +134,15 @@ class Receivers:
                 await self._box.in_thread(_require_free, receiver.port)
             yield kept
         finally:
-            if kept is not None:
-                kept.listener = None
-            lock.release()
+            try:
+                if kept is not None:
+                    kept.listener = None
+                    await kept.put_aside_rest()
+            except OSError as error:
+                # The next turn tries again; what the move has to say must not be lost over it.
+                self._log.error("what port {port} received stays there: {error}", port=receiver.port, error=error)
+            finally:
+                lock.release()
 
     def close(self) -> None:
         """Stop watching; the children are the supervisor's to end."""

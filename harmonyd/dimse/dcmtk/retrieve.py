@@ -7,14 +7,18 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
+from twisted.logger import Logger
+
 from harmonyd.dimse.dcmtk import argv, artifacts, verdict
-from harmonyd.dimse.dcmtk.accept import Intake, wanted_keys
+from harmonyd.dimse.dcmtk.accept import Intake
 from harmonyd.dimse.dcmtk.log_config import MARK
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
-from harmonyd.dimse.dcmtk.streams import ToolStream
+from harmonyd.dimse.dcmtk.streams import ToolStream, ahead
 from harmonyd.dimse.engine import Instance, MoveReceiver, OperationContext, Outcome, Query, RemoteNode
 from harmonyd.dimse.errors import EngineFailed
+
+_log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +33,15 @@ def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: Oper
     """Lazy: the program runs from the first item asked for."""
 
     async def produce(stream: ToolStream[Instance]) -> AsyncGenerator[Instance, None]:
-        folder = stream.folder = artifacts.make_folder(places.storage, "get", op.id)
+        folder = artifacts.folder_of(places.storage, "get", op.id)
         intake = Intake(query, folder, places.quarantine)
         run = ToolRun(box, op, folder=folder)
         try:
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["getscu"].path
-                await run.start(argv.getscu(tool, box.log_config, remote, query.model, request, folder))
+                command = argv.getscu(tool, box.log_config, remote, query.model, request, folder)
+                await run.start(command, small_dictionary=True)
+                stream.folder = folder
                 async with aclosing(_instances(box, run, intake, folder, None)) as instances:
                     async for instance in instances:
                         yield instance
@@ -55,14 +61,17 @@ def move(
     query: Query,
     op: OperationContext,
 ) -> ToolStream[Instance]:
-    """Lazy. Waits for its turn on the receiver first: moves on one store AE run one after the other."""
+    """Lazy. Waits for its turn on the receiver first: moves on one store AE run one after the other.
+
+    The turn lasts as long as the C-MOVE, not as long as somebody takes to read what it brought.
+    """
 
     async def produce(stream: ToolStream[Instance]) -> AsyncGenerator[Instance, None]:
-        folder = stream.folder = artifacts.make_folder(places.storage, "move", op.id)
+        folder = artifacts.folder_of(places.storage, "move", op.id)
         intake = Intake(query, folder, places.quarantine)
         async with receivers.turn(receiver, op) as kept:
             own = kept is None
-            run = ToolRun(box, op, folder=folder if own else None)
+            run = ToolRun(box, op, folder=folder, watched=own)
             command: list[str] = []
             try:
                 with box.query_on_disk(op, query) as request:
@@ -72,6 +81,7 @@ def move(
                     if kept is not None:
                         kept.listener = run.offer
                     await run.start(command, small_dictionary=not own)
+                    stream.folder = folder
                     source = folder if kept is None else kept.folder
                     sweep = None if kept is None else kept.sweep
                     async with aclosing(_instances(box, run, intake, source, sweep)) as instances:
@@ -81,9 +91,9 @@ def move(
             finally:
                 await run.close()
                 stream.debug = _debug(command, run, op)
-                await box.in_thread(artifacts.write_last_move, places.storage, stream.debug)
+                await _keep_debug(box, places.storage, stream.debug)
 
-    return ToolStream(produce)
+    return ToolStream(lambda stream: ahead(produce(stream)))
 
 
 async def _instances(
@@ -124,13 +134,23 @@ def _reconcile(outcome: Outcome, intake: Intake) -> None:
             outcome.incomplete(f"the PACS counted {delivered} instances delivered, {arrived} arrived")
         if counters.completed is not None and delivered < arrived:
             outcome.warnings.append(f"the PACS counted {delivered} instances delivered, {arrived} arrived")
-    missing = wanted_keys(intake.query).get("sop_instance_uid", frozenset()) - intake.arrived
+    missing = intake.wanted.get("sop_instance_uid", frozenset()) - intake.arrived
     if missing and arrived:
         outcome.incomplete(f"{len(missing)} of the instances asked for did not arrive")
     if intake.damaged:
         outcome.incomplete(f"{intake.damaged} received files were damaged and are in quarantine")
+    if intake.put_aside and not arrived and outcome.complete:
+        outcome.incomplete(f"{len(intake.put_aside)} instances arrived, but none that was asked for")
     for reason in sorted(set(intake.put_aside)):
         outcome.warnings.append(f"{intake.put_aside.count(reason)} received files put in quarantine: {reason}")
+
+
+async def _keep_debug(box: Toolbox, storage: Path, debug: dict[str, object]) -> None:
+    """Failing to is no reason to fail an answer, nor to hide why it failed."""
+    try:
+        await box.in_thread(artifacts.write_last_move, storage, debug)
+    except OSError as error:
+        _log.warn("{name} cannot be written: {error}", name=artifacts.LAST_MOVE, error=error)
 
 
 def _debug(command: Sequence[str], run: ToolRun, op: OperationContext) -> dict[str, object]:

@@ -26,6 +26,8 @@ _log = Logger()
 GATHER_SECS = 0.01
 """Files that arrive in quick succession are handed on together, at most this much later: a thread's turn and a write
 each cost more than a record."""
+MAX_BATCH = 250
+"""Files handed on at once: what is made of them is in memory together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,14 @@ class ToolRun:
     """A running DCMTK program.
 
     ``batches`` yields the names of the files that arrived until the program has ended; ``record`` and ``log`` are final
-    then. ``close`` must be awaited in every case: it ends the whole process group if it still runs.
+    then. Whether somebody reads or not, the program is ended at the deadline, and gives its slot back with its exit.
+    ``close`` must be awaited in every case: it ends the whole process group if it still runs.
     """
 
-    def __init__(self, box: Toolbox, op: OperationContext, *, folder: Path | None) -> None:
+    def __init__(
+        self, box: Toolbox, op: OperationContext, *, folder: Path | None = None, watched: bool = True
+    ) -> None:
+        """``folder`` is made once there is a slot, and watched unless the files arrive elsewhere (``offer``)."""
         self.log = ToolLog()
         self.record: ExitRecord | None = None
         self._box = box
@@ -85,15 +91,25 @@ class ToolRun:
         self._holds_slot = False
         self._wake_call: Any = None
         self._woken_at = 0.0
-        self._watch = FolderWatch(box.reactor, folder, self.offer) if folder is not None else None
+        self._folder = folder
+        self._watched = watched
+        self._watch: FolderWatch | None = None
+        self._closed = False
         remaining = max(0.0, op.deadline - box.reactor.seconds())
         self._deadline_call: Any = box.reactor.callLater(remaining, self._expire)
 
     async def start(self, argv: Sequence[str], *, small_dictionary: bool = False) -> None:
-        """Start the program once a slot is free; raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``."""
+        """Start the program once a slot is free.
+
+        Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, and ``OSError`` for the folder.
+        """
         if self._op.slots is not None:
             await self._op.slots.acquire(self._op.deadline)
             self._holds_slot = True
+        if self._folder is not None:
+            self._folder.mkdir(parents=True)
+            if self._watched:
+                self._watch = FolderWatch(self._box.reactor, self._folder, self.offer)
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
         child = f"{name}:{self._op.id}"
@@ -113,23 +129,23 @@ class ToolRun:
 
         ``sweep`` names files that were not noticed, once the program has ended; default: those of the watched folder.
         """
-        while True:
-            if self._names:
-                batch, self._names = self._names, []
-                yield batch
-            elif self.record is not None:
-                break
-            elif self._expired:
+        while self._names or self.record is None or self._expired:
+            if self._expired:
                 raise DeadlinePassed(
                     "The operation did not end within its time; it was cancelled",
                     hint="Ask for less at once, or raise operation_timeout_ms.",
                     timeout="operation",
                 )
+            if self._names:
+                batch, self._names = self._names[:MAX_BATCH], self._names[MAX_BATCH:]
+                yield batch
             else:
                 await self._wait()
         missed = sweep() if sweep is not None else self._watch.sweep() if self._watch is not None else []
-        if missed:
-            yield missed
+        # A sweep first takes in what the kernel has yet to tell, and that is offered like anything else.
+        rest = list(dict.fromkeys([*self._names, *missed]))
+        for first in range(0, len(rest), MAX_BATCH):
+            yield rest[first : first + MAX_BATCH]
 
     async def finish(self) -> ExitRecord:
         """Wait for the program's exit, taking no notice of files; raises ``DeadlinePassed``."""
@@ -140,6 +156,7 @@ class ToolRun:
 
     async def close(self) -> None:
         """End the program if it runs and stop watching; returns when its processes are gone. Safe to call twice."""
+        self._closed = True
         for call in (self._deadline_call, self._wake_call):
             if call is not None and call.active():
                 call.cancel()
@@ -149,9 +166,12 @@ class ToolRun:
             if self._child is not None:
                 self.record = await self._child.stop()
         finally:
-            if self._holds_slot and self._op.slots is not None:
-                self._holds_slot = False
-                self._op.slots.release()
+            self._release_slot()
+
+    def _release_slot(self) -> None:
+        if self._holds_slot and self._op.slots is not None:
+            self._holds_slot = False
+            self._op.slots.release()
 
     def _line(self, line: bytes) -> None:
         self.log.feed(line)
@@ -161,14 +181,20 @@ class ToolRun:
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record
         self._wake_soon()
+        self._release_slot()
         return record
 
     def _expire(self) -> None:
-        self._expired = True
-        self._wake_soon()
+        if self.record is None:
+            self._expired = True
+            if self._child is not None:
+                Deferred.fromCoroutine(self._child.stop())
+            self._wake_soon()
 
     def _wake_soon(self) -> None:
         """Let ``batches`` go on: at once after a pause and at the end, else after a short gather."""
+        if self._closed:
+            return
         now = self._box.reactor.seconds()
         ended = self.record is not None or self._expired
         delay = 0.0 if ended else max(0.0, self._woken_at + GATHER_SECS - now)

@@ -1,8 +1,8 @@
 """A store SCP for a dicom endpoint: a kept storescp, and a small spool that outlives us.
 
-storescp acknowledges by itself and writes into ``incoming``. Each file is checked to its last element, fsync'd and
-renamed into ``ready``, from where it is handed on until the handler took it; then it is removed. Both folders are read
-again at start-up. Damaged files go to quarantine.
+storescp acknowledges by itself and writes into ``incoming``. Each file is at once checked to its last element, fsync'd
+and renamed into ``ready``, from where it is handed on until the handler took it; then it is removed. Both folders are
+read again at start-up. Damaged files go to quarantine.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.accept import quarantine
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.delivery import DeliveryQueue
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import Instance, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.part10 import DamagedFile, check_complete
-from harmonyd.errors import HarmonydError
 from harmonyd.supervision.api import KeptChild, KeptSpec
 
-RETRY_SECS = (1.0, 5.0, 15.0, 60.0)
-"""Wait before an object is offered again; the last value repeats."""
+SWEEP_SECS = 60.0
+"""How often ``incoming`` is looked through for files nobody told of, and for those that could not be kept."""
 
 
 class DcmtkStoreScp:
@@ -43,21 +43,20 @@ class DcmtkStoreScp:
         self._incoming = spool / config.name / "incoming"
         self._ready = spool / config.name / "ready"
         self._quarantine = quarantine_folder
-        self._queue: deque[Path] = deque()
-        self._failures = 0
-        self._worker: Deferred[None] | None = None
-        self._retry: Any = None
+        self._arrivals: deque[str] = deque()
+        self._keeper: Deferred[None] | None = None
+        self._delivery = DeliveryQueue(box.reactor, self._hand_on, config.name)
         self._watch: FolderWatch | None = None
+        self._sweep_call: Any = None
         self._child: KeptChild | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Take up what an earlier run left, then start the storescp."""
         for folder in (self._incoming, self._ready):
             folder.mkdir(parents=True, exist_ok=True)
-        self._queue.extend(sorted(self._ready.iterdir(), key=lambda path: path.stat().st_mtime_ns))
+        ready = await self._box.in_thread(_oldest_first, self._ready)
         self._watch = FolderWatch(self._box.reactor, self._incoming, self._arrived, track_open=True)
-        for name in self._watch.sweep():
-            self._arrived(name)
         command = argv.storescp(
             self._box.tools["storescp"].path,
             local_aet=self._config.local_aet,
@@ -69,91 +68,92 @@ class DcmtkStoreScp:
         name, on_line = self._config.name, self._box.kept_line(f"storescp:{self._config.name}")
         spec = KeptSpec("storescp", name, tuple(command), self._config.port, self._config.local_aet, on_line=on_line)
         self._child = self._box.supervisor.keep(spec)
-        self._work()
+        self._sweep()
+        for path in ready:
+            self._delivery.add(path)
 
     async def stop(self) -> None:
         """Stop receiving, then handing on; what is not done stays on disk."""
         if self._child is not None:
             await self._child.stop()
+        self._stopping = True
+        if self._sweep_call is not None and self._sweep_call.active():
+            self._sweep_call.cancel()
         if self._watch is not None:
             self._watch.close()
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.cancel()
+        if self._keeper is not None:
+            await self._keeper
+        await self._delivery.stop()
+
+    def _sweep(self) -> None:
+        assert self._watch is not None
+        for name in self._watch.sweep():
+            self._arrived(name)
+        self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep)
 
     def _arrived(self, name: str) -> None:
-        assert self._watch is not None
-        self._watch.forget(name)
-        self._queue.append(self._incoming / name)
-        self._work()
+        self._arrivals.append(name)
+        if self._keeper is None and not self._stopping:
+            self._keeper = keeper = Deferred.fromCoroutine(self._keep_arrivals())
+            keeper.addBoth(self._kept)
 
-    def _work(self) -> None:
-        waiting_for_retry = self._retry is not None and self._retry.active()
-        if self._worker is None and self._queue and not waiting_for_retry:
-            self._worker = Deferred.fromCoroutine(self._drain())
-            self._worker.addErrback(self._failed)
+    def _kept(self, result: object) -> object:
+        self._keeper = None
+        return result
 
-    async def _drain(self) -> None:
-        while self._queue:
-            path = self._queue[0]
-            if path.parent == self._incoming:
-                kept = await self._box.in_thread(self._keep, path)
-                self._queue.popleft()
-                if kept is not None:
-                    self._queue.appendleft(kept)
-                continue
-            instance, calling_aet = await self._box.in_thread(_read, path)
-            await self._handler(instance, calling_aet)
-            path.unlink(missing_ok=True)
-            self._queue.popleft()
-            self._failures = 0
-        self._worker = None
+    async def _keep_arrivals(self) -> None:
+        while self._arrivals and not self._stopping:
+            name = self._arrivals.popleft()
+            try:
+                await self._keep(self._incoming / name)
+            except Exception:  # noqa: BLE001 - whatever it is, the file is still there: the next sweep tries again
+                self._log.failure("{name} stays in incoming for now", name=name, child=self._config.name)
+            assert self._watch is not None
+            self._watch.forget(name)
 
-    def _keep(self, path: Path) -> Path | None:
-        """Check, fsync and rename one file; None when it went to quarantine or is gone. Blocking."""
+    async def _keep(self, path: Path) -> None:
         try:
-            check_complete(path)
+            ready = await self._box.in_thread(_make_ready, path, self._ready)
         except FileNotFoundError:
-            return None
-        except DamagedFile as damage:
-            target = quarantine(path, self._quarantine, f"received by {self._config.name}, damaged: {damage.detail}")
-            self._log.error(
-                "an acknowledged object is damaged and in quarantine: {target}",
-                target=str(target),
-                child=self._config.name,
-            )
-            return None
-        target = self._ready / f"{uuid.uuid4().hex}.dcm"
-        _fsync(path)
-        path.rename(target)
-        _fsync(self._ready)
-        return target
-
-    def _failed(self, failure: Any) -> None:
-        self._worker = None
-        if failure.check(CancelledError):
             return
-        wait = RETRY_SECS[min(self._failures, len(RETRY_SECS) - 1)]
-        self._failures += 1
-        why = _reason(failure.value)
+        except DamagedFile as damage:
+            await self._put_aside(path, damage)
+            return
+        self._delivery.add(ready)
+
+    async def _hand_on(self, path: Path) -> None:
+        try:
+            instance, calling_aet = await self._box.in_thread(_read, path)
+        except FileNotFoundError:
+            self._log.warn("{path} is gone, and was not handed on", path=str(path), child=self._config.name)
+        except DamagedFile as damage:
+            await self._put_aside(path, damage)
+        else:
+            await self._handler(instance, calling_aet)
+            await self._box.in_thread(path.unlink, True)
+
+    async def _put_aside(self, path: Path, damage: DamagedFile) -> None:
+        reason = f"received by {self._config.name}, damaged: {damage.detail}"
+        target = await self._box.in_thread(quarantine, path, self._quarantine, reason)
         self._log.error(
-            "an object received by {child} could not be handed on: {why}; again in {wait:g} s ({waiting} waiting)",
+            "an acknowledged object is damaged and in quarantine: {target}",
+            target=str(target),
             child=self._config.name,
-            why=why,
-            wait=wait,
-            waiting=len(self._queue),
         )
-        # The others go first next time: one object nobody takes must not hold up the rest.
-        self._queue.rotate(-1)
-        self._retry = self._box.reactor.callLater(wait, self._work)
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, HarmonydError):
-        return error.detail
-    return (isinstance(error, OSError) and error.strerror) or repr(error)
+def _oldest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.stat().st_mtime_ns)
+
+
+def _make_ready(path: Path, folder: Path) -> Path:
+    """Check a file to its end, make it durable and move it into ``folder``; returns it there. Blocking."""
+    check_complete(path)
+    target = folder / f"{uuid.uuid4().hex}.dcm"
+    _fsync(path)
+    path.rename(target)
+    _fsync(folder)
+    return target
 
 
 def _fsync(path: Path) -> None:

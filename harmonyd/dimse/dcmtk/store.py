@@ -8,10 +8,13 @@ from pathlib import Path
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.dcmtk import argv, verdict
+from harmonyd.dimse.dcmtk.log import ToolLog
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
 from harmonyd.dimse.dcmtk.streams import ToolStream
 from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
 from harmonyd.dimse.part10 import InstanceHeader, read_header
+from harmonyd.dimse.uid import is_uid
+from harmonyd.errors import DeadlinePassed, HarmonydError
 
 _FILES_PER_RUN = 500
 _UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
@@ -25,14 +28,17 @@ def store(
 
     async def produce(stream: ToolStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
         answered = 0
+        late: DeadlinePassed | None = None
         for number, batch in enumerate(_batches(files)):
             headers = await box.in_thread(lambda paths=batch: [read_header(path) for path in paths])
-            run = await _run(box, remote, batch, headers, op, number)
-            results = _results(run, headers)
+            log = ToolLog()
+            if late is None:
+                run, late = await _run(box, remote, batch, headers, op, number)
+                log = run.log
+            results = _results(log, headers, late)
             answered += sum(result.status is not None for result in results)
             if not answered:
-                assert run.record is not None
-                raise verdict.failure("store", run.log, run.record, remote)
+                raise late or _failure(run, remote)
             for result in results:
                 yield result
         stream.outcome.status = 0
@@ -47,17 +53,26 @@ async def _run(
     headers: Sequence[InstanceHeader],
     op: OperationContext,
     number: int,
-) -> ToolRun:
+) -> tuple[ToolRun, DeadlinePassed | None]:
+    """The run, over; and the deadline's error when that ended it, for some files may have been stored by then."""
     profile = box.scratch / f"profile_{op.id}_{number}.cfg"
     profile.write_text(association_profile(headers), encoding="ascii")
     run = ToolRun(box, op, folder=None)
+    late = None
     try:
         await run.start(argv.storescu(box.tools["storescu"].path, box.log_config, remote, profile, files))
         await run.finish()
+    except DeadlinePassed as error:
+        late = error
     finally:
         await run.close()
         profile.unlink(missing_ok=True)
-    return run
+    return run, late
+
+
+def _failure(run: ToolRun, remote: RemoteNode) -> HarmonydError:
+    assert run.record is not None
+    return verdict.failure("store", run.log, run.record, remote)
 
 
 def association_profile(headers: Iterable[InstanceHeader]) -> str:
@@ -65,8 +80,10 @@ def association_profile(headers: Iterable[InstanceHeader]) -> str:
 
     A context each for SOP class and compressed transfer syntax, so that nothing is transcoded; uncompressed objects
     also offer the two uncompressed little endian syntaxes: every node takes Implicit VR Little Endian (PS3.5 10.1).
+    What is no UID never enters the file: a line break in it would be a line of the configuration.
     """
     pairs = dict.fromkeys((header.sop_class_uid, header.transfer_syntax_uid) for header in headers)
+    pairs = dict.fromkeys(pair for pair in pairs if all(map(is_uid, pair)))
     syntaxes = {uid: f"TS{number}" for number, uid in enumerate(dict.fromkeys(uid for _, uid in pairs), 1)}
     lines = ["[[TransferSyntaxes]]"]
     for uid, name in syntaxes.items():
@@ -87,15 +104,16 @@ def _contexts(pairs: Iterable[tuple[str, str]], syntaxes: dict[str, str]) -> Ite
             yield f"{sop_class}\\Uncompressed"
 
 
-def _results(run: ToolRun, headers: Sequence[InstanceHeader]) -> list[StoreResult]:
-    answers = {
-        response.sop_instance_uid: response for response in run.log.responses if response.kind == "C-STORE RSP"
-    }
+def _results(log: ToolLog, headers: Sequence[InstanceHeader], late: DeadlinePassed | None) -> list[StoreResult]:
+    answers = {response.message_id: response for response in log.responses if response.kind == "C-STORE RSP"}
     results = []
-    for header in headers:
-        answer = answers.get(header.sop_instance_uid)
+    for number, header in enumerate(headers, 1):
+        answer = answers.get(number)
         status = None if answer is None else answer.status
-        text = "not sent, or not answered" if status is None else dimse_status.text("store", status)
+        if status is None:
+            text = "not sent, or not answered" if late is None else f"not answered in time: {late.detail}"
+        else:
+            text = dimse_status.text("store", status)
         if answer is not None and answer.comment:
             text = f"{text}; it says: {answer.comment}"
         results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text))

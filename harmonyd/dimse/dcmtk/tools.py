@@ -20,6 +20,8 @@ DAEMON_TOOLS = (*SCU_TOOLS, "storescp")
 MINIMUM_VERSION = (3, 6, 7)
 INSTALL_HINT = "install DCMTK 3.6.7 or later: 'sudo apt-get install dcmtk' (Debian, Ubuntu) or 'brew install dcmtk'"
 
+VERSION_SECS = 10.0
+"""How long a program may take to say its version."""
 _VERSION = re.compile(rb"^\$dcmtk: (\S+) v(\d+)\.(\d+)\.(\d+)")
 _FALLBACK_DIRS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/dcmtk/bin")
 
@@ -79,7 +81,7 @@ def _candidates(name: str, search_path: str | None) -> Iterator[Path]:
 def _identify(name: str, path: Path) -> Tool | None:
     try:
         ran = subprocess.run(
-            [path, "--version"], capture_output=True, timeout=10, check=False, stdin=subprocess.DEVNULL
+            [path, "--version"], capture_output=True, timeout=VERSION_SECS, check=False, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from twisted.logger import Logger
 
 from harmonyd.bodies import FileBody
 from harmonyd.config.model import DicomEndpointOptions
-from harmonyd.dimse.dataset_json import file_to_json
+from harmonyd.dimse.dataset_json import MalformedDataset, file_to_json
 from harmonyd.dimse.engine import Engine, Instance, StoreScp, StoreScpConfig
 from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.uid import is_uid
@@ -23,6 +24,8 @@ from harmonyd.pipeline.pipeline import Pipeline
 
 InThread = Callable[..., Awaitable[Any]]
 _REMEMBERED_DELIVERIES = 10_000
+
+_log = Logger()
 
 
 class ObjectBody:
@@ -84,7 +87,7 @@ class DicomEndpoint:
 
     async def _deliver(self, instance: Instance, header: InstanceHeader, calling_aet: str | None) -> None:
         request = self._envelope(instance, header, calling_aet)
-        request.normalized = json.loads(await self._in_thread(file_to_json, instance.path))
+        request.normalized = await self._in_thread(_json_view, instance.path)
         done = self._delivered.get(instance.path, ())
         try:
             names = await self._pipeline.deliver(
@@ -124,10 +127,21 @@ class DicomEndpoint:
         )
 
 
-def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
-    """Copy an object to ``<study>/<series>/<instance>.dcm`` below ``folder``, atomically; return the file. Blocking.
+def _json_view(path: Path) -> Any:
+    """The object for middleware to look at, None when there is no JSON for it. Blocking."""
+    try:
+        return json.loads(file_to_json(path))
+    except MalformedDataset as error:
+        # It was received whole, and whoever it is for may be able to read it.
+        _log.warn("no JSON of {name} for middleware: {why}", name=path.name, why=error.detail)
+        return None
 
-    An object of the same UID that is there already is replaced, as a PACS would. UIDs that are none become "unknown".
+
+def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
+    """Copy an object to ``<study>/<series>/<instance>.dcm`` below ``folder``, durably; return the file. Blocking.
+
+    The same object is kept once. Another one of the same UID, which a sender must not make but some do, is kept beside
+    it with a longer name: both were acknowledged. UIDs that are none become "unknown".
     """
     study, series, instance = (
         uid if is_uid(uid) else "unknown"
@@ -136,10 +150,27 @@ def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
     name = instance if instance != "unknown" else path.stem
     target = folder / study / series / f"{name}.dcm"
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not filecmp.cmp(path, target, shallow=False):
+        target = target.with_name(f"{name}_{path.stem}.dcm")
     temporary = target.with_name(f".{path.name}.part")
-    with path.open("rb") as source, temporary.open("wb") as copy:
-        shutil.copyfileobj(source, copy, 1024 * 1024)
-        copy.flush()
-        os.fsync(copy.fileno())
-    temporary.replace(target)
+    try:
+        with path.open("rb") as source, temporary.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1024 * 1024)
+            copy.flush()
+            os.fsync(copy.fileno())
+        temporary.replace(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    for made in (target.parent, target.parent.parent, folder):
+        _sync_folder(made)
     return target
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (fsync(2): the file's own does not)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -36,7 +36,7 @@ class OperationRecord:
     async def end(
         self, now: float, summary: Mapping[str, Any], folder: Path | None, in_thread: Callable[..., Awaitable[Any]]
     ) -> None:
-        """Log the outcome; keep it beside ``folder`` if there is one. A failure to do so is only logged."""
+        """Log the outcome; keep it beside ``folder`` if that is there. A failure to do so is only logged."""
         self._log_end(now, summary)
         if folder is None:
             return
@@ -90,4 +90,6 @@ def _time(secs: float) -> str:
 
 
 def _write(folder: Path, members: Mapping[str, Any]) -> None:
+    if not folder.is_dir():
+        return  # the operation came to its end before it had anything to leave
     folder.with_name(f"{folder.name}.json").write_text(json.dumps(members, indent=1) + "\n", encoding="utf-8")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from twisted.internet.defer import CancelledError
+
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, StoreResult
-from harmonyd.errors import HarmonydError
+from harmonyd.dimse.uid import is_uid
+from harmonyd.services.dicom.record import failed
 
 T = TypeVar("T")
 InThread = Callable[..., Awaitable[Any]]
+_NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z._-]|^\.+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,9 @@ class InstanceRecord:
 
     @property
     def name(self) -> str:
-        return self.instance.sop_instance_uid
+        """The SOP Instance UID; where a sender put something else there (a path, say), what the file is called."""
+        uid = self.instance.sop_instance_uid
+        return uid if is_uid(uid) else _NOT_IN_NAMES.sub("_", self.path.name)
 
     async def json(self) -> bytes:
         data: bytes = await self.in_thread(file_to_json, self.instance.path)
@@ -73,7 +80,7 @@ class DimseResults(Generic[T]):
         self._with_debug = with_debug
         self._closed: Callable[[Mapping[str, Any]], Awaitable[None]] | None = closed
         self._count = 0
-        self._failed: HarmonydError | None = None
+        self._failed: Exception | None = None
         self._ended = False
 
     async def __aiter__(self) -> AsyncIterator[MatchRecord | InstanceRecord]:
@@ -86,14 +93,17 @@ class DimseResults(Generic[T]):
                     self._count += 1
                     yield self._record(item)
             self._ended = True
-        except HarmonydError as error:
+        except CancelledError:
+            raise
+        except Exception as error:
             self._failed = error
             raise
 
     def summary(self) -> Mapping[str, Any]:
         members: dict[str, Any] = {"success": self._ended, "complete": self._ended}
         if not self._ended:
-            members["incomplete_reason"] = self._failed.detail if self._failed else "nobody took the rest of the answer"
+            left = "nobody took the rest of the answer"
+            members["incomplete_reason"] = failed(self._failed)["error"] if self._failed else left
         else:
             members |= outcome_members(self._stream.outcome)
         if self.items_key == "matches":

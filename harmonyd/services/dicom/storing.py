@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.dimse import status as dimse_status
-from harmonyd.dimse.engine import Engine, OperationContext, RemoteNode, StoreResult
+from harmonyd.dimse.engine import Engine, OperationContext, OperationStream, RemoteNode, StoreResult
 from harmonyd.dimse.errors import DimseFailure
 from harmonyd.dimse.part10 import DamagedFile, check_complete
+from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import RequestEnvelope
-from harmonyd.errors import BadRequest, UnsupportedMediaType
+from harmonyd.errors import BadRequest, HarmonydError, UnsupportedMediaType
 from harmonyd.multipart import read_parts
 from harmonyd.services.dicom.inbound import ObjectBody
 from harmonyd.services.dicom.results import FixedResults, store_members
@@ -35,14 +36,24 @@ async def store_request(
     try:
         files = await _files(request, folder, in_thread)
         await in_thread(_check, files)
-        stream = engine.store(remote, files, op)
-        try:
-            stored = [result async for result in stream]
-        finally:
-            await stream.aclose()
+        stored = await _store(engine.store(remote, files, op))
     finally:
         await in_thread(shutil.rmtree, folder, True)
     return FixedResults("store", "application/json", _summary(stored), stored)
+
+
+async def _store(stream: OperationStream[StoreResult]) -> list[StoreResult]:
+    stored: list[StoreResult] = []
+    try:
+        async for result in stream:
+            stored.append(result)
+    except HarmonydError as error:
+        if stored:
+            error.extra["instances"] = list(map(store_members, stored))
+        raise
+    finally:
+        await stream.aclose()
+    return stored
 
 
 def _summary(stored: list[StoreResult]) -> dict[str, Any]:
@@ -52,7 +63,7 @@ def _summary(stored: list[StoreResult]) -> dict[str, Any]:
         raise DimseFailure(
             f"The remote node took none of {len(stored)} instances: {worst.status_text}",
             dimse_status=None if worst.status is None else f"0x{worst.status:04X}",
-            instances=[store_members(result) for result in stored],
+            instances=list(map(store_members, stored)),
         )
     whole = len(taken) == len(stored)
     failed = len(stored) - len(taken)
@@ -93,9 +104,12 @@ async def _files(request: RequestEnvelope, folder: Path, in_thread: InThread) ->
 def _check(files: list[Path]) -> None:
     for number, path in enumerate(files, 1):
         try:
-            check_complete(path)
+            header = check_complete(path)
         except DamagedFile as damage:
             raise BadRequest(
                 f"Object {number} of {len(files)} is not a whole DICOM file: {damage.detail}",
                 hint="Send Part 10 files (preamble, DICM, file meta information, data set).",
             ) from damage
+        for what, uid in (("SOP Class", header.sop_class_uid), ("Transfer Syntax", header.transfer_syntax_uid)):
+            if not is_uid(uid):
+                raise BadRequest(f"Object {number} of {len(files)}: its {what} UID is missing, or no UID")
