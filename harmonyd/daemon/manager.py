@@ -82,6 +82,8 @@ class ServiceManager:
         ``in_force``: the new configuration is used in spite of that.
         """
         self._reloading = False
+        if self._stopping:
+            return
         if self._ready:
             what = "The new configuration is in force, but" if in_force else "The new configuration was refused:"
             self._notifier.ready(f"{what} {problem}" if problem else self._status())

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from harmonyd import config as configuration
 from harmonyd.config.model import Config
+from harmonyd.daemon.again import start_again
 from harmonyd.daemon.build import needs_dicom
 from harmonyd.daemon.daemon import Daemon
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
@@ -66,16 +67,27 @@ def run(config_path: Path, main: Main | None = None, adapt: Callable[[Config], C
         return EXIT_FAILED
     for warning in config.warnings:
         _log.warn("{warning}", warning=warning)
-    return _run_reactor(config, tools, main, notifier)
+
+    def load() -> Config:
+        found = configuration.load(config_path)
+        return found if adapt is None else adapt(found)
+
+    return _run_reactor(config, tools, load, main, notifier)
 
 
-def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | None, notifier: Notifier) -> int:
+def _run_reactor(
+    config: Config,
+    tools: Mapping[str, Tool] | None,
+    load: Callable[[], Config],
+    main: Main | None,
+    notifier: Notifier,
+) -> int:
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
     status = EXIT_OK
     try:
-        daemon = Daemon(config, reactor, tools, notifier)
+        daemon = Daemon(config, reactor, tools, load, notifier)
     except OSError as error:
         say(f"harmonyd: cannot use the storage path {config.storage.path}: {error}")
         return EXIT_FAILED
@@ -116,6 +128,7 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
 
     def stop() -> Deferred[None]:
         stopping.append(True)
+        _take_no_more_signals(reactor, daemon)
         for deferred in running:
             deferred.cancel()
         return daemon.stop()
@@ -130,4 +143,21 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
     reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()
+    if daemon.restarting and status == EXIT_OK:
+        try:
+            start_again(notifier)
+        except OSError as error:
+            say(f"harmonyd: cannot start again: {error}")
+            return EXIT_FAILED
     return status
+
+
+def _take_no_more_signals(reactor: Any, daemon: Daemon) -> None:
+    """Twisted would try to stop a second time, and log that as a failure of ours."""
+
+    def say(_number: int, _frame: object) -> None:
+        daemon.restarting = False
+        reactor.callFromThread(_log.warn, "already stopping: requests that run have a few seconds to end")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, say)

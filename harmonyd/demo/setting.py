@@ -17,7 +17,7 @@ from harmonyd.errors import HarmonydError
 from harmonyd.supervision.leftovers import FILE_NAME, OwnerAlive, end_leftovers
 from harmonyd.testing.pacs import VERBOSE_VARIABLE, PacsLayout
 
-PORTS_FREE_SECS = 3.0
+PORTS_FREE_SECS = 2.0
 """How long an earlier demo, which is just ending, may still hold its ports."""
 
 _LOCAL = ("127.0.0.1", "localhost")
