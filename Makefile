@@ -2,8 +2,11 @@
 # make test            set up, then ruff, mypy and all tests, with coverage
 # make lint            ruff and mypy alone
 # make venv            set up for tests, and no more
+# make install         harmonyd with its own environment, units and configuration; then read systemd/README.md
+# make uninstall       remove what install put there, except configuration and data
 # make clean           remove what the other targets made
 #
+# PREFIX=/usr/local    where install puts things; DESTDIR=/tmp/stage for packagers
 # PYTHON=python3.12    which Python to use; without it the first of python3, python3.14 … that is 3.11 or later
 # PYTEST="-k find"     options for pytest
 
@@ -14,6 +17,8 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
 PYTHON ?=
+PREFIX ?= /usr/local
+DESTDIR ?=
 ONCE ?=
 PYTEST ?=
 VENV := .venv
@@ -44,7 +49,7 @@ demo: dcmtk $(VENV)/.ready-demo
 	@exec $(BIN)/python -m harmonyd demo $(if $(ONCE),--once) --config examples/default/config.toml
 
 .PHONY: test
-test: dcmtk lint
+test: dcmtk systemd lint
 	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
 
 .PHONY: lint
@@ -101,6 +106,50 @@ dcmtk:
 	[ -n "$$lacking" ] || exit 0
 	if may_install; then apt_install dcmtk || true; lacking=$$(missing); fi
 	[ -z "$$lacking" ] || give_up "needs DCMTK 3.6.7 or later ("$$lacking" not found): 'sudo apt-get install dcmtk' (Debian, Ubuntu) or 'brew install dcmtk'"
+
+# What the tests need that boot a systemd of their own; they run as root only.
+.PHONY: systemd
+systemd:
+	@$(setup)
+	[ "$$(id -u)" = 0 ] || exit 0
+	declare -A has=([unshare]=util-linux [ip]=iproute2 [systemctl]=systemd [curl]=curl [/usr/bin/python3]=python3)
+	lacking=
+	for program in "$${!has[@]}"; do command -v "$$program" >/dev/null || lacking+=" $${has[$$program]}"; done
+	[ -z "$$lacking" ] || { may_install && apt_install $$lacking; } || give_up "its tests as root need:$$lacking"
+
+INSTALLED := lib/harmonyd bin/harmonyd share/doc/harmonyd lib/systemd/system/harmonyd.service \
+    lib/systemd/system/harmonyd.socket lib/sysusers.d/harmonyd.conf lib/tmpfiles.d/harmonyd.conf
+
+# A configuration that is there already is left as it is; what is new in ours is put beside it as *.new.
+.PHONY: install
+install: $(VENV)/.ready-demo
+	@$(setup)
+	umask 022
+	to="$(DESTDIR)$(PREFIX)" etc="$(DESTDIR)/etc"
+	put() { sed 's|/usr/local/|$(PREFIX)/|g' "$$1" | install -D -m 644 /dev/stdin "$$2"; }
+	install -d "$$to/lib" "$$to/bin"
+	$(BIN)/python systemd/environment.py "$$to/lib/harmonyd" --final "$(PREFIX)/lib/harmonyd" \
+	    $(if $(PYTHON),--python "$(PYTHON)")
+	chmod -R a+rX "$$to/lib/harmonyd"
+	ln -sfn ../lib/harmonyd/bin/harmonyd "$$to/bin/harmonyd"
+	for unit in service socket; do put systemd/harmonyd.$$unit "$$to/lib/systemd/system/harmonyd.$$unit"; done
+	for kind in sysusers tmpfiles; do put systemd/$$kind.d/harmonyd.conf "$$to/lib/$$kind.d/harmonyd.conf"; done
+	put systemd/README.md "$$to/share/doc/harmonyd/README.md"
+	first=; [ -e "$$etc/harmonyd/config.toml" ] || first=yes
+	(cd etc && find harmonyd -type f) | while read -r file; do
+	    if cmp -s "etc/$$file" "$$etc/$$file"; then continue; fi
+	    if [ -n "$$first" ]; then put "etc/$$file" "$$etc/$$file"; continue; fi
+	    put "etc/$$file" "$$etc/$$file.new"
+	    say "the configuration is left as it is; see what is new in $$etc/$$file.new"
+	done
+	[ -e "$$etc/logrotate.d/harmonyd" ] || put systemd/logrotate.d/harmonyd "$$etc/logrotate.d/harmonyd"
+	say "installed in $$to; what to do next: systemd/README.md"
+
+.PHONY: uninstall
+uninstall:
+	@cd "$(DESTDIR)$(PREFIX)" && rm -rf $(INSTALLED)
+	rm -f "$(DESTDIR)/etc/logrotate.d/harmonyd"
+	echo "harmonyd: left: $(DESTDIR)/etc/harmonyd, /var/lib/harmonyd, /var/log/harmonyd, the user harmonyd" >&2
 
 .PHONY: clean
 clean:

@@ -96,6 +96,8 @@ def ports(config: Config) -> Iterator[Finding]:
     for name, network in config.networks.items():
         if network.http is not None and not network.http.bind_address.startswith("systemd:"):
             yield free_port(f"network {name}, HTTP", network.http.bind_address, network.http.bind_port)
+    if config.control.bind_address is not None:
+        yield free_port("control interface", config.control.bind_address, config.control.bind_port)
     for name in _used(config, "endpoints"):
         endpoint = config.endpoints[name].options
         if isinstance(endpoint, DicomEndpointOptions):

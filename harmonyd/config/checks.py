@@ -47,6 +47,11 @@ def is_ip_address(value: str) -> bool:
     return "%" not in value
 
 
+def is_loopback(value: str) -> bool:
+    """True for an IP address that only this machine reaches."""
+    return is_ip_address(value) and ipaddress.ip_address(value).is_loopback
+
+
 def host(value: str) -> str | None:
     """A host name (RFC 1123 section 2.1, and underscores, which container networks use), IPv4 or IPv6 address."""
     if is_ip_address(value):

@@ -9,7 +9,13 @@ from typing import Any
 
 from harmonyd.config.dicom import bind_address
 from harmonyd.config.fields import Section
-from harmonyd.config.model import DicomBackendOptions, DicomDefaults, DicomEndpointOptions, PipelineConfig
+from harmonyd.config.model import (
+    ControlConfig,
+    DicomBackendOptions,
+    DicomDefaults,
+    DicomEndpointOptions,
+    PipelineConfig,
+)
 from harmonyd.config.pipelines import Parts
 
 BUILT_IN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
@@ -74,9 +80,12 @@ class _Claim:
         return self.address == other.address or self.address in _ANY_ADDRESS or other.address in _ANY_ADDRESS
 
 
-def check_ports(parts: Parts) -> None:
+def check_ports(parts: Parts, control_section: Section, control: ControlConfig) -> None:
     """Note every two that would listen on the same port."""
-    for one, two in combinations(_claims(parts), 2):
+    claims = list(_claims(parts))
+    if control.bind_address is not None:
+        claims.append(_Claim(control_section, "bind_port", control.bind_port, control.bind_address))
+    for one, two in combinations(claims, 2):
         if one.clashes(two):
             if one.receiver_mode and two.receiver_mode:
                 what = f'store_scp is "{two.receiver_mode}", and "{one.receiver_mode}" in [{one.section.name}]'

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harmonyd.config import conflicts, middleware, pipelines, sections, services
+from harmonyd.config import conflicts, control, middleware, pipelines, sections, services
 from harmonyd.config.errors import ConfigError, Report
-from harmonyd.config.model import Config
+from harmonyd.config.fields import Section
+from harmonyd.config.model import Config, ControlConfig
 from harmonyd.config.pipelines import Parts
 from harmonyd.config.reader import Layers, read_layers
 
@@ -35,8 +36,9 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
     parts = _parts(layers, base)
     known_networks = set(layers.definitions["network"])
     management = sections.management(main.table("management"), parts.networks, known_networks)
-    _check_together(parts, management.base_path)
-    sections.control(main.table("control"))
+    storage = sections.storage(main.table("storage"), base)
+    controlled = control.control(main.table("control"), base, storage.path)
+    _check_together(parts, management.base_path, main.table("control"), controlled)
     sections.registrations(layers.registrations, report)
     if not parts.pipelines and not report.problems:
         report.warnings.append(f"{path}: no pipeline is defined, so nothing is served")
@@ -44,7 +46,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         path=path.absolute(),
         id=identity,
         networks=parts.networks,
-        storage=sections.storage(main.table("storage"), base),
+        storage=storage,
         pipelines=parts.pipelines,
         endpoints=parts.endpoints,
         backends=parts.backends,
@@ -52,6 +54,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         limits=sections.limits(main.table("limits")),
         logging=sections.logging(main.table("logging"), base, level),
         supervision=sections.supervision(main.table("supervision")),
+        control=controlled,
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),
         warnings=tuple(report.warnings),
@@ -76,9 +79,9 @@ def _parts(layers: Layers, base: Path) -> Parts:
     )
 
 
-def _check_together(parts: Parts, management_base: str) -> None:
+def _check_together(parts: Parts, management_base: str, section: Section, controlled: ControlConfig) -> None:
     pipelines.check_references(parts)
     conflicts.apply_network_defaults(parts)
     conflicts.check_once(parts)
-    conflicts.check_ports(parts)
+    conflicts.check_ports(parts, section, controlled)
     conflicts.check_paths(parts, management_base)

@@ -87,10 +87,27 @@ class SupervisionConfig:
     log_max_bytes: int = 10_000_000
     log_backups: int = 3
     ring_buffer_bytes: int = 256_000
+    memory_limit_mb: int = 0
+    """Resident memory (10⁶ bytes) above which a child is ended; 0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """``[control]``: where ``supervisorctl`` connects. Without an address there is no TCP port."""
+
+    socket: Path | None = None
+    """None: no unix socket."""
+    mode: int = 0o660
+    bind_address: str | None = None
+    bind_port: int = 0
+    username: str = ""
+    password: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ManagementConfig:
+    """``[management]``. When enabled, ``network`` names one that only this machine reaches."""
+
     enabled: bool = False
     base_path: str = "/admin"
     network: str | None = None
@@ -219,6 +236,7 @@ class Config:
     limits: LimitsConfig = LimitsConfig()
     logging: LoggingConfig = LoggingConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+    control: ControlConfig = ControlConfig()
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     warnings: tuple[str, ...] = field(default=())

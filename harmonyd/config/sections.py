@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harmonyd.config import checks
 from harmonyd.config.errors import Report, nearest
-from harmonyd.config.fields import NOT_BUILT, Section
+from harmonyd.config.fields import Section
 from harmonyd.config.model import (
     DicomDefaults,
     HttpListener,
@@ -126,6 +126,7 @@ _SUPERVISION_RANGES: dict[str, tuple[float, float]] = {
     "log_max_bytes": (10_000, _GB),
     "log_backups": (0, 100),
     "ring_buffer_bytes": (1_000, 100_000_000),
+    "memory_limit_mb": (0, 1_000_000),
 }
 
 
@@ -147,13 +148,22 @@ def supervision(section: Section) -> SupervisionConfig:
 
 
 def management(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> ManagementConfig:
-    """``[management]``: the base path is kept free for it; switching it on is refused until it is there."""
-    if section.flag("enabled", False):
-        section.problem("enabled", f"the management API is {NOT_BUILT}", "set it to false")
+    """``[management]``: only on a network that nobody but this machine reaches, for there is no authentication yet."""
+    enabled = section.flag("enabled", False)
     base = section.text("base_path", "admin", _base_path)
     named = http_network(section, networks, known)
+    if enabled and named is None:
+        section.problem("enabled", "network is missing", "say on which network it is served")
+    elif enabled and named in networks:
+        _check_local(section, networks[named].http)
     section.finish()
-    return ManagementConfig(False, "/" + base.strip("/"), named)
+    return ManagementConfig(enabled, "/" + base.strip("/"), named)
+
+
+def _check_local(section: Section, listener: HttpListener | None) -> None:
+    if listener is not None and not checks.is_loopback(listener.bind_address):
+        what = f"this network listens on {listener.bind_address}, and the management API asks for no password yet"
+        section.problem("network", what, "name one whose bind_address is 127.0.0.1 or ::1")
 
 
 def _base_path(value: str) -> str | None:
@@ -179,12 +189,6 @@ def http_network(section: Section, networks: dict[str, NetworkConfig], known: se
     elif name in networks and networks[name].http is None:
         section.problem("network", f"this network has no [network.{name}.http]", "add it, or name another network")
     return name
-
-
-def control(section: Section) -> None:
-    """``[control]``: only an empty table until the supervisor interface is there."""
-    for key in section:
-        section.refuse(key, f"the control interface is {NOT_BUILT}")
 
 
 _SERVICES = ("http", "dicom", "echo", "dicomweb", "fhir", "jmix", "mock_dicom", "management")

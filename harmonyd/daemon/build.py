@@ -1,15 +1,17 @@
-"""From a configuration to the parts of a daemon, wired but not started."""
+"""From a configuration to the parts of a daemon, wired but not started; for a first start, and for each reload."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.config.model import Config, DicomEndpointOptions, PipelineConfig
+from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, HttpListener, NetworkConfig
+from harmonyd.control.management import Document
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.middleware import registry as middleware_registry
@@ -21,6 +23,7 @@ from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.supervision.api import Supervisor
 from harmonyd.telemetry.health import Health
 from harmonyd.web.front_end import HttpFrontEnd
+from harmonyd.web.management import management_route
 from harmonyd.web.route import Route
 
 
@@ -41,14 +44,39 @@ class Folders:
         return self.storage / "log"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Leaving:
+    """What a reload took out, until the work it has begun is done."""
+
+    backends: list[Backend] = field(default_factory=list)
+    endpoints: dict[str, DicomEndpoint] = field(default_factory=dict)
+    handing_on: dict[str, Deferred[None]] = field(default_factory=dict)
+    """The waiting for each of those endpoints to have handed on what it received."""
+    front_ends: list[HttpFrontEnd] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Parts:
-    """What a daemon runs."""
+    """What a daemon runs: what its configuration names, and what is leaving."""
 
     engine: DcmtkEngine | None
-    backends: Mapping[str, Backend]
-    dicom_endpoints: list[DicomEndpoint]
-    front_ends: list[HttpFrontEnd]
+    backends: dict[str, Backend]
+    endpoints: dict[str, DicomEndpoint]
+    """Those that receive with DICOM."""
+    listeners: dict[HttpListener, HttpFrontEnd]
+    leaving: Leaving = field(default_factory=Leaving)
+
+    @property
+    def all_backends(self) -> list[Backend]:
+        return [*self.backends.values(), *self.leaving.backends]
+
+    @property
+    def dicom_endpoints(self) -> list[DicomEndpoint]:
+        return [*self.endpoints.values(), *self.leaving.endpoints.values()]
+
+    @property
+    def front_ends(self) -> list[HttpFrontEnd]:
+        return [*self.listeners.values(), *self.leaving.front_ends]
 
 
 def needs_dicom(config: Config) -> bool:
@@ -60,25 +88,102 @@ def needs_dicom(config: Config) -> bool:
     return "dicom" in used
 
 
-def build(
-    config: Config, reactor: Any, supervisor: Supervisor, tools: Mapping[str, Tool] | None, health: Health
-) -> Parts:
-    """Build all parts. ``tools`` is None when ``needs_dicom`` says no."""
-    folders = Folders(config.storage.path)
-    engine = None
-    if tools is not None:
-        engine = DcmtkEngine(
-            reactor, supervisor, tools, storage=folders.storage, scratch=folders.run / "dcmtk"
-        )
-    resources = registry.Resources(reactor, engine, folders.storage, asked_over_http(config))
-    backends = {
-        name: registry.BACKENDS[config.backends[name].service](config.backends[name], resources)
+class Builder:
+    """Makes parts, and starts none. ``management``: what the management API tells, where that is enabled."""
+
+    def __init__(
+        self, reactor: Any, supervisor: Supervisor, health: Health, folders: Folders, management: Mapping[str, Document]
+    ) -> None:
+        self._reactor = reactor
+        self._supervisor = supervisor
+        self._health = health
+        self._folders = folders
+        self._management = management
+
+    def all(self, config: Config, tools: Mapping[str, Tool] | None) -> Parts:
+        """Every part. ``tools`` is None when ``needs_dicom`` says no. Raises ``HarmonydError``."""
+        engine = None if tools is None else self.engine(tools)
+        backends = self.backends(config, engine, {})
+        pipelines = self.pipelines(config, backends)
+        endpoints = {name: self.endpoint(config, name, engine, pipelines) for name in dicom_endpoints(config)}
+        front_ends = {
+            listener: self.front_end(config, config.networks[name], pipelines)
+            for listener, name in listeners(config).items()
+        }
+        return Parts(engine, backends, endpoints, front_ends)
+
+    def engine(self, tools: Mapping[str, Tool]) -> DcmtkEngine:
+        """What performs DIMSE operations."""
+        folders = self._folders
+        scratch = folders.run / "dcmtk"
+        return DcmtkEngine(self._reactor, self._supervisor, tools, storage=folders.storage, scratch=scratch)
+
+    def backends(
+        self, config: Config, engine: DcmtkEngine | None, unchanged: Mapping[str, Backend]
+    ) -> dict[str, Backend]:
+        """By name. Those in ``unchanged`` go on. Raises ``HarmonydError``."""
+        resources = registry.Resources(self._reactor, engine, self._folders.storage, asked_over_http(config))
+        names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
+        return {
+            name: unchanged.get(name)
+            or registry.BACKENDS[config.backends[name].service](config.backends[name], resources)
+            for name in names
+        }
+
+    def pipelines(self, config: Config, backends: Mapping[str, Backend]) -> dict[str, Pipeline]:
+        """By name. Raises ``HarmonydError``."""
+        return {
+            name: Pipeline(
+                name,
+                [middleware_registry.build(config.middleware[link]) for link in item.middleware],
+                {backend: backends[backend] for backend in item.backends},
+            )
+            for name, item in config.pipelines.items()
+        }
+
+    def endpoint(
+        self, config: Config, name: str, engine: DcmtkEngine | None, pipelines: Mapping[str, Pipeline]
+    ) -> DicomEndpoint:
+        """A dicom endpoint."""
+        assert engine is not None
+
+        async def in_thread(function: Any, *args: Any) -> Any:
+            return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
+
+        options, pipeline = dicom_endpoints(config)[name]
+        return DicomEndpoint(name, options, engine, pipelines[pipeline], self._folders.storage, in_thread)
+
+    def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
+        """What serves an HTTP network."""
+        routes, health = self.routes(config, network.name, pipelines), self.health_on(config, network.name)
+        return HttpFrontEnd(self._reactor, network, routes, config.limits, health)
+
+    def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
+        """What is served on a network."""
+        routes = [
+            Route(registry.HTTP_ENDPOINTS[endpoint.service](endpoint), pipelines[pipeline.name].handle)
+            for pipeline in config.pipelines.values()
+            if network in pipeline.networks
+            for endpoint in map(config.endpoints.__getitem__, pipeline.endpoints)
+            if endpoint.service in registry.HTTP_ENDPOINTS
+        ]
+        if config.management.enabled and config.management.network == network:
+            routes.append(management_route(config.management.base_path, self._management))
+        return routes
+
+    def health_on(self, config: Config, network: str) -> Health | None:
+        """What /livez and /readyz of a network tell; None where they are not served."""
+        return self._health if config.telemetry.network in (None, network) else None
+
+
+def dicom_endpoints(config: Config) -> dict[str, tuple[DicomEndpointOptions, str]]:
+    """Of each endpoint that receives with DICOM, by name: its options, and the pipeline it belongs to."""
+    return {
+        name: (options, pipeline.name)
         for pipeline in config.pipelines.values()
-        for name in pipeline.backends
+        for name in pipeline.endpoints
+        if isinstance(options := config.endpoints[name].options, DicomEndpointOptions)
     }
-    pipelines = {name: _pipeline(config, pipeline, backends) for name, pipeline in config.pipelines.items()}
-    inbound = _dicom_endpoints(config, pipelines, engine, reactor, folders.storage)
-    return Parts(engine, backends, inbound, _front_ends(config, pipelines, reactor, health))
 
 
 def asked_over_http(config: Config) -> frozenset[str]:
@@ -91,49 +196,30 @@ def asked_over_http(config: Config) -> frozenset[str]:
     )
 
 
-def _pipeline(config: Config, pipeline: PipelineConfig, backends: Mapping[str, Backend]) -> Pipeline:
-    chain = [middleware_registry.build(config.middleware[name]) for name in pipeline.middleware]
-    return Pipeline(pipeline.name, chain, {name: backends[name] for name in pipeline.backends})
+def receiving_backends(config: Config) -> list[DicomBackendOptions]:
+    """The backends that may have a kept receiver for C-MOVE."""
+    found = (config.backends[name].options for name in sorted(asked_over_http(config)))
+    return [item for item in found if isinstance(item, DicomBackendOptions) and item.store_scp == "persistent"]
 
 
-def _dicom_endpoints(
-    config: Config, pipelines: Mapping[str, Pipeline], engine: DcmtkEngine | None, reactor: Any, storage: Path
-) -> list[DicomEndpoint]:
-    async def in_thread(function: Any, *args: Any) -> Any:
-        return await deferToThreadPool(reactor, reactor.getThreadPool(), function, *args)
-
-    found = []
-    for pipeline in config.pipelines.values():
-        for name in pipeline.endpoints:
-            endpoint = config.endpoints[name]
-            if endpoint.service == "dicom":
-                assert engine is not None
-                options = cast(DicomEndpointOptions, endpoint.options)
-                found.append(DicomEndpoint(name, options, engine, pipelines[pipeline.name], storage, in_thread))
-    return found
+def listeners(config: Config) -> dict[HttpListener, str]:
+    """Where HTTP is served, and the name of the network."""
+    return {network.http: network.name for network in config.networks.values() if network.http is not None}
 
 
-def _front_ends(config: Config, pipelines: Mapping[str, Pipeline], reactor: Any, health: Health) -> list[HttpFrontEnd]:
-    found = []
-    for network in config.networks.values():
-        if network.http is None:
-            continue
-        routes = [
-            Route(registry.HTTP_ENDPOINTS[endpoint.service](endpoint), pipelines[pipeline.name].handle)
-            for pipeline in config.pipelines.values()
-            if network.name in pipeline.networks
-            for endpoint in map(config.endpoints.__getitem__, pipeline.endpoints)
-            if endpoint.service in registry.HTTP_ENDPOINTS
-        ]
-        serves_health = config.telemetry.network in (None, network.name)
-        found.append(HttpFrontEnd(reactor, network, routes, config.limits, health if serves_health else None))
-    return found
+def operations_by_backend(backends: Iterable[Backend]) -> dict[str, frozenset[str]]:
+    """By name of a backend, the ids of operations that run."""
+    running: dict[str, frozenset[str]] = {}
+    for backend in backends:
+        if isinstance(backend, DicomBackend):
+            running[backend.name] = running.get(backend.name, frozenset()) | backend.active
+    return running
 
 
-def active_operations(backends: Mapping[str, Backend]) -> dict[Path, frozenset[str]]:
+def active_operations(backends: Iterable[Backend]) -> dict[Path, frozenset[str]]:
     """By folder of artifacts, the ids of operations that run."""
     active: dict[Path, frozenset[str]] = {}
-    for backend in backends.values():
+    for backend in backends:
         if isinstance(backend, DicomBackend):
             active[backend.storage] = active.get(backend.storage, frozenset()) | backend.active
     return active

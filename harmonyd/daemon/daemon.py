@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from harmonyd.config.model import Config
-from harmonyd.daemon.build import Folders, active_operations, build
+from harmonyd.control.management import Management
+from harmonyd.control.server import ControlServer
+from harmonyd.daemon.build import Builder, Folders, active_operations, operations_by_backend
+from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import RunLock
+from harmonyd.daemon.manager import ServiceManager
+from harmonyd.daemon.operated import Operated
+from harmonyd.daemon.reload import ConfigReloader
+from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse.dcmtk import artifacts
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.telemetry.health import CheckResult, DiskWritable, Health
+from harmonyd.telemetry.notify import Notifier
 
 RETENTION_INTERVAL_SECS = 600.0
+SETTLE_SECS = 5.0
+SETTLE_POLL_SECS = 0.05
+STOP_MARGIN_SECS = 45.0
+"""How long a stop may take on top of the graces: cancelled requests, drained pipes, killed groups."""
 
 
 class Daemon:
-    """One daemon, from a validated configuration. ``tools`` is None when the configuration has no DICOM in it."""
+    """One daemon, from a validated configuration. ``tools`` is None when the configuration has no DICOM in it.
+
+    ``load`` reads the configuration again. ``notifier`` tells the service manager how it is; without one nobody is
+    told.
+    """
 
     _log = Logger()
 
-    def __init__(self, config: Config, reactor: Any, tools: Mapping[str, Tool] | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        tools: Mapping[str, Tool] | None,
+        load: Callable[[], Config],
+        notifier: Notifier | None = None,
+    ) -> None:
         self.config = config
+        self.restarting = False
+        """It stops in order to start again in place."""
         folders = Folders(config.storage.path)
         self._reactor = reactor
         self._lock = RunLock(folders.run / "harmonyd.lock")
         self.supervisor = ProcessSupervisor(reactor, config.supervision, folders.log, folders.run)
+        self.manager = ServiceManager(
+            reactor, notifier or Notifier(None), self.supervisor, config.supervision.startup_deadline_secs
+        )
         self.health = Health()
-        self._parts = build(config, reactor, self.supervisor, tools, self.health)
+        self._reloader = ConfigReloader(
+            reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
+        )
+        self.operated = Operated(config, reactor, self.supervisor, self._reloader)
+        self._control = ControlServer(reactor, config.control, self.operated)
+        self._management = Management(
+            config, self.operated, self.operated.sampler.refresh, self._operations, reactor.seconds
+        )
+        self._builder = Builder(reactor, self.supervisor, self.health, folders, self._management.documents)
+        self._parts = self._builder.all(config, tools)
         self._disk = DiskWritable(reactor, config.storage.path)
         self.health.add_check("storage", self._disk)
         self.health.add_check("children", self._children)
@@ -47,8 +84,11 @@ class Daemon:
 
         Raises a ``HarmonydError`` that says what is in the way; call ``stop`` then, too.
         """
+        self.manager.starting()
         self._lock.take()
+        await self._control.start()
         await self.supervisor.start()
+        self.operated.sampler.start()
         await self._disk.start()
         if self._parts.engine is not None:
             await self._parts.engine.start()
@@ -61,7 +101,35 @@ class Daemon:
         self._retention.start(RETENTION_INTERVAL_SECS).addErrback(
             lambda failure: self._log.failure("retention of artifacts stopped", failure=failure)
         )
+        self.manager.listening()
+        self._reloader.open()
         self._log.info("{id} is up", id=self.config.id)
+
+    async def reload(self) -> None:
+        """Read the configuration again (SIGHUP)."""
+        await self._reloader.reload()
+
+    async def _take_over(self, new: Config) -> None:
+        takeover = Takeover(self._reactor, self._builder, self._parts, self.config, new, self._grace)
+        await takeover.prepare()
+        takeover.commit()
+        self.config = self.operated.config = self._management.config = new
+        self.supervisor.configure(new.supervision)
+        await takeover.finish()
+        await self._children_settle()
+
+    async def _grace(self, ports: Collection[int]) -> None:
+        await associations_end(self._reactor, self.supervisor, self.config.supervision.stop_grace_secs, ports)
+
+    async def _children_settle(self) -> None:
+        """Who waits for the reload wants to find its children running; one that does not come up is not waited for."""
+        until = self._reactor.seconds() + SETTLE_SECS
+        while self._reactor.seconds() < until and any(c.state == "STARTING" for c in self.supervisor.children()):
+            await deferLater(self._reactor, SETTLE_POLL_SECS)
+
+    def _begin_restart(self) -> None:
+        self.restarting = True
+        self.operated.shutdown()
 
     def stop(self) -> Deferred[None]:
         """Not ready first, no new work, then requests, receivers, children. Every call returns the same end."""
@@ -70,17 +138,26 @@ class Daemon:
         return self._stopping
 
     async def _stop(self) -> None:
+        grace_secs = self.config.supervision.stop_grace_secs
+        self.manager.stopping(2 * grace_secs + STOP_MARGIN_SECS, to_restart=self.restarting)
         self._log.info("{id} is stopping", id=self.config.id)
         self.health.begin_shutdown()
+        self.operated.is_stopping = True
+        await self._reloader.close()
         if self._retention.running:
             self._retention.stop()
-        parts = self._parts
-        await self._all(front_end.stop for front_end in parts.front_ends)
-        await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
-        await self._all(backend.stop for backend in parts.backends.values())
-        await self._all([self.supervisor.stop_all, self._disk.stop])
-        if parts.engine is not None:
-            parts.engine.close()
+        self.manager.step(f"requests and inbound associations have up to {grace_secs:g} s to end")
+        serving = [front_end.stop for front_end in self._parts.front_ends]
+        await self._all([*serving, lambda: self._associations_end(grace_secs)])
+        self.manager.step("receivers hand on what they have")
+        await self._all(endpoint.stop for endpoint in self._parts.dicom_endpoints)
+        await self._all(backend.stop for backend in self._parts.all_backends)
+        self.manager.step("the last processes are ended")
+        await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
+        if self._parts.engine is not None:
+            self._parts.engine.close()
+        await self._all([self._control.stop])
+        self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
 
@@ -95,6 +172,15 @@ class Daemon:
 
         await gatherResults([Deferred.fromCoroutine(run(stop)) for stop in stops])
 
+    async def _associations_end(self, grace_secs: float) -> None:
+        left = await associations_end(self._reactor, self.supervisor, grace_secs)
+        if left:
+            said = "{count} inbound associations were still open after {grace:g} s; they are aborted"
+            self._log.warn(said, count=left, grace=grace_secs)
+
+    def _operations(self) -> Mapping[str, frozenset[str]]:
+        return operations_by_backend(self._parts.all_backends)
+
     def _children(self) -> CheckResult:
         waiting = [child for child in self.supervisor.children() if child.state != "RUNNING"]
         if waiting:
@@ -103,7 +189,7 @@ class Daemon:
 
     async def _clean_artifacts(self) -> None:
         storage = self.config.storage
-        folders = {storage.path: frozenset[str](), **active_operations(self._parts.backends)}
+        folders = {storage.path: frozenset[str](), **active_operations(self._parts.all_backends)}
         for folder, in_use in folders.items():
             try:
                 removed = await deferToThreadPool(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,11 +16,14 @@ from twisted.python.failure import Failure
 
 from harmonyd import config as configuration
 from harmonyd.config.model import Config
+from harmonyd.daemon.again import start_again
 from harmonyd.daemon.build import needs_dicom
 from harmonyd.daemon.daemon import Daemon
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.errors import HarmonydError
+from harmonyd.telemetry import journal
 from harmonyd.telemetry.logging import start_logging
+from harmonyd.telemetry.notify import Notifier
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -30,10 +35,13 @@ Main = Callable[[Daemon, Any], Awaitable[int | None]]
 
 def complain(error: HarmonydError) -> None:
     """Say what is wrong, and what to do, on standard error."""
-    for line in error.detail.splitlines():
-        print(f"harmonyd: {line}", file=sys.stderr)
-    if error.hint:
-        print(f"harmonyd: {error.hint}", file=sys.stderr)
+    say("\n".join(f"harmonyd: {line}" for line in [*error.detail.splitlines(), error.hint] if line))
+
+
+def say(text: str) -> None:
+    """Print an error on standard error; in the journal it has the priority of one."""
+    in_journal = journal.is_journal(2, os.environ)
+    print(journal.mark(text, journal.ERROR).rstrip("\n") if in_journal else text, file=sys.stderr)
 
 
 def run(config_path: Path, main: Main | None = None, adapt: Callable[[Config], Config] | None = None) -> int:
@@ -42,34 +50,49 @@ def run(config_path: Path, main: Main | None = None, adapt: Callable[[Config], C
     ``main`` is awaited once the daemon has started; a number it returns ends the process with that status.
     ``adapt`` changes the configuration that was read.
     """
+    faulthandler.enable(2)  # systemd's watchdog ends us with SIGABRT: say where each thread hangs
+    notifier = Notifier.from_environment(os.environ)
     try:
         config = configuration.load(config_path)
         tools = find_tools() if needs_dicom(config) else None
         config = config if adapt is None else adapt(config)
         start_logging(config.logging)
     except configuration.ConfigError as error:
-        print(error, file=sys.stderr)
+        say(str(error))
+        notifier.status(f"The configuration is wrong: {error}")
         return EXIT_CONFIGURATION
     except HarmonydError as error:
         complain(error)
+        notifier.status(f"Cannot start: {error.detail}")
         return EXIT_FAILED
     for warning in config.warnings:
         _log.warn("{warning}", warning=warning)
-    return _run_reactor(config, tools, main)
+
+    def load() -> Config:
+        found = configuration.load(config_path)
+        return found if adapt is None else adapt(found)
+
+    return _run_reactor(config, tools, load, main, notifier)
 
 
-def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | None) -> int:
+def _run_reactor(
+    config: Config,
+    tools: Mapping[str, Tool] | None,
+    load: Callable[[], Config],
+    main: Main | None,
+    notifier: Notifier,
+) -> int:
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
     status = EXIT_OK
     try:
-        daemon = Daemon(config, reactor, tools)
+        daemon = Daemon(config, reactor, tools, load, notifier)
     except HarmonydError as error:
         complain(error)
         return EXIT_FAILED
     except OSError as error:
-        print(f"harmonyd: cannot use the storage path {config.storage.path}: {error}", file=sys.stderr)
+        say(f"harmonyd: cannot use the storage path {config.storage.path}: {error}")
         return EXIT_FAILED
 
     async def go() -> None:
@@ -84,14 +107,15 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
     def failed(failure: Failure) -> None:
         nonlocal status
         status = EXIT_FAILED
+        daemon.manager.failed(failure.getErrorMessage())
         if isinstance(failure.value, HarmonydError):
             complain(failure.value)
         elif isinstance(failure.value, OSError):
-            print(f"harmonyd: {failure.value}", file=sys.stderr)
+            say(f"harmonyd: {failure.value}")
         else:
             _log.failure("cannot start", failure=failure)
             if config.logging.file is not None:
-                print(f"harmonyd: cannot start, by our fault; see {config.logging.file}", file=sys.stderr)
+                say(f"harmonyd: cannot start, by our fault; see {config.logging.file}")
         reactor.stop()
 
     running: list[Deferred[None]] = []
@@ -107,21 +131,35 @@ def _run_reactor(config: Config, tools: Mapping[str, Tool] | None, main: Main | 
 
     def stop() -> Deferred[None]:
         stopping.append(True)
-        _take_no_more_signals(reactor)
+        _take_no_more_signals(reactor, daemon)
         for deferred in running:
             deferred.cancel()
         return daemon.stop()
 
+    def hang_up() -> None:
+        Deferred.fromCoroutine(daemon.reload()).addErrback(
+            lambda failure: _log.failure("reload failed", failure=failure)
+        )
+
+    if main is None:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
     reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()
+    if daemon.restarting and status == EXIT_OK:
+        try:
+            start_again(notifier)
+        except OSError as error:
+            say(f"harmonyd: cannot start again: {error}")
+            return EXIT_FAILED
     return status
 
 
-def _take_no_more_signals(reactor: Any) -> None:
+def _take_no_more_signals(reactor: Any, daemon: Daemon) -> None:
     """Twisted would try to stop a second time, and log that as a failure of ours."""
 
     def say(_number: int, _frame: object) -> None:
+        daemon.restarting = False
         reactor.callFromThread(_log.warn, "already stopping: requests that run have a few seconds to end")
 
     for number in (signal.SIGINT, signal.SIGTERM):

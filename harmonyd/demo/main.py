@@ -163,3 +163,7 @@ def _say_what_next(stage: _Stage, asked: Sequence[Question]) -> None:
     screen.say(curl(get.url, get.document, "-H 'Accept: application/zip'", "-o study.zip") + "\n")
     screen.say("# what harmonyd says about its own state")
     screen.say(f"curl {stage.setting.root_url}/readyz")
+    socket = stage.daemon.config.control.socket
+    if socket is not None:
+        screen.say("\n# its children, with the stock supervisorctl (from a checkout, without -s too)")
+        screen.say(f"supervisorctl -s unix://{socket} status")

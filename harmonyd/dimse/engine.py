@@ -185,6 +185,18 @@ class StoreScp(Protocol):
 
     async def stop(self) -> None: ...
 
+    async def pause(self) -> None:
+        """Receive nothing any more; returns when the port is free. What was received is handed on all the while."""
+        ...
+
+    async def resume(self, config: StoreScpConfig) -> None:
+        """Receive again, as ``config`` says from now on; its name must be the old one."""
+        ...
+
+    async def handed_on(self) -> None:
+        """Return when nothing that was received is left to hand on."""
+        ...
+
 
 class ObjectHandler(Protocol):
     """Called once for each received object; when it raises, the object stays and is offered again later."""

@@ -44,6 +44,8 @@ class ExitRecord:
     output: bytes
     """The first ``max_output_bytes`` of stdout and stderr, in order of arrival."""
     runtime_secs: float
+    ended_because: str = ""
+    """Why we ended it, where that has to be told to whoever waits for its work."""
 
 
 class OnceChild(Protocol):
@@ -118,6 +120,10 @@ class Supervisor(Protocol):
 
     def keep(self, spec: KeptSpec) -> KeptChild:
         """Start and keep a child. Raises ``ValueError`` when the name is taken."""
+        ...
+
+    def drop(self, child: KeptChild) -> None:
+        """Forget a kept child for good. Raises ``ValueError`` unless it is STOPPED."""
         ...
 
     def children(self) -> Sequence[KeptChild]: ...

@@ -20,12 +20,17 @@ class Backoff:
     def __init__(
         self, initial_secs: float, max_secs: float, give_up_after: int, random: Callable[[], float]
     ) -> None:
-        self._initial_secs = initial_secs
-        self._max_secs = max_secs
         self._random = random
-        self._recent: deque[float] = deque(maxlen=give_up_after)
+        self._recent: deque[float] = deque()
+        self.configure(initial_secs, max_secs, give_up_after)
         self._doublings = 0
         self._given_up = False
+
+    def configure(self, initial_secs: float, max_secs: float, give_up_after: int) -> None:
+        """Go by these from the next failure on; what was counted counts."""
+        self._initial_secs = initial_secs
+        self._max_secs = max_secs
+        self._recent = deque(self._recent, maxlen=give_up_after)
 
     def failed(self, now: float) -> float | None:
         """Count a failure at ``now`` (seconds); return the delay before the next try, or None: give up."""

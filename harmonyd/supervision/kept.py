@@ -14,11 +14,12 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import SupervisionConfig
-from harmonyd.supervision import states
+from harmonyd.supervision import reasons, states
 from harmonyd.supervision.api import ExitRecord, KeptSpec
 from harmonyd.supervision.backoff import Backoff
 from harmonyd.supervision.errors import ChildNotReady, SpawnError, UnusableProgram
 from harmonyd.supervision.handlers import LineHandler
+from harmonyd.supervision.history import History
 from harmonyd.supervision.logs import ChildLog
 from harmonyd.supervision.ports import holder_text, problem_text, try_port
 from harmonyd.supervision.process import ChildProcess, exit_text, in_thread
@@ -29,8 +30,6 @@ from harmonyd.supervision.waiters import Waiters
 READY_POLL_SECS = (0.05, 0.5)
 """First and longest delay between looks at a child that starts."""
 LAST_LINES = 5
-_NOT_EXECUTED = (126, 127)
-"""Exit codes of setpriv and setsid when the program behind them cannot be run."""
 
 Launch = Callable[["Kept", ChildProcess], None]
 """Starts the process of a child and reports it to whoever has to know. Raises ``SpawnError``."""
@@ -57,6 +56,9 @@ class Kept:
         self.output = log
         self.exits: deque[ExitRecord] = deque(maxlen=20)
         """How its latest processes ended, oldest first; their output is in ``output``."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after each change of its state, or of why it is in it."""
+        self.history = History()
         self._reactor = reactor
         self._config = config
         self._probe = probe
@@ -93,6 +95,18 @@ class Kept:
         return self._process.pid if self._process is not None and not self._process.exited else None
 
     @property
+    def note(self) -> str:
+        """What is to be said about it in its state, without times: "busy", "", or why it does not run."""
+        return self._why
+
+    @property
+    def attended(self) -> bool:
+        """Whether a task or a timer will take it out of its state, where one must."""
+        if self._state is State.BACKOFF:
+            return Timer.RESTART in self._timers
+        return self._task is not None or self._state not in (State.STARTING, State.RUNNING)
+
+    @property
     def description(self) -> str:
         if self._state is State.RUNNING:
             minutes, secs = divmod(int(self._reactor.seconds() - self._state_since), 60)
@@ -121,6 +135,23 @@ class Kept:
         self._tell_waiters()
         await stopped
 
+    def signal(self, signum: int) -> None:
+        """Signal its whole group; does nothing when there is none."""
+        if self._process is not None:
+            self._process.signal(signum)
+
+    def configure(self, config: SupervisionConfig) -> None:
+        """Go by other settings; a timer that runs is not set anew."""
+        self._config = config
+        self._backoff.configure(config.backoff_initial_secs, config.backoff_max_secs, config.fatal_after_failures)
+        self.output.configure(config)
+
+    def replace(self, why: str) -> None:
+        """End the process of a child that is RUNNING and start another, as if it had hung."""
+        if self._state is State.RUNNING:
+            self._why = why
+            self._post(Event.HUNG)
+
     # --- events and effects
 
     def _post(self, event: Event) -> None:
@@ -145,7 +176,7 @@ class Kept:
             return
         if new is not before:
             self._state, self._state_since = new, self._reactor.seconds()
-            self._why = self._reason(new)
+            self._why = reasons.PLAIN.get(new, self._why)
         for effect in effects:
             self._execute(effect)
         if new is not before:
@@ -154,11 +185,7 @@ class Kept:
                 "{child}: {before} -> {state}: {why}",
                 child=self.full_name, pid=self.pid, before=before.value, state=new.value, why=self.description,
             )  # fmt: skip
-
-    def _reason(self, new: State) -> str:
-        """What the description starts from in a new state; failures set theirs before they are posted."""
-        plain = {State.STARTING: "starting", State.RUNNING: "", State.STOPPING: "stopping", State.STOPPED: "stopped"}
-        return plain.get(new, self._why)
+            self.on_change()
 
     def _execute(self, effect: states.Effect) -> None:
         match effect:
@@ -190,9 +217,8 @@ class Kept:
             self._process.signal(signum)
 
     def _discard(self) -> None:
-        if self._process is not None:
-            self._discarded = True
-            self._process.signal(signal.SIGKILL)
+        self._discarded = self._process is not None
+        self.signal(signal.SIGKILL)
 
     def _record(self) -> None:
         self.log.warn(
@@ -284,6 +310,7 @@ class Kept:
         except SpawnError:
             self._process = None
             raise
+        self.history.started(self._reactor.seconds())
         return process
 
     def _examiner(self, process: ChildProcess) -> Examiner:
@@ -324,6 +351,7 @@ class Kept:
         self._handler(lines)
 
     def _exited(self) -> None:
+        self.history.stopped_at = self._reactor.seconds()
         process = self._process
         if process is None or self._discarded:
             return
@@ -344,20 +372,18 @@ class Kept:
 
     def _explain(self, record: ExitRecord) -> None:
         """Say better why it failed, now that its last words are here."""
-        lines = record.output.splitlines()
-        last = lines[-1].decode("utf-8", "replace") if lines else "it said nothing"
-        self._why = f"{exit_text(record.exit_code, None)}: {last}"
-        # DCMTK's command line parser says "error: ..." without a level, and only about options.
-        bad_options = record.exit_code == 1 and any(line.startswith(b"error: ") for line in lines)
-        if bad_options or record.exit_code in _NOT_EXECUTED:
+        self._why = reasons.explained(record)
+        if reasons.is_for_good(record):
             self._post(Event.UNUSABLE)
-        elif b"Address already in use" in record.output:
+        elif reasons.port_was_taken(record):
             in_thread(self._reactor, holder_text, self.spec.port).addCallback(self._port_was_held)
+        self.on_change()
 
     def _port_was_held(self, text: str) -> None:
         self.log.warn("{child}: {why}", child=self.full_name, why=text)
         if self._state in (State.BACKOFF, State.FATAL):
             self._why = text
+            self.on_change()
 
     # --- those who wait
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from twisted.logger import Logger, LogLevel
 
+from harmonyd.config.model import SupervisionConfig
+from harmonyd.telemetry.ring import RingBuffer
+
 COMPLAIN_EVERY_SECS = 60.0
 
 _SEVERITIES = {
@@ -30,33 +33,6 @@ def severity(line: bytes) -> LogLevel:
     return level
 
 
-class RingBuffer:
-    """The last ``size_bytes`` of a stream."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._size_bytes = size_bytes
-        self._data = bytearray()
-        self.total_bytes = 0
-        """Everything ever written: the position of the end of the buffer in the stream."""
-
-    def write(self, data: bytes) -> None:
-        self._data += data[-self._size_bytes :] if self._size_bytes else b""
-        self.total_bytes += len(data)
-        if len(self._data) > self._size_bytes:
-            del self._data[: len(self._data) - self._size_bytes]
-
-    def tail(self, length_bytes: int) -> bytes:
-        """The last bytes, at most ``length_bytes``."""
-        return bytes(self._data[-length_bytes:]) if length_bytes > 0 else b""
-
-    def since(self, position: int) -> bytes:
-        """What was written from ``position`` of the stream on, as far as it is still here."""
-        return self.tail(self.total_bytes - position)
-
-    def clear(self) -> None:
-        self._data.clear()
-
-
 class RotatedFile:
     """A log file with ``backups`` older ones (``.1`` the youngest); never raises when it cannot write."""
 
@@ -71,6 +47,11 @@ class RotatedFile:
         self._size_bytes = 0
         self._complained_at: float | None = None
 
+    def configure(self, max_bytes: int, backups: int) -> None:
+        """Go by these from the next line on; older files beyond ``backups`` stay."""
+        self._max_bytes = max_bytes
+        self._backups = backups
+
     def write(self, data: bytes) -> None:
         try:
             if self._fd is not None and self._size_bytes + len(data) > self._max_bytes:
@@ -84,6 +65,11 @@ class RotatedFile:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def clear(self) -> None:
+        """Begin with an empty file; older ones stay. Raises ``OSError``."""
+        self.close()
+        self.path.unlink(missing_ok=True)
 
     def _open(self) -> int:
         if self._fd is None:
@@ -141,6 +127,16 @@ class ChildLog:
                 "{child}[{pid}]: {line}",
                 child=self._child, pid=pid, line=line.decode("utf-8", "replace"),
             )  # fmt: skip
+
+    def configure(self, config: SupervisionConfig) -> None:
+        """Keep as much as the configuration says."""
+        self.ring.resize(config.ring_buffer_bytes)
+        self.file.configure(config.log_max_bytes, config.log_backups)
+
+    def clear(self) -> None:
+        """Forget what was said; rotated files stay. Raises ``OSError``."""
+        self.ring.clear()
+        self.file.clear()
 
     def last_lines(self, count: int) -> list[bytes]:
         return self.ring.tail(8192).splitlines()[-count:]

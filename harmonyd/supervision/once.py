@@ -15,6 +15,10 @@ from harmonyd.supervision.handlers import LineHandler
 from harmonyd.supervision.process import ChildProcess
 from harmonyd.supervision.states import State
 from harmonyd.supervision.waiters import Waiters
+from harmonyd.telemetry.ring import RingBuffer
+
+OUTPUT_BYTES = 64_000
+"""Last output of a running once-child that can be looked at."""
 
 
 class Once:
@@ -30,10 +34,13 @@ class Once:
         self._waiters: Waiters[ExitRecord] = Waiters()
         self._kill_call: DelayedCall | None = None
         self._stopping = False
+        self._handler = LineHandler(spec.name, spec.on_line)
+        self.output = RingBuffer(OUTPUT_BYTES)
+        self.started_at: float = reactor.seconds()
         self.process = ChildProcess(
             reactor,
             spec.name,
-            on_lines=LineHandler(spec.name, spec.on_line),
+            on_lines=self._lines,
             on_exit=self._exited,
             on_drained=self._drained,
             on_gone=self._gone,
@@ -66,12 +73,21 @@ class Once:
         await self.process.when_gone()
         return self.process.exit_record()
 
+    def end(self, why: str) -> None:
+        """Stop it, and have its exit record say why; returns at once."""
+        self.process.ended_because = self.process.ended_because or why
+        self._end()
+
     def _end(self) -> None:
         if self._stopping or self.process.gone:
             return
         self._stopping = True
         self.process.signal(signal.SIGTERM)
         self._kill_call = self._reactor.callLater(self._grace_secs, self.process.signal, signal.SIGKILL)
+
+    def _lines(self, lines: list[bytes]) -> None:
+        self.output.write(b"\n".join(lines) + b"\n")
+        self._handler(lines)
 
     def _exited(self) -> None:
         if not self.process.group_empty:

@@ -85,7 +85,7 @@ def problem_text(port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return holder_text(port)
     if error.errno == errno.EACCES:
-        return f"this user may not listen on port {port}: use a port from 1024 on, or give CAP_NET_BIND_SERVICE"
+        return f"this user may not listen on port {port}: use one from 1024 on (storescp insists on root for others)"
     return f"port {port} cannot be used: {error.strerror}"
 
 

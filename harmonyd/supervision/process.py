@@ -75,6 +75,7 @@ class ChildProcess(ProcessProtocol):
         self._runtime_secs = 0.0
         self.exit_code: int | None = None
         self.exit_signal: int | None = None
+        self.ended_because = ""
         self.exited = False
         self.drained = False
         self.group_empty = False
@@ -107,7 +108,10 @@ class ChildProcess(ProcessProtocol):
 
     def exit_record(self) -> ExitRecord:
         """How it ended; meaningful once ``drained``."""
-        return ExitRecord(self.pid, self.exit_code, self.exit_signal, b"".join(self._output), self._runtime_secs)
+        output = b"".join(self._output)
+        return ExitRecord(
+            self.pid, self.exit_code, self.exit_signal, output, self._runtime_secs, self.ended_because
+        )
 
     def _signal_group(self, signum: int) -> bool:
         try:

@@ -15,16 +15,17 @@ from twisted.logger import Logger
 
 from harmonyd.config.model import SupervisionConfig
 from harmonyd.supervision import leftovers
-from harmonyd.supervision.api import ExitRecord, KeptSpec, OnceSpec
+from harmonyd.supervision.api import ExitRecord, KeptChild, KeptSpec, OnceSpec
 from harmonyd.supervision.errors import SpawnError
 from harmonyd.supervision.guard import Guard
 from harmonyd.supervision.kept import Kept
-from harmonyd.supervision.logs import ChildLog, RingBuffer, RotatedFile, log_file_name
+from harmonyd.supervision.logs import ChildLog, RotatedFile, log_file_name
 from harmonyd.supervision.once import Once
 from harmonyd.supervision.probe import c_echo
 from harmonyd.supervision.process import ChildProcess, in_thread
 from harmonyd.supervision.readiness import ProbeFunction
 from harmonyd.supervision.states import State
+from harmonyd.telemetry.ring import RingBuffer
 
 ONCE_STOP_GRACE_SECS = 2.0
 """SCU tools end at once on TERM; what does not has hung."""
@@ -63,6 +64,8 @@ class ProcessSupervisor:
         self._entries: dict[int, leftovers.Entry] = {}
         self._once: set[Once] = set()
         self._closed = False
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after each change of the state of a kept child."""
         self.exit_records: deque[tuple[str, ExitRecord]] = deque(maxlen=KEPT_EXIT_RECORDS)
         """Name and end of the latest once-children, oldest first, with the end of their output only."""
 
@@ -120,9 +123,28 @@ class ProcessSupervisor:
             self._reactor, spec, self._config, self._child_log(spec),
             probe=self._probe, random=self._random, launch=self._launch_kept,
         )  # fmt: skip
+        child.on_change = lambda: self.on_change()
         self._kept[name] = child
         child.start()
         return child
+
+    def drop(self, child: KeptChild) -> None:
+        """Forget a kept child for good; what is forgotten already may be dropped again. Raises ``ValueError``."""
+        name = f"{child.spec.group}:{child.spec.name}"
+        kept = self._kept.get(name)
+        if kept is None or kept is not child:
+            return
+        if kept.state != State.STOPPED.value:
+            raise ValueError(f"{name} is {kept.state}: stop it first")
+        del self._kept[name]
+        kept.output.close()
+        self.on_change()
+
+    def configure(self, config: SupervisionConfig) -> None:
+        """Go by other settings, also for the children that run: timings from the next timer on."""
+        self._config = config
+        for kept in self._kept.values():
+            kept.configure(config)
 
     def children(self) -> list[Kept]:
         """The kept children, stopped ones too."""
@@ -131,6 +153,11 @@ class ProcessSupervisor:
     def once_children(self) -> list[Once]:
         """The once-children that run, or of whose group something is left."""
         return list(self._once)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``stop_all`` was called."""
+        return self._closed
 
     async def stop_all(self) -> None:
         """End every child, then the watcher; afterwards nothing can be started. Returns when no process is left."""

@@ -34,8 +34,10 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from harmonyd.errors import HarmonydError
+from harmonyd.telemetry import journal
+from harmonyd.telemetry.ring import RingBuffer
 
-__all__ = ["FIELDS", "LEVELS", "LogFileError", "LoggingOptions", "start_logging", "stop_logging"]
+__all__ = ["FIELDS", "LATEST", "LEVELS", "LogFileError", "LoggingOptions", "start_logging", "stop_logging"]
 
 FIELDS = ("request", "operation", "child", "pid")
 """Event fields that reach the line when they are strings or numbers."""
@@ -51,12 +53,22 @@ LEVELS = {
 }
 """Names of levels in the configuration."""
 
+LATEST = RingBuffer(256_000)
+"""The end of this process's log, wherever the log goes; written by any thread."""
+
 _STDLIB_LEVELS = (
     (stdlib_logging.CRITICAL, LogLevel.critical),
     (stdlib_logging.ERROR, LogLevel.error),
     (stdlib_logging.WARNING, LogLevel.warn),
     (stdlib_logging.INFO, LogLevel.info),
 )
+_PRIORITIES = {
+    LogLevel.debug: journal.DEBUG,
+    LogLevel.info: journal.INFO,
+    LogLevel.warn: journal.WARNING,
+    LogLevel.error: journal.ERROR,
+    LogLevel.critical: journal.CRITICAL,
+}
 # C0, DEL, C1 and the line separators of Unicode: whatever a viewer could take for a new line or a terminal command.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -79,16 +91,19 @@ class LoggingOptions(Protocol):
 
 
 class _Sink(Protocol):
-    def write(self, line: str) -> None: ...
+    def write(self, line: str, level: Any) -> None: ...
 
     def close(self) -> None: ...
 
 
 class _StderrSink:
-    """Lines to whatever ``sys.stderr`` is at that time."""
+    """Lines to whatever ``sys.stderr`` is at that time; with priorities when that is the journal."""
 
-    def write(self, line: str) -> None:
-        sys.stderr.write(line)
+    def __init__(self) -> None:
+        self._is_journal = journal.is_journal(2, os.environ)
+
+    def write(self, line: str, level: Any) -> None:
+        sys.stderr.write(journal.mark(line, _PRIORITIES[level]) if self._is_journal else line)
         sys.stderr.flush()
 
     def close(self) -> None:
@@ -102,7 +117,7 @@ class _FileSink:
         self._path = path
         self._file = self._open()
 
-    def write(self, line: str) -> None:
+    def write(self, line: str, level: Any) -> None:
         if not self._is_current():
             fresh = self._open()
             self._file.close()
@@ -139,9 +154,11 @@ class _LineObserver:
             return
         try:
             if self._lost:
-                self._sink.write(self._render(_lost_event(self._lost, event)))
+                self._sink.write(self._render(_lost_event(self._lost, event)), LogLevel.error)
                 self._lost = 0
-            self._sink.write(self._render(event))
+            line = self._render(event)
+            LATEST.write(line.encode("utf-8", "backslashreplace"))
+            self._sink.write(line, level)
         except (OSError, ValueError):
             self._lost += 1
 

@@ -36,6 +36,9 @@ __all__ = ["HttpFrontEnd", "Route"]
 
 _RETRY_AFTER_SHUTDOWN_SECS = 10
 _MAX_BACKLOG = 1024
+_FRESH_SECS = 1.0
+"""When we stop, a client that has just connected, and was not refused, has this long to say what it wants."""
+_LONG_SECS = 3600.0
 _CANCEL_SECS = 5.0  # for requests that were cancelled to end and to tell their clients
 
 
@@ -47,6 +50,20 @@ class _Exchange:
         self.body: Body | None = None
         self.envelope: RequestEnvelope | None = None
         self.response: ResponseEnvelope | None = None
+        self._waiting: list[Deferred[None]] | None = []
+
+    async def end(self) -> None:
+        """Return when the request has been answered, and all it held is closed."""
+        if self._waiting is not None:
+            waiter: Deferred[None] = Deferred(self._waiting.remove)
+            self._waiting.append(waiter)
+            await waiter
+
+    def ended(self) -> None:
+        """Tell those who wait for the end."""
+        waiting, self._waiting = self._waiting or [], None
+        for waiter in waiting:
+            waiter.callback(None)
 
     @property
     def operation(self) -> str | None:
@@ -88,15 +105,23 @@ class HttpFrontEnd:
         self._reactor = reactor
         self._network_name = network.name
         self._listener = network.http
-        self._router: Router[Route] = Router()
-        for path, built_in in (health_routes(health) if health is not None else {}).items():
-            self._router.add_exact(path, built_in)
-        for route in routes:
-            self._router.add_prefix(route.endpoint.path_prefix, route)
+        self._router = _router(routes, health)
         self._site = Site(reactor, self)
         self._listening: Any = None
+        self._grace_is_over = False
+        self._refusal = "harmonyd is shutting down."
         self._running: set[_Exchange] = set()
-        self._emptied: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
+
+    def serve(self, network_name: str, routes: Sequence[Route], limits: LimitsConfig, health: Health | None) -> None:
+        """Answer by these the requests that come from now on. Those that run, and all connections, go on.
+
+        Raises ``ValueError`` for equal prefixes, and changes nothing then.
+        """
+        self._router = _router(routes, health)
+        self._network_name = network_name
+        self.limits = limits
+        self._site.timeOut = limits.request_timeout_secs
 
     @property
     def port(self) -> int:
@@ -113,24 +138,58 @@ class HttpFrontEnd:
         said = "network {name} listens on {host} port {port}"
         self._log.info(said, name=self._network_name, host=where.host, port=where.port)
 
-    async def stop(self, grace_secs: float = 5.0) -> None:
-        """Accept nothing new, give running requests ``grace_secs``, cancel the rest; returns when all is closed.
-
-        Safe to call twice.
-        """
-        self.stopping = True
+    async def stop_accepting(self) -> None:
+        """Listen no more; connections that are open go on. ``start`` listens again."""
         listening, self._listening = self._listening, None
         if listening is not None:
             await listening.stopListening()
-        for channel in list(self._site.connections):
-            channel.close_when_idle()
-        if not await self._is_empty_within(grace_secs):
+
+    async def drain(self) -> None:
+        """Accept nothing new, and return when all that runs has been answered, however long it takes.
+
+        ``stop`` may cut it short.
+        """
+        self._refusal = "harmonyd does not serve this address any more."
+        while not await self._drained_within(_LONG_SECS):
+            continue
+
+    async def present_requests_end(self) -> None:
+        """Return when each request that runs now has been answered."""
+        for exchange in list(self._running):
+            await exchange.end()
+
+    async def stop(self, grace_secs: float = 5.0) -> None:
+        """Accept nothing new, give running requests ``grace_secs``, cancel the rest; returns when all is closed.
+
+        The first request of a connection that was accepted before is served, too: with a socket from systemd no client
+        notices a restart. Safe to call twice.
+        """
+        done = await self._drained_within(grace_secs)
+        self._grace_is_over = True
+        if not done:
             for exchange in list(self._running):
                 exchange.cancel()
             await self._is_empty_within(_CANCEL_SECS)
         self._site.abort_all()
         while not self._is_empty():
             await self._is_empty_within(_CANCEL_SECS)
+
+    async def _drained_within(self, secs: float) -> bool:
+        """Begin to end: new connections are not accepted, idle ones closed. Tell whether all ended by itself."""
+        self.stopping = True
+        await self.stop_accepting()
+        for channel in list(self._site.connections):
+            channel.close_when_idle()
+        closing = self._reactor.callLater(min(_FRESH_SECS, secs), self._close_silent)
+        try:
+            return await self._is_empty_within(secs)
+        finally:
+            if closing.active():
+                closing.cancel()
+
+    def _close_silent(self) -> None:
+        for channel in list(self._site.connections):
+            channel.close_when_silent()
 
     def _is_empty(self) -> bool:
         return not self._running and self._site.is_empty
@@ -139,11 +198,14 @@ class HttpFrontEnd:
         """Wait until no request runs and no connection is open; tell whether that came to be."""
         if self._is_empty():
             return True
-        self._emptied = Deferred()
+        emptied: Deferred[None] = Deferred()
+        self._waiting.append(emptied)
         try:
-            await self._emptied.addTimeout(secs, self._reactor)
+            await emptied.addTimeout(secs, self._reactor)
         except DeferredTimeout:
             return False
+        finally:
+            self._waiting.remove(emptied)
         return True
 
     def connection_closed(self) -> None:
@@ -152,16 +214,19 @@ class HttpFrontEnd:
 
     def _ended(self, exchange: _Exchange) -> None:
         self._running.discard(exchange)
+        exchange.ended()
         self._tell_if_empty()
 
     def _tell_if_empty(self) -> None:
-        if self._emptied is not None and not self._emptied.called and self._is_empty():
-            self._emptied.callback(None)
+        if self._is_empty():
+            for emptied in list(self._waiting):
+                if not emptied.called:
+                    emptied.callback(None)
 
     def admit(self, request: Request) -> None:
         """Find the route by the head alone, so that a body nobody wants is not received (``Front``)."""
-        if self.stopping:
-            raise Unavailable("harmonyd is shutting down.", retry_after_secs=_RETRY_AFTER_SHUTDOWN_SECS)
+        if self.stopping and (request.channel.asked or self._grace_is_over):
+            raise Unavailable(self._refusal, retry_after_secs=_RETRY_AFTER_SHUTDOWN_SECS)
         path, query = split_target(request.uri)
         match = self._router.match(segments_of(path))
         if match is None:
@@ -243,3 +308,12 @@ class HttpFrontEnd:
             request=request.id,
             operation=operation,
         )
+
+
+def _router(routes: Sequence[Route], health: Health | None) -> Router[Route]:
+    router: Router[Route] = Router()
+    for path, built_in in (health_routes(health) if health is not None else {}).items():
+        router.add_exact(path, built_in)
+    for route in routes:
+        router.add_prefix(route.endpoint.path_prefix, route)
+    return router

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -16,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from harmonyd.config.model import HttpListener
 from harmonyd.errors import HarmonydError
 
-__all__ = ["CannotBind", "PortTaken", "listen", "port_holder"]
+__all__ = ["CannotBind", "PortTaken", "listen", "passed_sockets", "port_holder"]
 
 _SYSTEMD = "systemd:"
 
@@ -50,9 +52,31 @@ async def _adopt(reactor: Any, name: str, factory: Any) -> Any:
     except KeyError:
         raise CannotBind(
             f"systemd passed no socket named {name}.",
-            hint=f"Give the .socket unit FileDescriptorName={name}, and start harmonyd through it.",
+            hint=f"Give the .socket unit FileDescriptorName={name}, and start harmonyd through systemd; without "
+            "systemd, set bind_address of the network to an address such as 127.0.0.1.",
         ) from None
-    return await endpoint.listen(factory)
+    return await _listen_and_keep(endpoint, factory)
+
+
+async def _listen_and_keep(endpoint: Any, factory: Any) -> Any:
+    """Twisted closes what it adopts. Open under its number, it can be passed on to the process that takes our place."""
+    number = endpoint.fileno
+    spare = os.dup(number)
+    try:
+        port = await endpoint.listen(factory)
+        os.dup2(spare, number)
+    finally:
+        os.close(spare)
+    return port
+
+
+def passed_sockets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that pass systemd's sockets on to the process that takes our place (sd_listen_fds(3))."""
+    names = environ.get("LISTEN_FDNAMES")
+    # Twisted has taken the other variables out if they were meant for us.
+    if not names or "LISTEN_FDS" in environ:
+        return {}
+    return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(names.split(":")))}
 
 
 async def _explain(listener: HttpListener, error: Any) -> CannotBind:

@@ -54,6 +54,8 @@ class Channel(http.HTTPChannel):
     _version: Any
     _networkProducer: Any  # noqa: N815
 
+    asked = False
+    """Whether the head of a request has arrived."""
     _upload: Request | None = None
     _held = False
     _discarding = False
@@ -108,6 +110,7 @@ class Channel(http.HTTPChannel):
         request = self.requests[-1]
         if request.begin(self._command, self._path, self._version, self.length):
             self._upload = request
+        self.asked = True
         super().allHeadersReceived()
 
     def allContentReceived(self) -> None:
@@ -173,6 +176,11 @@ class Channel(http.HTTPChannel):
         self.setTimeout(self.factory.timeOut)
 
     def close_when_idle(self) -> None:
+        """Close now, or after the request that is under way, or that a client who just connected is about to send."""
+        if self.asked:
+            self.close_when_silent()
+
+    def close_when_silent(self) -> None:
         """Close now, or after the request that is under way."""
         self.persistent = False
         if not self.requests:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harmonyd.config import ConfigError, load
+from harmonyd.config.model import HttpListener
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,9 +27,13 @@ def test_the_example_shows_both_usage_patterns():
 
 
 def test_the_installed_configuration_loads():
-    """What is installed under /etc is valid, and says that nothing is served yet."""
+    """What is installed under /etc is valid: HTTP on the socket that systemd holds, and one store SCP."""
     config = load(ROOT / "etc/harmonyd/config.toml")
-    assert "no pipeline is defined" in config.warnings[0]
+    assert config.warnings == ()
+    assert config.networks["default"].http == HttpListener("systemd:http", 0)
+    assert config.control.socket == Path("/run/harmonyd/control.sock")
+    [endpoint] = config.endpoints.values()
+    assert (endpoint.options.local_aet, endpoint.options.port) == ("HARMONY_SCP", 11112)
 
 
 def test_the_pipeline_in_the_installed_readme_loads(tmp_path):

@@ -63,7 +63,6 @@ def test_values_reach_the_model(loaded, tmp_path):
         ("[telemetry]\nnetwork = 'm'\n", "telemetry", "network"),
         (NETWORK + "[telemetry]\nnetwork = 'd'\n", "telemetry", "network"),
         ("[telemetry]\nnetwork = 3\n", "telemetry", "network"),
-        ("[control]\nsocket = 'x'\n", "control", "socket"),
         ("[management]\nenabled = true\n", "management", "enabled"),
         ("[management]\nbase_path = '/'\n", "management", "base_path"),
         ("[services.htp]\n", "services", "htp"),
@@ -73,12 +72,6 @@ def test_values_reach_the_model(loaded, tmp_path):
 def test_one_mistake(problems, text, table, key):
     """Each of these has exactly one mistake, told at its table and key."""
     assert [(problem.table, problem.key) for problem in problems(main=PROXY + text)] == [(table, key)]
-
-
-@pytest.mark.parametrize("text", ["[management]\nenabled = true\n", "[control]\nsocket = 'x'\n"])
-def test_what_is_not_built_yet_is_said_to_be(problems, text):
-    """Tables of later features are refused with the reason."""
-    assert "not built yet" in problems(main=PROXY + text)[0].what
 
 
 def test_the_wrong_network_gets_the_nearest(problems):

@@ -65,7 +65,7 @@ def test_a_free_port_is_no_problem() -> None:
 
 def test_a_port_that_may_not_be_used_is_explained() -> None:
     """A privileged port says what the user can change; any other trouble is told by its name."""
-    assert "CAP_NET_BIND_SERVICE" in problem_text(104, PermissionError(errno.EACCES, "Permission denied"))
+    assert "use one from 1024 on" in problem_text(104, PermissionError(errno.EACCES, "Permission denied"))
     assert "No buffer space" in problem_text(104, OSError(errno.ENOBUFS, "No buffer space available"))
 
 

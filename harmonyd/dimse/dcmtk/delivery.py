@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.errors import HarmonydError
+from harmonyd.supervision.waiters import Waiters
 
 RETRY_SECS = (1.0, 5.0, 15.0, 60.0)
 """Wait before a file is offered again; the last value repeats."""
@@ -46,6 +47,7 @@ class DeliveryQueue:
         self._numbers = count()
         self._failures = 0
         self._worker: Deferred[None] | None = None
+        self._emptied: Waiters[None] = Waiters()
         self._timer: Any = None
         self._stopped = False
 
@@ -57,6 +59,11 @@ class DeliveryQueue:
         """Hand this file on, after those that are there."""
         self._queue.append((path, 0))
         self._work()
+
+    async def emptied(self) -> None:
+        """Return when every file has been taken."""
+        if len(self) or self._worker is not None:
+            await self._emptied.wait()
 
     async def stop(self) -> None:
         """Hand nothing on any more; what is being handed on is cancelled. Returns when that has ended."""
@@ -106,6 +113,8 @@ class DeliveryQueue:
         self._worker = None
         if isinstance(result, Failure):
             result.trap(CancelledError)  # type: ignore[no-untyped-call]
+        if not len(self):
+            self._emptied.fire(None)
         if len(self) and not self._stopped and (self._timer is None or not self._timer.active()):
             due = self._put_off[0][0] - self._clock.seconds()
             delay = wait_secs(self._failures) if self._failures >= MAX_FAILURES else max(0.0, due)

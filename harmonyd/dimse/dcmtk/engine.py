@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,10 @@ class DcmtkEngine:
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Start the kept receiver for C-MOVE deliveries now instead of with the first move."""
         await self._receivers.open(receiver)
+
+    def keep_receivers(self, wanted: Collection[MoveReceiver]) -> None:
+        """Close kept receivers that are not among these, once no move needs them."""
+        self._receivers.keep_only(wanted)
 
     def close(self) -> None:
         """Stop watching folders; the children are the supervisor's to end."""

@@ -6,12 +6,14 @@ when nobody's turn it is, is put in quarantine and said in the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.accept import quarantine
@@ -22,7 +24,7 @@ from harmonyd.dimse.engine import MoveReceiver, OperationContext
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.supervision.api import KeptChild, KeptSpec
-from harmonyd.supervision.errors import ChildNotReady
+from harmonyd.supervision.errors import ChildNotReady, SpawnError
 from harmonyd.supervision.ports import problem_text, try_port
 
 PERSISTENT = "persistent"
@@ -39,6 +41,7 @@ class KeptReceiver:
 
     def __init__(self, box: Toolbox, receiver: MoveReceiver, folder: Path, quarantine_folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.receiver = receiver
         self.folder = folder
         self.listener: Callable[[str], None] | None = None
         self.write_failed = False
@@ -74,6 +77,15 @@ class KeptReceiver:
         """Quarantine what lies in the folder and belongs to nobody: at start-up, before and after each turn."""
         for name in self.sweep():
             await self._put_aside(name)
+
+    async def stop(self) -> None:
+        """End the storescp for good, and put aside what it received for nobody."""
+        try:
+            await self.child.stop()
+            self._box.supervisor.drop(self.child)
+            await self.put_aside_rest()
+        finally:
+            self.close()
 
     def close(self) -> None:
         self._watch.close()
@@ -115,6 +127,7 @@ class Receivers:
         self._quarantine = quarantine_folder
         self._kept: dict[int, KeptReceiver] = {}
         self._locks: dict[int, DeferredLock] = {}
+        self._wanted: Collection[MoveReceiver] | None = None
 
     async def open(self, receiver: MoveReceiver) -> KeptReceiver:
         """Start the kept storescp for this port unless it runs already."""
@@ -124,6 +137,46 @@ class Receivers:
             kept = self._kept[receiver.port] = KeptReceiver(self._box, receiver, folder, self._quarantine)
             await kept.put_aside_rest()
         return kept
+
+    def keep_only(self, wanted: Collection[MoveReceiver]) -> None:
+        """Close every other kept receiver once no move needs it, and open those that take its port.
+
+        A move that was asked for before is still served, if need be by a receiver that is opened for it alone.
+        """
+        self._wanted = wanted
+        for port in self._kept:
+            lock = self._locks.setdefault(port, DeferredLock())
+            self._in_background(self._settle_in_turn(port, lock))
+
+    async def _settle_in_turn(self, port: int, lock: DeferredLock) -> None:
+        await lock.acquire()
+        await self._settle(port, lock)
+
+    async def _settle(self, port: int, lock: DeferredLock) -> None:
+        """Close or replace the receiver of a port that is ours to hold now, then let go of the port."""
+        try:
+            kept = self._kept.get(port)
+            if kept is None or self._is_wanted(kept):
+                return
+            try:
+                await kept.stop()
+            finally:
+                del self._kept[port]
+            for successor in self._wanted or ():
+                if (successor.port, successor.store_scp) == (port, PERSISTENT):
+                    await self.open(successor)
+        finally:
+            lock.release()
+
+    def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        def failed(failure: Failure) -> None:
+            if not isinstance(failure.value, SpawnError):  # nothing can be started any more: we are stopping
+                self._log.failure("a receiver for C-MOVE could not be closed or replaced", failure=failure)
+
+        Deferred.fromCoroutine(coroutine).addErrback(failed)
+
+    def _is_wanted(self, kept: KeptReceiver) -> bool:
+        return self._wanted is None or kept.receiver in self._wanted
 
     @asynccontextmanager
     async def turn(self, receiver: MoveReceiver, op: OperationContext) -> AsyncIterator[KeptReceiver | None]:
@@ -153,7 +206,11 @@ class Receivers:
                 # The next turn tries again; what the move has to say must not be lost over it.
                 self._log.error("what port {port} received stays there: {error}", port=receiver.port, error=error)
             finally:
-                lock.release()
+                if lock.waiting:
+                    lock.release()
+                else:
+                    # Not awaited: the move is over, and its caller may be cancelled.
+                    self._in_background(self._settle(receiver.port, lock))
 
     def close(self) -> None:
         """Stop watching; the children are the supervisor's to end."""

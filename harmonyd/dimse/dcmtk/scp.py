@@ -24,6 +24,7 @@ from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import Instance, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.part10 import DamagedFile, check_complete
 from harmonyd.supervision.api import KeptChild, KeptSpec
+from harmonyd.supervision.waiters import Waiters
 
 SWEEP_SECS = 60.0
 """How often ``incoming`` is looked through for files nobody told of, and for those that could not be kept."""
@@ -45,6 +46,7 @@ class DcmtkStoreScp:
         self._quarantine = quarantine_folder
         self._arrivals: deque[str] = deque()
         self._keeper: Deferred[None] | None = None
+        self._all_kept: Waiters[None] = Waiters()
         self._delivery = DeliveryQueue(box.reactor, self._hand_on, config.name)
         self._watch: FolderWatch | None = None
         self._sweep_call: Any = None
@@ -57,6 +59,12 @@ class DcmtkStoreScp:
             folder.mkdir(parents=True, exist_ok=True)
         ready = await self._box.in_thread(_oldest_first, self._ready)
         self._watch = FolderWatch(self._box.reactor, self._incoming, self._arrived, track_open=True)
+        self._receive()
+        self._sweep()
+        for path in ready:
+            self._delivery.add(path)
+
+    def _receive(self) -> None:
         command = argv.storescp(
             self._box.tools["storescp"].path,
             local_aet=self._config.local_aet,
@@ -68,9 +76,27 @@ class DcmtkStoreScp:
         name, on_line = self._config.name, self._box.kept_line(f"storescp:{self._config.name}")
         spec = KeptSpec("storescp", name, tuple(command), self._config.port, self._config.local_aet, on_line=on_line)
         self._child = self._box.supervisor.keep(spec)
-        self._sweep()
-        for path in ready:
-            self._delivery.add(path)
+
+    async def pause(self) -> None:
+        """See ``StoreScp``."""
+        child = self._child
+        if child is None:
+            return
+        await child.stop()
+        self._box.supervisor.drop(child)
+        self._child = None
+        self._look_again()
+
+    async def resume(self, config: StoreScpConfig) -> None:
+        """See ``StoreScp``."""
+        self._config = config
+        self._receive()
+
+    async def handed_on(self) -> None:
+        """See ``StoreScp``."""
+        if self._keeper is not None:
+            await self._all_kept.wait()
+        await self._delivery.emptied()
 
     async def stop(self) -> None:
         """Stop receiving, then handing on; what is not done stays on disk."""
@@ -85,10 +111,13 @@ class DcmtkStoreScp:
             await self._keeper
         await self._delivery.stop()
 
+    def _look_again(self) -> None:
+        if self._watch is not None and not self._stopping:
+            for name in self._watch.sweep():
+                self._arrived(name)
+
     def _sweep(self) -> None:
-        assert self._watch is not None
-        for name in self._watch.sweep():
-            self._arrived(name)
+        self._look_again()
         self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep)
 
     def _arrived(self, name: str) -> None:
@@ -99,6 +128,7 @@ class DcmtkStoreScp:
 
     def _kept(self, result: object) -> object:
         self._keeper = None
+        self._all_kept.fire(None)
         return result
 
     async def _keep_arrivals(self) -> None:

@@ -118,6 +118,8 @@ def _status_hint(operation: str, status: int) -> str:
 def failure(operation: str, log: ToolLog, record: ExitRecord, remote: RemoteNode) -> HarmonydError:
     """The error for a run that has no final response."""
     complaints = log.complaints
+    if record.ended_because:
+        return EngineFailed(f"The DCMTK program for C-{operation.upper()} was ended: {record.ended_because}")
     return (
         _rejected(complaints, remote)
         or _no_context(complaints, remote)

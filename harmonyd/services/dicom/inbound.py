@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from harmonyd.bodies import FileBody
@@ -53,8 +54,13 @@ class ObjectBody:
             await self._file.close()
 
 
+def scp_config(name: str, options: DicomEndpointOptions) -> StoreScpConfig:
+    """What the receiver of an endpoint needs to know; as long as it is equal, the same receiver can go on."""
+    return StoreScpConfig(name, options.local_aet, options.bind_addr, options.port, options.max_pdu)
+
+
 class DicomEndpoint:
-    """Receives objects for one pipeline. Without a backend there, they are kept below ``kept_folder``."""
+    """Receives objects for one pipeline. Without a backend there, they are kept below ``storage_dir``."""
 
     _log = Logger()
 
@@ -66,10 +72,10 @@ class DicomEndpoint:
         self._options = options
         self._pipeline = pipeline
         self._in_thread = in_thread
-        self._kept_folder = options.storage_dir or storage / "received" / name
+        self._storage = storage
         self._delivered: dict[Path, tuple[str, ...]] = {}
-        config = StoreScpConfig(name, options.local_aet, options.bind_addr, options.port, options.max_pdu)
-        self._scp: StoreScp = engine.store_scp(config, self._handle)
+        self._handling = DeferredLock()
+        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self._handle)
 
     async def start(self) -> None:
         await self._scp.start()
@@ -77,7 +83,37 @@ class DicomEndpoint:
     async def stop(self) -> None:
         await self._scp.stop()
 
+    def change(self, options: DicomEndpointOptions, pipeline: Pipeline) -> None:
+        """Pass the next object through ``pipeline``, and from the next ``resume`` on receive as ``options`` say."""
+        self._options = options
+        self._pipeline = pipeline
+
+    async def pause(self) -> None:
+        """Receive nothing any more; what was received is handed on all the while."""
+        await self._scp.pause()
+
+    async def resume(self) -> None:
+        """Receive again. Raises what starting a receiver raises."""
+        await self._scp.resume(scp_config(self.name, self._options))
+
+    async def handed_on(self) -> None:
+        """Return when nothing that was received is left to hand on."""
+        await self._scp.handed_on()
+
+    @property
+    def _kept_folder(self) -> Path:
+        return self._options.storage_dir or self._storage / "received" / self.name
+
+    async def present_delivery_ends(self) -> None:
+        """Return when the object that is being handed on now, if any, was taken or refused."""
+        async with self._handling:
+            pass
+
     async def _handle(self, instance: Instance, calling_aet: str | None) -> None:
+        async with self._handling:
+            await self._pass_on(instance, calling_aet)
+
+    async def _pass_on(self, instance: Instance, calling_aet: str | None) -> None:
         header: InstanceHeader = await self._in_thread(read_header, instance.path)
         if self._pipeline.backends:
             await self._deliver(instance, header, calling_aet)

@@ -1,0 +1,1 @@
+"""The operator's side: supervisor's XML-RPC API for the stock ``supervisorctl``, log follow, management documents."""
