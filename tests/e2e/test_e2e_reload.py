@@ -240,4 +240,6 @@ def test_many_signals_at_once(host: Host) -> None:
         host.hang_up()
     wait_until(lambda: host.status("/second/x") == 200, "the last configuration is in force")
     wait_until(lambda: host.children()["storescp:receive"][0] == "RUNNING", "its child runs")
-    assert host.reload(endpoints={"http": http("/dicom")}).endswith("removed storescp:receive")
+    host.write(endpoints={"http": http("/dicom")})
+    host.hang_up()
+    wait_until(lambda: host.told()[-1][1].endswith("removed storescp:receive"), "the reloads before it end, then it")
