@@ -29,9 +29,9 @@ import psutil
 
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
-from harmonyd.testing.data import MadeStudy, make_study
+from harmonyd.testing.data import MadeStudy, make_study, uid_for
 from harmonyd.testing.pacs import RunningPacs
-from harmonyd.testing.processes import dcmtk, free_port
+from harmonyd.testing.processes import dcmtk, free_port, port_is_free, wait_until
 
 ENV = {"PATH": "/usr/bin:/bin", "TCP_NODELAY": "1"}
 FIND_SIZES = (1, 100, 1000)
@@ -39,8 +39,8 @@ CT_PIXELS = 140
 """140 × 140 × 2 bytes: about 40 KB, as in pydicom's small CT."""
 BIG_PIXELS = 512
 HUGE_PIXELS = 5120
-HUGE_COUNT = 40
-"""40 × 52 MB: 2.1 GB."""
+HUGE_COUNT = 19
+"""Two studies of 19 × 52 MB: 2.0 GB. dcmqrscp keeps no study of more than 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,18 @@ def main() -> int:
         made = [*studies.values(), small, big]
         files = [path for study in made for path in study.files]
         if not arguments.skip_memory:
-            huge = make_study(scratch / "huge", HUGE_COUNT, patient_id="HUGE", size=HUGE_PIXELS)
-            files += huge.files
+            for number in (1, 2):
+                uid = uid_for(f"huge-{number}")
+                folder = scratch / f"huge{number}"
+                huge = make_study(folder, HUGE_COUNT, study_uid=uid, patient_id="HUGE", size=HUGE_PIXELS)
+                made.append(huge)
+                files += huge.files
         destination = free_port()
         incoming = free_port()
         with RunningPacs(
             scratch / "pacs", files=files, destinations={"BARE": destination, "HARMONY_MOVE": incoming}
         ) as pacs:
-            for study in made if arguments.skip_memory else [*made, huge]:
+            for study in made:
                 shutil.rmtree(study.files[0].parent)
             backend = {
                 "service": "dicom",
@@ -125,7 +129,7 @@ def main() -> int:
                 concurrency(bench, studies[1])
                 concurrency(bench, studies[100])
                 if not arguments.skip_memory:
-                    memory(bench, huge)
+                    memory(bench)
     return 0
 
 
@@ -159,9 +163,13 @@ def retrieve(bench: Bench, what: str, study: MadeStudy) -> None:
     get = bench.shell([dcmtk("getscu"), *peer, "-od", str(folder), *address], folder)
     compare(bench, f"get, {what}, multipart", bench.curl("get", document, accept), get)
     assert len(list(folder.iterdir())) == len(study.files)
-    listen = ["+P", str(bench.destination_port), "-od", str(folder), "-aem", "BARE"]
-    move = bench.shell([dcmtk("movescu"), *peer, *listen, *address], folder)
-    compare(bench, f"move, {what}, multipart", bench.curl("move", document, accept), move)
+    move = bench.shell([dcmtk("movescu"), *peer, "-aem", "BARE", *address], folder)
+    receiver = [dcmtk("storescp"), "+B", "+xa", "-od", str(folder), str(bench.destination_port)]
+    # movescu's own listener (+P) waits for a second before it ends; a storescp of its own does not.
+    with subprocess.Popen(receiver, env=ENV, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as storescp:
+        wait_until(lambda: not port_is_free(bench.destination_port), "the bare storescp listens")
+        compare(bench, f"move, {what}, multipart", bench.curl("move", document, accept), move)
+        storescp.terminate()
     assert len(list(folder.iterdir())) == len(study.files)
 
 
@@ -233,12 +241,12 @@ def _all(threads: Sequence[threading.Thread]) -> None:
         thread.join()
 
 
-def memory(bench: Bench, study: MadeStudy) -> None:
-    """Peak resident memory of the daemon while a study of 2 GB streams through, above what it is when idle."""
+def memory(bench: Bench) -> None:
+    """Peak resident memory of the daemon while 2 GB stream through, above what it is when idle."""
     process = psutil.Process(bench.daemon.pid)
     for operation, accept in (("get", 'multipart/related; type="application/dicom"'), ("move", "application/zip")):
         idle = process.memory_info().rss
-        command = bench.curl(operation, {"StudyInstanceUID": study.study_uid}, accept)
+        command = bench.curl(operation, {"PatientID": "HUGE", "level": "PATIENT"}, accept)
         peak = _peak(process, lambda argv=command: _timed(argv))  # type: ignore[misc]
         size = (bench.scratch / "answer").stat().st_size
         above = (peak - idle) / 1e6
