@@ -135,7 +135,7 @@ def _probe(name: str, options: DicomBackendOptions, tools: dict[str, Tool]) -> F
     where = f"{options.aet} at {options.host}:{options.port}"
     seconds = str(max(1, round(min(options.connect_timeout_secs, 10.0))))
     command = [
-        str(tools["echoscu"].path),
+        *(str(tools["echoscu"].path), "-v"),
         *("-to", seconds, "-ta", seconds, "-td", seconds),
         *("-aet", options.local_aet, "-aec", options.aet, options.host, str(options.port)),
     ]
@@ -144,10 +144,12 @@ def _probe(name: str, options: DicomBackendOptions, tools: dict[str, Tool]) -> F
         ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False, timeout=60)
     except subprocess.TimeoutExpired:
         return Finding(False, f"backend {name}: {where} did not answer a C-ECHO within 60 s")
-    if ran.returncode == 0:
-        return Finding(True, f"backend {name}: {where} answered a C-ECHO")
     lines = (ran.stdout + ran.stderr).decode("utf-8", "replace").splitlines()
-    said = " ".join(line.strip() for line in lines) or "no reason given"
+    # echoscu exits with 0 whatever the status in the answer is.
+    if any("Received Echo Response (Success)" in line for line in lines):
+        return Finding(True, f"backend {name}: {where} answered a C-ECHO")
+    telling = [line for line in lines if not line.startswith("I: ") or "Received Echo Response" in line]
+    said = " ".join(line.strip() for line in telling) or "no reason given"
     return Finding(False, f"backend {name}: {where} did not answer a C-ECHO: {said}")
 
 

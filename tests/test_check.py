@@ -50,7 +50,8 @@ def errors(lines: list[str]) -> list[str]:
 def test_all_is_well(tmp_path: Path, checked: Callable[..., Report]) -> None:
     """The configuration, DCMTK's programs with versions and paths, folders and ports are named; status 0."""
     http_port, receiver = free_port(), free_port()
-    endpoints = {"http": {"service": "http", "path_prefix": "/d"}, "scp": {"service": "dicom", "port": free_port()}}
+    scp_port = free_port()
+    endpoints = {"http": {"service": "http", "path_prefix": "/d"}, "scp": {"service": "dicom", "port": scp_port}}
     given = {"pacs": backend(incoming_store_port=receiver)}
     status, lines = checked(configured(tmp_path, http_port=http_port, backends=given, endpoints=endpoints))
     assert (status, lines[-1]) == (0, "all is well")
@@ -59,7 +60,7 @@ def test_all_is_well(tmp_path: Path, checked: Callable[..., Report]) -> None:
         assert f"{tool} 3." in text
     assert f"network default, HTTP: 127.0.0.1 port {http_port} is free" in text
     assert f"backend pacs, incoming C-STORE: 0.0.0.0 port {receiver} is free" in text
-    assert f"endpoint scp, DICOM: 0.0.0.0 port {endpoints['scp']['port']} is free" in text
+    assert f"endpoint scp, DICOM: 0.0.0.0 port {scp_port} is free" in text
     assert f"storage path {tmp_path}/conf/tmp is writable (will be made)" in text
     assert not (tmp_path / "conf" / "tmp").exists(), "check makes nothing"
 

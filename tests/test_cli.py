@@ -27,7 +27,11 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     calls: list[tuple[Any, ...]] = []
 
     def instead(name: str) -> Any:
-        return lambda *args, **options: (calls.append((name, *args, options)), 1)[1]
+        def call(*args: Any, **options: Any) -> int:
+            calls.append((name, *args, options))
+            return 1
+
+        return call
 
     monkeypatch.setattr(harmonyd.check, "check", instead("check"))
     monkeypatch.setattr(harmonyd.demo, "demo", instead("demo"))
@@ -90,6 +94,33 @@ def test_options_reach_their_command(called: list[tuple[Any, ...]]) -> None:
         ("demo", Path("x"), {"once": False}),
         ("demo", Path("x"), {"once": True}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, ["no such file; create it, or name another with --config"]),
+        (b"[proxy\nid = 1", ["not valid TOML"]),
+        (b'[proxy]\nid = "caf\xe9"', ["UTF-8"]),
+        (b'[proxy]\nid = 5\nlog_levl = "info"\n[limits]\nmax_connections = 0\n', ["id = 5", '"log_level"', "= 0"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "demo"])
+def test_a_wrong_configuration_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, content: bytes | None, said: list[str]
+) -> None:
+    """Every mistake is told with the file and the reason, one line each, on standard error."""
+    config = tmp_path / "config.toml"
+    if content is not None:
+        config.write_bytes(content)
+    (tmp_path / "pipelines").mkdir()
+    assert cli.main([command, "--config", str(config)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert len(lines) == len(said)
+    assert all(line.startswith(f"{config}: ") for line in lines)
+    assert [text for text in said if text not in printed.err] == []
 
 
 def test_ctrl_c_before_the_reactor_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,12 @@ def control(section: Section, base: Path, storage: Path) -> ControlConfig:
     if tcp_keys:
         section.require("bind_address", "bind_port", "username", "password")
     address = section.text("bind_address", "", checks.ip_address)
+    port = section.port("bind_port", 9001)
     result = ControlConfig(
         socket=_socket(section, base, storage),
         mode=int(section.text("mode", "0660", _mode), 8),
         bind_address=address or None,
-        bind_port=section.port("bind_port", 9001) if tcp_keys else 0,
+        bind_port=port if tcp_keys else 0,
         username=section.text("username", "", _username),
         password=secret(section, "password", base),
     )

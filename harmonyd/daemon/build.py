@@ -156,7 +156,7 @@ class Builder:
     def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
         """What serves an HTTP network."""
         routes, health = self.routes(config, network.name, pipelines), self.health_on(config, network.name)
-        return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._folders.run / "uploads")
+        return HttpFrontEnd(self._reactor, network, routes, config.limits, health)
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -11,6 +12,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from harmonyd import config as configuration
 from harmonyd.config.model import Config
 from harmonyd.control.management import Management
 from harmonyd.control.server import ControlServer
@@ -37,8 +39,8 @@ STOP_MARGIN_SECS = 45.0
 class Daemon:
     """One daemon, from a validated configuration. ``tools`` is None when the configuration has no DICOM in it.
 
-    ``load`` reads the configuration again. ``notifier`` tells the service manager how it is; without one nobody is
-    told.
+    ``load`` reads the configuration again, by default from where it came from. ``notifier`` tells the service manager
+    how it is; without one nobody is told.
     """
 
     _log = Logger()
@@ -48,7 +50,7 @@ class Daemon:
         config: Config,
         reactor: Any,
         tools: Mapping[str, Tool] | None,
-        load: Callable[[], Config],
+        load: Callable[[], Config] | None = None,
         notifier: Notifier | None = None,
     ) -> None:
         self.config = config
@@ -62,6 +64,7 @@ class Daemon:
             reactor, notifier or Notifier(None), self.supervisor, config.supervision.startup_deadline_secs
         )
         self.health = Health()
+        load = load or partial(configuration.load, config.path)
         self._reloader = ConfigReloader(
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
         )
@@ -146,21 +149,32 @@ class Daemon:
         await self._reloader.close()
         if self._retention.running:
             self._retention.stop()
+        parts = self._parts
         self.manager.step(f"requests and inbound associations have up to {grace_secs:g} s to end")
-        await all_of([*(front_end.stop() for front_end in self._parts.front_ends), self._associations_end(grace_secs)])
+        front_ends = [front_end.stop for front_end in parts.front_ends]
+        await self._all([*front_ends, partial(self._associations_end, grace_secs)])
         self.manager.step("receivers hand on what they have")
-        await all_of(endpoint.stop() for endpoint in self._parts.dicom_endpoints)
-        await all_of(backend.stop() for backend in self._parts.all_backends)
+        await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
+        await self._all(backend.stop for backend in parts.all_backends)
         self.manager.step("the last processes are ended")
-        await self.supervisor.stop_all()
-        if self._parts.engine is not None:
-            self._parts.engine.close()
-        await self._disk.stop()
-        await self.operated.sampler.stop()
-        await self._control.stop()
+        await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
+        if parts.engine is not None:
+            parts.engine.close()
+        await self._all([self._control.stop])
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
+
+    async def _all(self, stops: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+        """Run these together. One that fails is logged, and keeps nothing else from being stopped."""
+
+        async def run(stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            try:
+                await stop()
+            except Exception:  # noqa: BLE001 - at the end everything gets its turn
+                self._log.failure("a part of {id} did not stop as it should", id=self.config.id)
+
+        await gatherResults([Deferred.fromCoroutine(run(stop)) for stop in stops])
 
     async def _associations_end(self, grace_secs: float) -> None:
         left = await associations_end(self._reactor, self.supervisor, grace_secs)
@@ -181,9 +195,13 @@ class Daemon:
         storage = self.config.storage
         folders = {storage.path: frozenset[str](), **active_operations(self._parts.all_backends)}
         for folder, in_use in folders.items():
-            removed = await deferToThreadPool(
-                self._reactor, self._reactor.getThreadPool(), self._clean_folder, folder, in_use
-            )
+            try:
+                removed = await deferToThreadPool(
+                    self._reactor, self._reactor.getThreadPool(), self._clean_folder, folder, in_use
+                )
+            except OSError as error:
+                self._log.error("retention: {folder} cannot be cleaned: {error}", folder=str(folder), error=error)
+                continue
             if removed:
                 self._log.info("removed {count} old artifact folders", count=len(removed))
 
@@ -196,8 +214,3 @@ class Daemon:
             max_bytes=storage.retention_max_bytes,
             in_use=in_use,
         )
-
-
-async def all_of(steps: Iterable[Coroutine[Any, Any, Any]]) -> None:
-    """Await all of them at once."""
-    await gatherResults([Deferred.fromCoroutine(step) for step in steps])

@@ -35,9 +35,9 @@ class RunLock:
                 f"The storage path is in use by another harmonyd (pid {holder}; lock {self._path})",
                 hint="Stop that one, or give this one its own storage path.",
             ) from None
+        self._descriptor = descriptor
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-        self._descriptor = descriptor
 
     def release(self) -> None:
         """Give the lock up; safe to call when it was not taken."""

@@ -88,6 +88,10 @@ def _run_reactor(
     status = EXIT_OK
     try:
         daemon = Daemon(config, reactor, tools, load, notifier)
+    except HarmonydError as error:
+        complain(error)
+        notifier.status(f"Cannot start: {error.detail}")
+        return EXIT_FAILED
     except OSError as error:
         say(f"harmonyd: cannot use the storage path {config.storage.path}: {error}")
         return EXIT_FAILED

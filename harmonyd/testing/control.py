@@ -63,7 +63,7 @@ class FakeChild:
 class FakeReloader:
     """Implements ``control.api.Reloader``: finds ``changes``, or raises ``error``."""
 
-    changes: Changes = Changes()
+    changes: Changes = field(default_factory=Changes)
     error: Exception | None = None
     applied: list[tuple[str, Action]] = field(default_factory=list)
     restarts: int = 0

@@ -1,8 +1,8 @@
 """One HTTP network: listens, finds the route of each request, passes it through its pipeline, sends the answer.
 
-The order of events for one request: its head arrives (``admit``: route, method, size), its body is spooled, ``process``
-starts a coroutine that hands it to endpoint and pipeline and streams the answer. The coroutine is cancelled when the
-client leaves; whatever it holds is closed at its end, in every case.
+The order of events for one request: its head arrives (``admit``: route, method, size); when its body is there, or at
+once if it is big, ``process`` starts a coroutine that hands it to endpoint and pipeline and streams the answer. The
+coroutine is cancelled when the client leaves; whatever it holds is closed at its end, in every case.
 """
 
 # mypy: allow-untyped-calls
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -97,13 +96,11 @@ class HttpFrontEnd:
         routes: Sequence[Route],
         limits: LimitsConfig,
         health: Health | None,
-        spool_dir: Path,
     ) -> None:
-        """``spool_dir`` takes request bodies that are too big for memory. Raises ``ValueError`` for equal prefixes."""
+        """Raises ``ValueError`` for equal prefixes."""
         if network.http is None:
             raise ValueError(f"network {network.name!r} has no HTTP listener")
         self.limits = limits
-        self.spool_dir = spool_dir
         self.stopping = False
         self._reactor = reactor
         self._network_name = network.name
@@ -134,8 +131,7 @@ class HttpFrontEnd:
         return int(self._listening.getHost().port)
 
     async def start(self) -> None:
-        """Listen. Raises ``PortTaken`` or ``CannotBind``, ``OSError`` when ``spool_dir`` cannot be made."""
-        self.spool_dir.mkdir(parents=True, exist_ok=True)
+        """Listen. Raises ``PortTaken`` or ``CannotBind``."""
         backlog = min(self.limits.max_connections, _MAX_BACKLOG)
         self._listening = await listen(self._reactor, self._listener, self._site, backlog)
         where = self._listening.getHost()
@@ -243,7 +239,7 @@ class HttpFrontEnd:
         request.match = match
 
     def process(self, request: Request) -> None:
-        """Answer a request that is there, or was refused (``Front``)."""
+        """Answer a request, whose body may still be arriving (``Front``)."""
         # Before the coroutine starts: it may be done, and the request finished, when fromCoroutine returns.
         finished = request.notifyFinish()
         exchange = _Exchange()

@@ -1,4 +1,4 @@
-"""One HTTP request on Twisted's side: identified and admitted when its headers are there, spooled while it arrives."""
+"""One HTTP request on Twisted's side: admitted when its head is there, passed on with its body or before it."""
 
 # mypy: allow-untyped-calls
 # (most methods of Twisted's classes have no types)
@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import re
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.web import http
 from twisted.web.http_headers import Headers
 
 from harmonyd import __version__
-from harmonyd.bodies import EmptyBody, too_large
+from harmonyd.bodies import too_large
 from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import Body
-from harmonyd.errors import HarmonydError
+from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
 from harmonyd.web.route import Route
 from harmonyd.web.router import Match
-from harmonyd.web.spool import MEMORY_BYTES, Spool
+from harmonyd.web.upload import MEMORY_BYTES, UploadBody
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -37,7 +36,6 @@ class Front(Protocol):
     """What a request needs of the front end it arrived at."""
 
     limits: LimitsConfig
-    spool_dir: Path
     stopping: bool
 
     def admit(self, request: Request) -> None:
@@ -45,7 +43,7 @@ class Front(Protocol):
         ...
 
     def process(self, request: Request) -> None:
-        """Answer the request, which is there as a whole or was refused."""
+        """Answer the request, whose body may still be arriving; once for each request."""
         ...
 
     def connection_closed(self) -> None:
@@ -72,10 +70,15 @@ class Request(http.Request):
         self.query: dict[str, list[str]] = {}
         self.refusal: Exception | None = None
         self.gone = False
-        self._spool: Spool | None = None
+        self.is_whole = False
+        self.is_overtaken = False
+        """Whether the answer began before the request was whole. The connection ends with it."""
+        self._is_passed_on = False
+        self._asks = False
+        self._body: UploadBody | None = None
 
     def begin(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> bool:
-        """Take note of the head; return whether the answer is clear and worth giving before the body arrives.
+        """Take note of the head; return whether the request is to be passed on, or refused, before its body is there.
 
         ``length`` is the body's length, None when it comes in chunks.
         """
@@ -88,43 +91,73 @@ class Request(http.Request):
                 raise too_large(limit_bytes)
         except HarmonydError as exc:
             self.refusal = exc
-        self._spool = Spool(self.front.spool_dir, limit_bytes)
-        # A small body is cheaper to read than a new connection is to open.
-        is_small = length is not None and length <= MEMORY_BYTES and not self.requestHeaders.hasHeader("expect")
-        return self.refusal is not None and bool(length != 0) and not is_small
+        self._body = UploadBody(self.channel, length, limit_bytes)
+        # A small body is cheaper to read than a new connection is to open, even where nobody wants it.
+        is_small = length is not None and length <= MEMORY_BYTES
+        asks = self._field(b"expect").lower() == "100-continue"
+        if is_small and not (asks and length and self.refusal is not None):
+            return False
+        # Twisted would tell the client to go on before anybody wants the body.
+        self.requestHeaders.removeHeader(b"expect")
+        self._asks = asks and version == b"HTTP/1.1"
+        return True
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for more of the body."""
+        return self._body is not None and self._body.is_awaited
+
+    def invite(self) -> None:
+        """Send 100 (Continue) if the client waits for it; not when it has begun to send, or we to answer."""
+        asks, self._asks = self._asks, False
+        if asks and not self.startedWriting and self._body is not None and not self._body.received_bytes:
+            self.channel.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def gotLength(self, length: int | None) -> None:
-        """Do nothing, where the base class opens a file for the body: ours is opened when it grows."""
+        """Do nothing, where the base class opens a file for the body."""
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Store a piece of the body; on failure give the answer now and let the connection discard the rest."""
-        if self.refusal is not None or self._spool is None:
-            return
-        try:
-            self._spool.write(data)
-        except (HarmonydError, OSError) as exc:
-            self.refusal = exc
-            self._spool.discard()
-            self.channel.refuse(self)
+        """Take a piece of the body, if anybody may want it."""
+        if self.refusal is None and self._body is not None:
+            self._body.feed(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Process the request; the base class would parse forms, which are the endpoint's business if anybody's."""
-        self.process()
+        """Take note that the body is whole; the base class would parse forms, which are the endpoint's business."""
+        self.is_whole = True
+        if self._body is not None:
+            self._body.finish()
+        if not self._is_passed_on:
+            self.process()
+
+    def go_on(self) -> None:
+        """Answer, if that has not begun; else let the reader of the body have what arrived."""
+        if not self._is_passed_on:
+            self.process()
+        elif self._body is not None:
+            self._body.wake()
+
+    def fail(self, error: Exception) -> None:
+        """Let the reader of the body have ``error``, when it goes on."""
+        if self._body is not None:
+            self._body.fail(error)
 
     def process(self) -> None:
         """Answer now."""
+        self._is_passed_on = True
         self.front.process(self)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Release the body of a request that will never be whole."""
+        """End the answering, and the body if it was not whole."""
         self.gone = True
-        if self._spool is not None:
-            self._spool.discard()
+        self.fail(BadRequest("The client closed the connection before its request was whole."))
         super().connectionLost(reason)
+        if self._body is not None:
+            self._body.wake()
 
     def take_body(self) -> Body:
-        """Hand the body over. Raises ``OSError`` when the disk does not take its end."""
-        return self._spool.take() if self._spool is not None else EmptyBody()
+        """Hand the body over: in memory, or to be read while it arrives."""
+        assert self._body is not None, "begin makes it"
+        return self._body.settled()
 
     def as_http(self, match: Match[Route], body: Body) -> HttpRequest:
         """Return what an endpoint sees."""
@@ -143,8 +176,9 @@ class Request(http.Request):
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""
         self.setResponseCode(status)
+        self.is_overtaken = self.is_overtaken or not self.is_whole
         # What an earlier attempt at an answer set goes; whether the connection stays was decided before.
-        connection = self.responseHeaders.getRawHeaders("connection", [])
+        connection = ["close"] if self.is_overtaken else self.responseHeaders.getRawHeaders("connection", [])
         self.responseHeaders = Headers({"connection": connection} if connection else {})
         for name, value in headers.items():
             self.responseHeaders.setRawHeaders(name, [value])

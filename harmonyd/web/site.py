@@ -1,8 +1,13 @@
 """Connections: Twisted's HTTP/1.1 server, with refusals that reach their client and a limit on open connections.
 
 Twisted decides by itself what a body is, when a request is whole and in what order pipelined requests are answered.
-Added here is what it leaves open: a body that will not be accepted is refused when that is known, not after it arrived;
-a client that is still sending gets to read why; a client that reads slowly, but reads, is not timed out.
+Added here is what it leaves open: a request with a big body is passed on, or refused, before the body is there; a
+client that is still sending gets to read an answer that comes before the end of its request; one that reads slowly, but
+reads, or that waits for us, is not timed out.
+
+What Twisted knows nothing of is such an *upload*, and it is kept out of its sight: handlers run only when its parser
+has done with what arrived (``dataReceived``), and a connection on which an answer overtook its request is not used for
+another one (``requestDone``).
 """
 
 # mypy: allow-untyped-calls
@@ -25,7 +30,7 @@ from harmonyd.web.stream import unread_bytes
 __all__ = ["Channel", "Site"]
 
 DISCARD_BYTES = 256 * 1024 * 1024
-"""How much of a refused body is read and thrown away, for clients that read only after they sent everything."""
+"""How much of a body is thrown away after the answer, for clients that read only after they sent everything."""
 LINGER_SECS = 30.0
 """How long that may take."""
 _BUSY_LINGER_SECS = 2.0
@@ -33,7 +38,11 @@ _MAX_BUSY = 50
 
 
 class Channel(http.HTTPChannel):
-    """One connection. While ``_refusing``, an answer was given and all that still arrives is thrown away."""
+    """One connection, and the ``Source`` of the body that arrives on it.
+
+    ``_upload`` is the request that is being answered while its body arrives. While ``_discarding``, an answer was given
+    and all that still arrives is thrown away.
+    """
 
     # Twisted's classes leave these without types, or with types that are too narrow.
     requestFactory: Any = Request  # noqa: N815
@@ -47,7 +56,9 @@ class Channel(http.HTTPChannel):
 
     asked = False
     """Whether the head of a request has arrived."""
-    _refusing = False
+    _upload: Request | None = None
+    _held = False
+    _discarding = False
     _closing = False
     _discarded_bytes = 0
     _unread_bytes: int | None = None
@@ -60,25 +71,34 @@ class Channel(http.HTTPChannel):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Forget the connection."""
         super().connectionLost(reason)
+        self._upload = None
         self.factory.forget(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse, or throw away within limits."""
-        if not self._refusing:
-            super().dataReceived(data)
+        """Parse, and then let the upload go on with what was found; or throw away within limits."""
+        if self._discarding:
+            self._discard(len(data))
             return
-        self._discarded_bytes += len(data)
+        super().dataReceived(data)
+        upload = self._upload
+        if upload is not None:
+            if upload.is_whole:
+                self._upload = None
+            upload.go_on()
+
+    def _discard(self, size_bytes: int) -> None:
+        self._discarded_bytes += size_bytes
         if self._discarded_bytes > DISCARD_BYTES:
             self.abort()
 
     def lineReceived(self, line: bytes) -> None:
-        """Ignore the rest of a buffer in which the refusal happened."""
-        if not self._refusing:
+        """Ignore the rest of a buffer that turned out not to be HTTP."""
+        if not self._discarding:
             super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
-        """Ignore the rest of a buffer in which the refusal happened."""
-        if not self._refusing:
+        """Ignore the rest of a buffer that turned out not to be HTTP."""
+        if not self._discarding:
             super().rawDataReceived(data)
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -88,18 +108,47 @@ class Channel(http.HTTPChannel):
     def allHeadersReceived(self) -> None:
         """Decide about the request before the client is told to go on with the body (RFC 9110 section 10.1.1)."""
         request = self.requests[-1]
-        refuse_now = request.begin(self._command, self._path, self._version, self.length)
+        if request.begin(self._command, self._path, self._version, self.length):
+            self._upload = request
         self.asked = True
-        if refuse_now:
-            request.requestHeaders.removeHeader("expect")
         super().allHeadersReceived()
-        if refuse_now:
-            self.refuse(request)
 
     def allContentReceived(self) -> None:
-        """Ignore the end of a body that was refused on its way."""
-        if not self._refusing:
-            super().allContentReceived()
+        """Leave it to Twisted again what is read from the client, now that the body is there."""
+        self.release()
+        super().allContentReceived()
+
+    def requestDone(self, request: Request) -> None:
+        """Throw away what is missing of a request that was answered before it was whole."""
+        if request.is_overtaken:
+            self.persistent = False
+        if not request.is_whole:
+            self._upload = None
+            self._discarding = True
+        super().requestDone(request)
+
+    def hold(self) -> None:
+        """Read nothing from the client until ``release`` (``Source``)."""
+        self._held = True
+        self.transport.pauseProducing()
+
+    def release(self) -> None:
+        """Go on reading (``Source``)."""
+        if self._held:
+            self._held = False
+            self.transport.resumeProducing()
+
+    def want(self) -> None:
+        """Let the client know that its body is waited for, if it asked; its silence counts from now (``Source``)."""
+        self.resetTimeout()
+        if self._upload is not None:
+            self._upload.invite()
+
+    def resumeProducing(self) -> None:
+        """Let answers flow again; read on only if the body's reader agrees."""
+        super().resumeProducing()
+        if self._held:
+            self.transport.pauseProducing()
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
         """Keep no connection when we are shutting down."""
@@ -109,16 +158,9 @@ class Channel(http.HTTPChannel):
             return False
         return keep
 
-    def refuse(self, request: Request) -> None:
-        """Answer ``request`` before it is whole. The connection cannot be used any further."""
-        self._refusing = True
-        self.persistent = False
-        request.responseHeaders.setRawHeaders("Connection", ["close"])
-        request.process()
-
     def loseConnection(self) -> None:
-        """Close; after a refusal only our half, since closing both would reset it and could destroy the answer."""
-        if not self._refusing:
+        """Close; only our half while the client sends: closing both would reset it and could destroy the answer."""
+        if not self._discarding:
             super().loseConnection()
             return
         self._networkProducer.unregisterProducer()
@@ -149,21 +191,28 @@ class Channel(http.HTTPChannel):
         self.transport.abortConnection()
 
     def timeoutConnection(self) -> None:
-        """Close a silent connection, unless the client still reads what we sent; abort what does not close."""
+        """Close a silent connection, unless the client still reads, or waits for us; abort what does not close."""
         unread, before = unread_bytes(self.transport), self._unread_bytes
         self._unread_bytes = unread
-        if unread and unread != before and not self._refusing:
+        is_reading = bool(unread) and unread != before
+        waits_for_us = self._upload is not None and not self._upload.is_awaited and not self._closing
+        if (is_reading or waits_for_us) and not self._discarding:
             self.setTimeout(self.factory.timeOut)
-        elif self._refusing or self._closing:
+        elif self._discarding or self._closing:
             self.abort()
         else:
             self.close_soon()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer has neither body nor correlation id. It calls this more than once for one request.
-        if self._refusing:
+        if self._discarding:
             return
-        self._refusing = True
+        if self._upload is not None and not self._upload.is_whole:
+            # The handler may have begun to answer: it is told, and not talked over.
+            self._upload.fail(BadRequest("The body of the request is not in well-formed chunks."))
+            self.hold()
+            return
+        self._discarding = True
         error = BadRequest("This is not an HTTP/1.1 request, or its head is larger than 16 KiB.")
         self.transport.write(_bare_response(error))
         self.loseConnection()

@@ -1,76 +1,123 @@
-"""Which receivers for C-MOVE stay when the configuration changes, and when the others go."""
+"""Whose turn it is to receive: moves on one port one by one, nothing mixed up, nothing lost, nobody waits for ever."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import deferLater
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock, deferLater
 
-from harmonyd.dimse.dcmtk.receivers import Receivers
+from harmonyd.dimse.dcmtk.receivers import MAX_WAITING, READY_SECS, KeptReceiver, Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import MoveReceiver, OperationContext
+from harmonyd.errors import DeadlinePassed, Unavailable
+from harmonyd.supervision.api import KeptSpec
+from harmonyd.supervision.errors import ChildNotReady
 from harmonyd.testing.data import demo_files
+from harmonyd.testing.processes import free_port
 
-OLD = MoveReceiver("persistent", "OLD", 11123)
-NEW = MoveReceiver("persistent", "NEW", 11123)
-OTHER = MoveReceiver("persistent", "OTHER", 11124)
+PERSISTENT = MoveReceiver("persistent", "DEST", 11123)
+OTHER = MoveReceiver("persistent", "DEST", 11124)
+OP = OperationContext("0" * 32, "request", deadline=60.0)
 
 
-class Child:
-    """A child in name only."""
+class FakeReactor:
+    """The real reactor with a clock that a test moves."""
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, reactor: Any, clock: Clock) -> None:
+        self._reactor = reactor
+        self.seconds, self.callLater = clock.seconds, clock.callLater
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+class FakeChild:
+    """A storescp in name only."""
+
+    state, description = "BACKOFF", "the port is taken; next try in 3 s"
+
+    def __init__(self, spec: KeptSpec) -> None:
         self.spec = spec
-        self.state = "RUNNING"
-        self.description = ""
+        self.ready = True
 
     def when_ready(self) -> Deferred[None]:
-        return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        if self.ready:
+            waiter.callback(None)
+        return waiter
 
-    async def stop(self) -> None:
-        self.state = "STOPPED"
 
-
-class Supervisor:
-    """Knows what is kept, as ``ProcessSupervisor`` does."""
+class FakeSupervisor:
+    """Keeps such children."""
 
     def __init__(self) -> None:
-        self.kept: list[Child] = []
+        self.kept: list[FakeChild] = []
+        self.ready = True
 
-    def keep(self, spec: Any) -> Child:
-        assert all(child.spec.port != spec.port for child in self.kept), "two on one port"
-        self.kept.append(Child(spec))
-        return self.kept[-1]
+    def keep(self, spec: KeptSpec) -> FakeChild:
+        child = FakeChild(spec)
+        child.ready = self.ready
+        self.kept.append(child)
+        return child
 
-    def drop(self, child: Child) -> None:
-        assert child.state == "STOPPED"
-        self.kept.remove(child)
 
-    @property
-    def aets(self) -> list[str]:
-        return [child.spec.called_aet for child in self.kept]
+class Bench:
+    """Receivers on a folder, with a clock and a supervisor in the test's hands."""
+
+    def __init__(self, reactor: Any, folder: Path) -> None:
+        self.clock, self.supervisor = Clock(), FakeSupervisor()
+        tools = {"storescp": Tool("storescp", Path("/usr/bin/storescp"), (3, 6, 7))}
+        clocked = FakeReactor(reactor, self.clock)
+        box = Toolbox(clocked, self.supervisor, tools, folder, folder, folder, False)  # type: ignore[arg-type]
+        self.quarantine = folder / "quarantine"
+        self.receivers = Receivers(box, folder, self.quarantine)
+
+    def reasons(self) -> list[str]:
+        return [json.loads(note.read_text())["reason"] for note in self.quarantine.glob("*.json")]
+
+    def asking(self, receiver: MoveReceiver = PERSISTENT, deadline: float = 60.0) -> Turn:
+        return Turn(self.receivers, receiver, deadline)
+
+
+class Turn:
+    """Somebody who wants the turn: asked for at once, given back by ``end``."""
+
+    def __init__(self, receivers: Receivers, receiver: MoveReceiver, deadline: float) -> None:
+        self.kept: KeptReceiver | None = None
+        self.has_it = False
+        self._stack = AsyncExitStack()
+        op = OperationContext("0" * 32, "request", deadline)
+        self.asked = Deferred.fromCoroutine(self._take(receivers, receiver, op))
+
+    async def _take(self, receivers: Receivers, receiver: MoveReceiver, op: OperationContext) -> None:
+        self.kept = await self._stack.enter_async_context(receivers.turn(receiver, op))
+        self.has_it = True
+
+    async def end(self) -> None:
+        await self._stack.aclose()
+
+    def failure(self) -> BaseException:
+        found: list[BaseException] = []
+        self.asked.addErrback(lambda failure: found.append(failure.value))
+        assert found, "it did not fail"
+        return found[0]
 
 
 @pytest.fixture
-def supervisor() -> Supervisor:
-    return Supervisor()
-
-
-@pytest.fixture
-def receivers(started_reactor: Any, supervisor: Supervisor, tmp_path: Path) -> Iterator[Receivers]:
-    """Receivers whose processes are in name only."""
-    tools = {"storescp": Tool("storescp", Path("/usr/bin/storescp"), (3, 6, 7))}
-    box = Toolbox(started_reactor, supervisor, tools, tmp_path, tmp_path, tmp_path, False)  # type: ignore[arg-type]
-    made = Receivers(box, tmp_path, tmp_path / "quarantine")
+def bench(started_reactor: Any, tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(started_reactor, tmp_path)
     yield made
-    made.close()
+    made.receivers.close()
 
 
 @pytest.fixture
@@ -79,94 +126,150 @@ def until(started_reactor: Any) -> Callable[[Callable[[], object]], Any]:
 
     async def wait(condition: Callable[[], object]) -> None:
         while not condition():
-            await deferLater(started_reactor, 0.005)
+            await deferLater(started_reactor, 0.01)
 
     return wait
 
 
-class Move:
-    """Holds the turn on a receiver's port until it is told to end."""
-
-    def __init__(self, receivers: Receivers, receiver: MoveReceiver) -> None:
-        self.began = False
-        self._end: Deferred[None] = Deferred()
-        self._running = Deferred.fromCoroutine(self._run(receivers, receiver))
-
-    async def _run(self, receivers: Receivers, receiver: MoveReceiver) -> None:
-        from twisted.internet import reactor
-
-        clock: Any = reactor
-        op = OperationContext("1", "1", clock.seconds() + 60)
-        async with receivers.turn(receiver, op):
-            self.began = True
-            await self._end
-
-    async def end(self) -> None:
-        self._end.callback(None)
-        await self._running
+@pytest_twisted.ensureDeferred
+async def test_one_after_the_other(bench: Bench) -> None:
+    """Moves on one port have it one by one, in order; another port is not concerned. One storescp serves them all."""
+    first, second, third, elsewhere = bench.asking(), bench.asking(), bench.asking(), bench.asking(OTHER)
+    assert [turn.has_it for turn in (first, second, third, elsewhere)] == [True, False, False, True]
+    await first.end()
+    assert (second.has_it, third.has_it) == (True, False)
+    await second.end()
+    assert third.has_it
+    assert first.kept is second.kept is third.kept
+    await third.end()
+    await elsewhere.end()
+    assert [child.spec.port for child in bench.supervisor.kept] == [11123, 11124]
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_wanted_stays(receivers: Receivers, supervisor: Supervisor) -> None:
-    """A receiver that the new configuration names, too, goes on with its process."""
-    await receivers.open(OLD)
-    before = supervisor.kept[0]
-    receivers.keep_only([OLD, OTHER])
-    assert supervisor.kept == [before]
+async def test_the_queue_ends(bench: Bench) -> None:
+    """When as many wait as may, the next one is refused at once, with the time to try again."""
+    turns = [bench.asking() for _ in range(MAX_WAITING + 1)]
+    refused = bench.asking().failure()
+    assert isinstance(refused, Unavailable)
+    assert refused.extra["retry_after_secs"] > 0
+    for turn in turns:
+        await turn.end()
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_not_wanted_is_closed(receivers: Receivers, supervisor: Supervisor, until: Any) -> None:
-    """When nobody uses it, at once; what lies there is put aside, and its port can be opened again."""
-    kept = await receivers.open(OLD)
-    await receivers.open(OTHER)
-    shutil.copyfile(demo_files()[0], kept.folder / "left")
-    receivers.keep_only([OTHER])
-    await until(lambda: supervisor.aets == ["OTHER"])
-    await until(lambda: not list(kept.folder.iterdir()))
-    receivers.keep_only([OLD, OTHER])
-    await receivers.open(OLD)
-    await until(lambda: supervisor.aets == ["OTHER", "OLD"])
+async def test_the_deadline_passes_in_the_queue(bench: Bench) -> None:
+    """One whose deadline passes leaves the queue; those behind it move up."""
+    first, hasty, patient = bench.asking(), bench.asking(deadline=5.0), bench.asking()
+    bench.clock.advance(5.0)
+    error = hasty.failure()
+    assert isinstance(error, DeadlinePassed)
+    assert error.extra["timeout"] == "queue"
+    await first.end()
+    assert patient.has_it
+    await patient.end()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_move_keeps_its_receiver_to_its_end(receivers: Receivers, supervisor: Supervisor, until: Any) -> None:
-    """One that runs and one that waits: then it is replaced by the one that takes the port."""
-    running = Move(receivers, OLD)
-    waiting = Move(receivers, OLD)
-    await until(lambda: running.began)
-    receivers.keep_only([NEW])
-    assert (await receivers.open(NEW)).receiver == OLD
-    await running.end()
-    await until(lambda: waiting.began)
-    assert supervisor.aets == ["OLD"]
-    await waiting.end()
-    await until(lambda: supervisor.aets == ["NEW"])
+async def test_a_client_leaves_the_queue(bench: Bench) -> None:
+    """One that is cancelled leaves the queue; those behind it move up."""
+    first, leaving, patient = bench.asking(), bench.asking(), bench.asking()
+    leaving.asked.cancel()
+    assert isinstance(leaving.failure(), CancelledError)
+    await first.end()
+    assert patient.has_it
+    await patient.end()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_late_move_opens_its_receiver_for_itself(
-    receivers: Receivers, supervisor: Supervisor, until: Any
-) -> None:
-    """It was asked for before the change, and comes to its turn after it: the receiver lives as long as it does."""
-    receivers.keep_only([OTHER])
-    late = Move(receivers, OLD)
-    await until(lambda: late.began)
-    assert supervisor.aets == ["OLD"]
-    await late.end()
-    await until(lambda: supervisor.aets == [])
+async def test_a_receiver_that_does_not_come_up(bench: Bench) -> None:
+    """After a while the move is refused with the child's state and why, and the next one gets its turn."""
+    bench.supervisor.ready = False
+    first, second = bench.asking(), bench.asking()
+    bench.clock.advance(READY_SECS)
+    refused = first.failure()
+    assert isinstance(refused, ChildNotReady)
+    assert "storescp:incoming-11123 is BACKOFF: the port is taken" in refused.detail
+    bench.supervisor.kept[0].ready = True
+    third = bench.asking()
+    bench.clock.advance(READY_SECS)
+    assert isinstance(second.failure(), ChildNotReady)
+    assert third.has_it
+    await third.end()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_change_that_is_taken_back(receivers: Receivers, supervisor: Supervisor, until: Any) -> None:
-    """What is wanted again before it could be closed just goes on."""
-    move = Move(receivers, OLD)
-    await until(lambda: move.began)
-    before = supervisor.kept[0]
-    receivers.keep_only([])
-    receivers.keep_only([OLD])
-    await move.end()
-    other = Move(receivers, OLD)
-    await until(lambda: other.began)
-    await other.end()
-    assert supervisor.kept == [before]
+async def test_a_transient_port_that_is_taken(bench: Bench, until: Any) -> None:
+    """movescu would blame the PACS: the port is tried first, and who has it is said. Then the turn is free again."""
+    receiver = MoveReceiver("transient", "DEST", free_port())
+    with socket.create_server(("", receiver.port)):
+        refused = bench.asking(receiver)
+        await until(lambda: refused.asked.called)
+        error = refused.failure()
+    assert isinstance(error, Unavailable)
+    assert f"port {receiver.port} is held by pid" in error.detail
+    free = bench.asking(receiver)
+    await until(lambda: free.has_it)
+    assert free.kept is None
+    await free.end()
+    assert not bench.supervisor.kept
+
+
+@pytest_twisted.ensureDeferred
+async def test_deliveries_go_to_whose_turn_it_is(bench: Bench, until: Any) -> None:
+    """In a turn the listener is told of each file; without a listener it goes to quarantine with a reason."""
+    turn = bench.asking()
+    assert turn.kept is not None
+    told: list[str] = []
+    turn.kept.listener = told.append
+    shutil.copy(demo_files()[0], turn.kept.folder / "mine")
+    await until(lambda: told)
+    assert told == ["mine"]
+    (turn.kept.folder / "mine").unlink()
+    await turn.end()
+    shutil.copy(demo_files()[0], turn.kept.folder / "stranger")
+    await until(bench.reasons)
+    assert "no C-MOVE was under way" in bench.reasons()[0]
+    assert not list(turn.kept.folder.iterdir())
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_turn_leaves_behind(bench: Bench, until: Any) -> None:
+    """Files that a move was told of and did not take (its client left) are in quarantine when its turn ends."""
+    turn = bench.asking()
+    assert turn.kept is not None
+    told: list[str] = []
+    turn.kept.listener = told.append
+    shutil.copy(demo_files()[0], turn.kept.folder / "left")
+    await until(lambda: told)
+    await turn.end()
+    assert len(bench.reasons()) == 1
+    assert not list(turn.kept.folder.iterdir())
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_an_earlier_run_left(bench: Bench, tmp_path: Path) -> None:
+    """Files that lie in the folder at the start are put in quarantine before anybody has a turn."""
+    folder = tmp_path / "incoming" / "11123"
+    folder.mkdir(parents=True)
+    shutil.copy(demo_files()[0], folder / "CT.1")
+    kept = await bench.receivers.open(PERSISTENT)
+    assert len(bench.reasons()) == 1
+    assert not list(kept.folder.iterdir())
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_receiver_says_that_it_cannot_write(bench: Bench) -> None:
+    """The line is remembered for whose turn it is, and forgotten for the next."""
+    first = bench.asking()
+    assert first.kept is not None
+    on_line = bench.supervisor.kept[0].spec.on_line
+    assert on_line is not None
+    on_line(b"I: Association Received")
+    assert not first.kept.write_failed
+    on_line(b"E: Store SCP Failed: 0006:020a DIMSE receiveDataSetInFile: Cannot write to file")
+    assert first.kept.write_failed
+    await first.end()
+    second = bench.asking()
+    assert not first.kept.write_failed
+    await second.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -23,6 +24,21 @@ JSON = "application/json"
 MULTIPART = 'multipart/related; type="application/dicom"'
 ZIP = "application/zip"
 DICOM = "application/dicom"
+SHIPPED_SYNTAXES = (
+    "CT_small.dcm",
+    "MR_small_implicit.dcm",
+    "MR_small_bigendian.dcm",
+    "image_dfl.dcm",
+    "MR_small_RLE.dcm",
+    "JPEG-lossy.dcm",
+    "SC_rgb_jpeg_gdcm.dcm",
+    "JPEGLSNearLossless_08.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
+    "JPEG2000.dcm",
+    "MR_small_jp2klossless.dcm",
+)
+"""Files of pydicom, each in another transfer syntax: explicit and implicit little endian, big endian, deflated, and
+compressed ones."""
 
 
 def pacs_backend(pacs: RunningPacs, destination: str = "HARMONY_MOVE", **options: Any) -> dict[str, Any]:
@@ -132,7 +148,8 @@ def ct_bytes(folder: Path, number: int = 1, *, study: str = "a study to store", 
 
 
 def storage(daemon: RunningDaemon) -> Path:
-    return daemon.config.parent / "tmp"
+    options = tomllib.loads(daemon.config.read_text())["storage"]["options"]
+    return daemon.config.parent / str(options["path"])
 
 
 def artifact_folders(daemon: RunningDaemon, operation: str = "*") -> set[Path]:

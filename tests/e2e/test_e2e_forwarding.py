@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from http.client import IncompleteRead
 from pathlib import Path
@@ -106,8 +107,52 @@ def test_a_big_upload_stays_out_of_memory(gateway: RunningDaemon, tmp_path: Path
     assert answer.status == 200
     assert f'"size": {BIG_BYTES}'.encode() in said
     assert peak_bytes(gateway) - before < FLAT_BYTES
-    left = gateway.config.parent / "tmp" / "run" / "uploads"
-    wait_until(lambda: not list(left.iterdir()), "nothing is left of the upload")
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_an_upload_is_sent_on_while_it_comes(gateway: RunningDaemon, server: Upstream, is_chunked: bool) -> None:
+    """The server has the beginning of a body before the client sent its end; its length is passed on where known."""
+    server.began.clear()
+    connection = gateway.connect()
+    connection.putrequest("POST", "/up/upload")
+    connection.putheader("Content-Type", "application/octet-stream")
+    connection.putheader(*(("Transfer-Encoding", "chunked") if is_chunked else ("Content-Length", str(2 * len(CHUNK)))))
+    connection.endheaders()
+    framed = b"%x\r\n%s\r\n" % (len(CHUNK), CHUNK) if is_chunked else CHUNK
+    connection.send(framed)
+    assert server.began.wait(10)
+    connection.send(framed + b"0\r\n\r\n" if is_chunked else framed)
+    said = json.loads(connection.getresponse().read())
+    connection.close()
+    assert said["body"] == {"size": 2 * len(CHUNK), "sha256": hashlib.sha256(2 * CHUNK).hexdigest()}
+    assert said["headers"].get("content-length") == (None if is_chunked else str(2 * len(CHUNK)))
+
+
+def test_an_upload_that_breaks_off_never_looks_whole(gateway: RunningDaemon, server: Upstream) -> None:
+    """A client that leaves in the middle ends the server's connection as well, without a last chunk."""
+    server.began.clear()
+    server.cut.clear()
+    connection = gateway.connect()
+    connection.putrequest("POST", "/up/upload")
+    connection.putheader("Content-Type", "application/octet-stream")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    connection.send(b"%x\r\n%s\r\n" % (len(CHUNK), CHUNK))
+    assert server.began.wait(10)
+    connection.close()
+    assert server.cut.wait(10)
+
+
+def test_nothing_is_uploaded_for_a_server_that_is_down(gateway: RunningDaemon) -> None:
+    """A client that asks before it sends is told 502 instead of being told to go on."""
+    connection = gateway.connect()
+    connection.putrequest("POST", "/up/upload?backend=down")
+    connection.putheader("Content-Type", "application/octet-stream")
+    connection.putheader("Content-Length", str(BIG_BYTES))
+    connection.putheader("Expect", "100-continue")
+    connection.endheaders()
+    assert connection.sock.recv(65536).startswith(b"HTTP/1.1 502 ")
+    connection.close()
 
 
 def test_a_big_download_stays_out_of_memory(gateway: RunningDaemon) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from misbehaving import Stage, stage
@@ -12,6 +16,7 @@ from pydicom import dcmread
 from retrieve_kit import (
     DICOM,
     MULTIPART,
+    SHIPPED_SYNTAXES,
     artifact_folders,
     assert_same_objects,
     ct_bytes,
@@ -26,23 +31,9 @@ from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import Answer, RunningDaemon
 from harmonyd.testing.data import shipped_folder, uid_for
 from harmonyd.testing.pacs import RunningPacs
-from harmonyd.testing.processes import free_port
+from harmonyd.testing.processes import free_port, wait_until
 
-SYNTAXES = (
-    "CT_small.dcm",
-    "MR_small_implicit.dcm",
-    "MR_small_bigendian.dcm",
-    "image_dfl.dcm",
-    "MR_small_RLE.dcm",
-    "JPEG-lossy.dcm",
-    "SC_rgb_jpeg_gdcm.dcm",
-    "JPEGLSNearLossless_08.dcm",
-    "MR_small_jpeg_ls_lossless.dcm",
-    "JPEG2000.dcm",
-    "MR_small_jp2klossless.dcm",
-)
-"""Each has another transfer syntax: explicit and implicit little endian, big endian, deflated, and compressed ones."""
-SHIPPED = {name: shipped_folder() / name for name in SYNTAXES}
+SHIPPED = {name: shipped_folder() / name for name in SHIPPED_SYNTAXES}
 SCRIPTS = {
     "takes-all": {},
     "takes-every-third": {"store_statuses": (0xA700, 0x0000, 0xC123)},
@@ -121,7 +112,6 @@ def test_nothing_is_left_behind(gateway: RunningDaemon, tmp_path: Path) -> None:
     store(gateway, b"not DICOM")
     assert not artifact_folders(gateway, "store")
     assert not scratch_files(gateway)
-    assert not list((gateway.config.parent / "tmp" / "run" / "uploads").iterdir())
 
 
 def test_a_pacs_that_takes_one_transfer_syntax(gateway: RunningDaemon) -> None:
@@ -138,7 +128,7 @@ def test_a_pacs_that_takes_one_transfer_syntax(gateway: RunningDaemon) -> None:
 # --- peers that take any transfer syntax, and answer what they like ---------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SYNTAXES)
+@pytest.mark.parametrize("name", SHIPPED_SYNTAXES)
 def test_each_transfer_syntax(peers: Stage, name: str) -> None:
     """Objects are sent in the transfer syntax they have, compressed ones too."""
     answer = store(peers.daemon, SHIPPED[name].read_bytes(), path="/dicom/store?backend=takes-all")
@@ -155,7 +145,7 @@ def test_several_transfer_syntaxes_at_once(peers: Stage) -> None:
     bodies = [path.read_bytes() for path in SHIPPED.values()]
     told = store_many(peers.daemon, bodies, path="/dicom/store?backend=takes-all").json()
     assert told["success"] is True
-    assert len(told["instances"]) == len(SYNTAXES)
+    assert len(told["instances"]) == len(SHIPPED_SYNTAXES)
 
 
 def test_some_are_refused(peers: Stage, tmp_path: Path) -> None:
@@ -195,6 +185,44 @@ def test_all_are_refused(peers: Stage, tmp_path: Path) -> None:
     assert told["dimse_status"] == "0xA700"
     assert [instance["status"] for instance in told["instances"]] == ["0xA700"] * 3
     assert (told["operation"], told["backend"], told["success"]) == ("store", "takes-none", False)
+
+
+# --- while it comes ---------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_written_while_they_come(peers: Stage, tmp_path: Path) -> None:
+    """What has arrived is on disk before the client has sent the rest, and no association is opened for it yet."""
+    before = len(peers.peers["takes-all"].events("association"))
+    request = multipart([ct_bytes(tmp_path, number, size=1024) for number in (1, 2)])
+    with _half_sent(peers.daemon, request) as (connection, rest):
+        assert len(peers.peers["takes-all"].events("association")) == before
+        connection.send(rest)
+        told = json.loads(connection.getresponse().read())
+    assert (told["success"], told["stored"]) == (True, 2)
+
+
+def test_a_client_that_leaves_in_the_middle(peers: Stage, tmp_path: Path) -> None:
+    """Nothing is stored, and nothing of it is left."""
+    before = len(peers.peers["takes-all"].events("association"))
+    with _half_sent(peers.daemon, multipart([ct_bytes(tmp_path, size=1024)])):
+        pass
+    wait_until(lambda: not artifact_folders(peers.daemon, "store"), "the folder is gone")
+    assert len(peers.peers["takes-all"].events("association")) == before
+
+
+@contextmanager
+def _half_sent(daemon: RunningDaemon, request: dict[str, Any]) -> Iterator[tuple[HTTPConnection, bytes]]:
+    """A store of which all but the end was sent, and has been written; and that end."""
+    body = request["body"]
+    connection = daemon.connect()
+    connection.putrequest("POST", "/dicom/store?backend=takes-all")
+    connection.putheader("Content-Type", request["headers"]["Content-Type"])
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders()
+    connection.send(body[:-1000])
+    wait_until(lambda: any(list(folder.iterdir()) for folder in artifact_folders(daemon, "store")), "it is written")
+    yield connection, body[-1000:]
+    connection.close()
 
 
 # --- what a client can do wrong ---------------------------------------------------------------------------------------

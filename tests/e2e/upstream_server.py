@@ -15,13 +15,19 @@ CHUNK = bytes(64 * 1024)
 
 
 class Upstream(ThreadingHTTPServer):
-    """``base_url`` is what a backend names. ``left`` is set when a client closed in the middle of ``/endless``."""
+    """``base_url`` is what a backend names.
+
+    ``left`` is set when a client closed in the middle of ``/endless``, ``began`` when the first piece of a request's
+    body is there, ``cut`` when a body broke off.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.left = threading.Event()
+        self.began = threading.Event()
+        self.cut = threading.Event()
         self.released = threading.Event()
         """Lets answers of ``/slow`` go on."""
         self.requests: list[str] = []
@@ -74,13 +80,36 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(json.dumps(members).encode() if status != 304 else b"", status)
 
     def _body_digest(self) -> dict[str, Any]:
-        digest, size, left = hashlib.sha256(), 0, int(self.headers.get("Content-Length", 0))
-        while left:
-            data = self.rfile.read(min(left, len(CHUNK)))
-            digest.update(data)
-            size += len(data)
-            left -= len(data)
+        digest, size = hashlib.sha256(), 0
+        try:
+            for data in self._chunks() if "Transfer-Encoding" in self.headers else self._pieces():
+                digest.update(data)
+                size += len(data)
+                self.server.began.set()
+        except OSError:
+            self.server.cut.set()
+            raise
         return {"size": size, "sha256": digest.hexdigest()}
+
+    def _pieces(self) -> Iterator[bytes]:
+        left = int(self.headers.get("Content-Length", 0))
+        while left:
+            yield (data := self._some(min(left, len(CHUNK))))
+            left -= len(data)
+
+    def _chunks(self) -> Iterator[bytes]:
+        while left := int(self.rfile.readline() or b"-1", 16):
+            while left:
+                yield (data := self._some(left))
+                left -= len(data)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def _some(self, size: int) -> bytes:
+        data = self.rfile.read1(size) if size > 0 else b""
+        if not data:
+            raise ConnectionResetError("the body broke off")
+        return data
 
     def _answer(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)

@@ -336,6 +336,47 @@ async def test_an_early_answer_ends_the_upload(listen: Listen, backend: Callable
     await turn_until(lambda: factory.made[0].left)
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_body_that_does_not_end_is_too_late(listen: Listen, backend: Callable[..., HttpBackend]) -> None:
+    """When the time is up while the body still comes, the answer says that it is the body that is late."""
+
+    class Stalled(StreamBody):
+        async def chunks(self) -> AsyncIterator[bytes]:
+            yield b"one"
+            await Deferred()
+
+    factory = ScriptedFactory(b"")
+    up = backend(listen(factory), operation_timeout_secs=0.1)
+    with pytest.raises(DeadlinePassed, match="body of the request"):
+        await up.send(request("POST", body=Stalled([])))
+    await turn_until(lambda: all(server.left for server in factory.made))
+
+
+@pytest.mark.parametrize("length", [None, 3_000_000])
+@pytest_twisted.ensureDeferred
+async def test_an_upload_is_dropped_once_it_is_answered(
+    listen: Listen, backend: Callable[..., HttpBackend], length: int | None
+) -> None:
+    """A server that has answered and does not read on is left, while the body is still coming."""
+    ended: Deferred[None] = Deferred()
+
+    class Stalled(StreamBody):
+        async def chunks(self) -> AsyncIterator[bytes]:
+            try:
+                yield b"one"
+                await Deferred()
+            finally:
+                ended.callback(None)
+
+    factory = ScriptedFactory(b"HTTP/1.1 415 No\r\nContent-Length: 0\r\n\r\n")
+    body = Stalled([])
+    body.length = length
+    response = await backend(listen(factory)).send(request("POST", body=body))
+    assert (response.status, await read(response)) == (415, b"")
+    await ended
+    await turn_until(lambda: all(server.left for server in factory.made))
+
+
 # --- response bodies --------------------------------------------------------------------------------------------------
 
 HEAD = b"HTTP/1.1 200 OK\r\n"

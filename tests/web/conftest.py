@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import pytest
 import pytest_twisted
@@ -17,7 +16,7 @@ Serve = Callable[..., Awaitable[HttpFrontEnd]]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def serve() -> Iterator[Serve]:
     """``await serve(route, ..., limits=..., health=...)`` starts a front end; it is stopped at the end of the test."""
     from twisted.internet import reactor
 
@@ -28,10 +27,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         limits: LimitsConfig | None = None,
         health: Health | None = None,
         address: str = "127.0.0.1",
-        spool_dir: Path = tmp_path / "bodies",
     ) -> HttpFrontEnd:
         network = NetworkConfig("default", HttpListener(address, 0))
-        front_end = HttpFrontEnd(reactor, network, list(routes), limits or LimitsConfig(), health, spool_dir)
+        front_end = HttpFrontEnd(reactor, network, list(routes), limits or LimitsConfig(), health)
         await front_end.start()
         running.append(front_end)
         return front_end

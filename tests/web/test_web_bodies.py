@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from twisted.internet.defer import Deferred
 
 from harmonyd.bodies import CHUNK_BYTES, BytesBody, EmptyBody, FileBody
 from harmonyd.errors import PayloadTooLarge
-from harmonyd.web.spool import MEMORY_BYTES, Spool
 
 
 def in_file(path: Path, data: bytes) -> FileBody:
@@ -58,28 +56,3 @@ async def test_close_is_safe_twice_and_while_a_read_was_cancelled(tmp_path: Path
     await body.close()
     await body.close()
     assert [chunk async for chunk in body.chunks()] == []
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_spool_moves_to_a_file_when_it_grows(tmp_path: Path) -> None:
-    """Up to the bound a body is in memory; beyond it, it is in a file without a name."""
-    spool = Spool(tmp_path, 1_000_000)
-    spool.write(b"a" * MEMORY_BYTES)
-    assert spool._file is None
-    spool.write(b"b")
-    assert spool._file is not None
-    assert os.listdir(tmp_path) == []  # noqa: PTH208 - pathlib's is refused in a coroutine
-    body = spool.take()
-    assert await body.read(1_000_000) == b"a" * MEMORY_BYTES + b"b"
-    await body.close()
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_spool_takes_no_more_than_its_limit(tmp_path: Path) -> None:
-    """The byte that would be too many is refused."""
-    spool = Spool(tmp_path, 10)
-    spool.write(b"x" * 10)
-    with pytest.raises(PayloadTooLarge):
-        spool.write(b"x")
-    spool.discard()
-    assert (await spool.take().read(10)) == b""

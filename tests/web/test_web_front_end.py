@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,12 +34,10 @@ def events() -> Iterator[list[LogEvent]]:
     globalLogPublisher.removeObserver(seen.append)
 
 
-def front_end_on(address: str, port: int, spool_dir: Path) -> HttpFrontEnd:
+def front_end_on(address: str, port: int) -> HttpFrontEnd:
     from twisted.internet import reactor
 
-    return HttpFrontEnd(
-        reactor, NetworkConfig("n", HttpListener(address, port)), [], LimitsConfig(), None, spool_dir
-    )
+    return HttpFrontEnd(reactor, NetworkConfig("n", HttpListener(address, port)), [], LimitsConfig(), None)
 
 
 # --- health -----------------------------------------------------------------------------------------------------------
@@ -89,12 +86,12 @@ async def test_health_is_not_everywhere(serve: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
+async def test_a_taken_port_names_its_holder() -> None:
     """The error says which process listens there, with its command line."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        front_end = front_end_on("127.0.0.1", taken.getsockname()[1], tmp_path)
+        front_end = front_end_on("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(PortTaken, match=f"pid {os.getpid()} .*pytest") as caught:
             await front_end.start()
     assert caught.value.hint is not None
@@ -102,33 +99,32 @@ async def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_address_of_another_machine(tmp_path: Path) -> None:
+async def test_an_address_of_another_machine() -> None:
     """An address that no interface has is told from a port that is taken."""
     with pytest.raises(CannotBind, match=r"192\.0\.2\.1") as caught:
-        await front_end_on("192.0.2.1", 0, tmp_path).start()
+        await front_end_on("192.0.2.1", 0).start()
     assert not isinstance(caught.value, PortTaken)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_socket_that_systemd_did_not_pass(tmp_path: Path) -> None:
+async def test_a_socket_that_systemd_did_not_pass() -> None:
     """The error names the socket and the setting of the unit."""
     with pytest.raises(CannotBind, match="no socket named web"):
-        await front_end_on("systemd:web", 0, tmp_path).start()
+        await front_end_on("systemd:web", 0).start()
 
 
-def test_the_port_is_known_after_start(tmp_path: Path) -> None:
+def test_the_port_is_known_after_start() -> None:
     """Before, there is none to tell."""
     with pytest.raises(RuntimeError):
-        _ = front_end_on("127.0.0.1", 0, tmp_path).port
+        _ = front_end_on("127.0.0.1", 0).port
 
 
 # It first does to itself what systemd does for a service, sd_listen_fds(3).
 ACTIVATED = """
     import os
     import sys
-    os.dup2(int(sys.argv[2]), 3)
+    os.dup2(int(sys.argv[1]), 3)
     os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
-    from pathlib import Path
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
     from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
@@ -136,7 +132,7 @@ ACTIVATED = """
     from harmonyd.web.front_end import HttpFrontEnd
 
     network = NetworkConfig("n", HttpListener("systemd:web", 0))
-    front_end = HttpFrontEnd(reactor, network, [], LimitsConfig(), Health(), Path(sys.argv[1]))
+    front_end = HttpFrontEnd(reactor, network, [], LimitsConfig(), Health())
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(front_end.start()))
     reactor.run()
 """
@@ -144,12 +140,12 @@ ACTIVATED = """
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 @pytest_twisted.ensureDeferred
-async def test_a_socket_from_systemd(tmp_path: Path, family: socket.AddressFamily, host: str) -> None:
+async def test_a_socket_from_systemd(family: socket.AddressFamily, host: str) -> None:
     """A socket that was passed by name is adopted, IPv4 or IPv6, and serves."""
     with socket.socket(family) as passed:
         passed.bind((host, 0))
         passed.listen()
-        command = [sys.executable, "-c", textwrap.dedent(ACTIVATED), str(tmp_path), str(passed.fileno())]
+        command = [sys.executable, "-c", textwrap.dedent(ACTIVATED), str(passed.fileno())]
         child = await deferToThread(subprocess.Popen, command, pass_fds=[passed.fileno()])
         try:
             with await deferToThread(socket.create_connection, (host, passed.getsockname()[1]), 30) as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import re
@@ -21,7 +20,6 @@ from harmonyd import __version__
 from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import NotFound, RemoteError
-from harmonyd.web.spool import Spool
 
 MEGABYTE = b"x" * 1_000_000
 
@@ -187,19 +185,18 @@ def pieces(count: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 3_000_000])
 @pytest_twisted.ensureDeferred
 async def test_bodies_of_any_size_arrive_whole(serve: Any, size: int) -> None:
-    """Small bodies come from memory and big ones from a file; both announce their length."""
+    """Small bodies are received first and big ones read as they come; both announce their length."""
     front_end = await serve(route(measure))
     reply = await ask(front_end.port, "POST", "/", b"x" * size, content_type="application/dicom")
     assert (reply.json["bytes"], reply.json["announced"]) == (size, size)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_chunked_body_arrives_whole(serve: Any, tmp_path: Path) -> None:
-    """A body of unknown length is spooled too, to a file that has no name."""
+async def test_a_chunked_body_arrives_whole(serve: Any) -> None:
+    """A body of unknown length does not announce one."""
     front_end = await serve(route(measure))
     reply = await ask(front_end.port, "POST", "/", pieces(3), content_type="application/dicom")
-    assert reply.json["bytes"] == 3_000_000
-    assert list((tmp_path / "bodies").iterdir()) == []
+    assert (reply.json["bytes"], reply.json["announced"]) == (3_000_000, None)
 
 
 @pytest_twisted.ensureDeferred
@@ -219,15 +216,13 @@ async def test_a_body_of_100_mb_is_refused_with_little_memory(serve: Any) -> Non
 @pytest_twisted.ensureDeferred
 async def test_a_chunked_body_beyond_the_limit_is_refused(serve: Any, kind: str) -> None:
     """The limit for JSON also holds for what has no type, and for bodies that do not tell their length."""
-    made = route(measure)
-    front_end = await serve(made, limits=LimitsConfig(max_json_bytes=100_000))
+    front_end = await serve(route(measure), limits=LimitsConfig(max_json_bytes=100_000))
     kind_header = f"Content-Type: {kind}\r\n" if kind else ""
     head = f"POST / HTTP/1.1\r\nHost: x\r\n{kind_header}Transfer-Encoding: chunked\r\n\r\n".encode()
     chunk = b"%x\r\n%b\r\n" % (len(MEGABYTE), MEGABYTE)
     answer = await talk(front_end.port, head, *[chunk] * 10, b"0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert answer.count(b"HTTP/1.1") == 1
-    assert made.endpoint.seen == []  # type: ignore[attr-defined]
 
 
 @pytest_twisted.ensureDeferred
@@ -302,41 +297,10 @@ async def test_an_upload_to_no_route_is_not_received(serve: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_full_disk_is_507(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that the disk does not take is refused on its way, and the daemon goes on."""
-
-    def full(spool: Spool) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    front_end = await serve(route(measure))
-    monkeypatch.setattr(Spool, "_move_to_file", full)
-    raw = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\nContent-Length: 3000000\r\n\r\n"
-    head, body = split(await talk(front_end.port, raw, MEGABYTE, MEGABYTE, MEGABYTE))
-    assert head.startswith(b"HTTP/1.1 507 ")
-    assert json.loads(body)["type"] == "urn:harmonyd:problem:storage-full"
-    assert (await ask(front_end.port, "POST", "/", b"{}")).status == 200
-
-
-@pytest_twisted.ensureDeferred
 async def test_a_silent_client_is_timed_out(serve: Any) -> None:
     """A client that stops in the middle of its request is hung up on."""
     front_end = await serve(route(measure), limits=LimitsConfig(request_timeout_secs=0.1))
     assert await talk(front_end.port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx") == b""
-
-
-@pytest_twisted.ensureDeferred
-async def test_the_body_is_closed_when_the_pipeline_does_not_read_it(serve: Any) -> None:
-    """A spooled file does not outlive its request."""
-    bodies: list[Any] = []
-
-    async def ignore(request: RequestEnvelope) -> ResponseEnvelope:
-        bodies.append(request.body)
-        return await say_hello(request)
-
-    front_end = await serve(route(ignore))
-    assert (await ask(front_end.port, "POST", "/", b"x" * 100_000, content_type="a/b")).status == 200
-    await front_end.stop()
-    assert bodies[0]._file.closed
 
 
 # --- connections ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -13,9 +12,8 @@ import psutil
 import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from web_kit import StreamBody, ask, route, say_hello, talk
+from web_kit import GET, StreamBody, ask, connected, route, say_hello, talk, until
 
 from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
@@ -32,14 +30,6 @@ def answering(chunks: AsyncIterator[bytes], length: int | None = None) -> Handle
         return ResponseEnvelope(body=StreamBody(chunks, length))
 
     return handle
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds; the test's deadline is the limit."""
-    from twisted.internet import reactor
-
-    while not condition():
-        await deferLater(reactor, 0.01)  # type: ignore[arg-type]
 
 
 async def failing(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -67,19 +57,6 @@ class Source:
                 yield CHUNK
         finally:
             self.was_ended = True
-
-
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def connected(port: int, request: bytes = GET, receive_buffer_bytes: int | None = None) -> socket.socket:
-    client = socket.socket()
-    if receive_buffer_bytes is not None:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-    client.settimeout(30)
-    client.connect(("127.0.0.1", port))
-    client.sendall(request)
-    return client
 
 
 @pytest_twisted.ensureDeferred

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from harmonyd.bodies import BytesBody
@@ -18,6 +19,7 @@ from harmonyd.services.base import HttpAnswer, HttpRequest
 from harmonyd.web.front_end import Route
 
 Handle = Callable[[RequestEnvelope], Awaitable[ResponseEnvelope]]
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class StreamBody:
@@ -124,3 +126,21 @@ def _talk(port: int, pieces: Sequence[bytes]) -> bytes:
 def talk(port: int, *pieces: bytes) -> Deferred[bytes]:
     """Send raw bytes and return all that comes back until the server closes."""
     return deferToThread(_talk, port, pieces)
+
+
+def connected(port: int, request: bytes = GET, receive_buffer_bytes: int | None = None) -> socket.socket:
+    client = socket.socket()
+    if receive_buffer_bytes is not None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+    client.settimeout(30)
+    client.connect(("127.0.0.1", port))
+    client.sendall(request)
+    return client
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds; the test's deadline is the limit."""
+    from twisted.internet import reactor
+
+    while not condition():
+        await deferLater(reactor, 0.01)  # type: ignore[arg-type]

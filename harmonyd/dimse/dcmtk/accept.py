@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,8 +61,8 @@ class Intake:
     quarantine_folder: Path
     arrived: set[str] = field(default_factory=set)
     """SOP Instance UIDs taken in."""
-    put_aside: list[str] = field(default_factory=list)
-    """Why each file that was not taken in is in quarantine; never a patient's data."""
+    put_aside: Counter[str] = field(default_factory=Counter)
+    """How many files that were not taken in are in quarantine, by reason; never a patient's data."""
     damaged: int = 0
     wanted: dict[str, frozenset[str]] = field(init=False)
 
@@ -83,7 +84,7 @@ class Intake:
             header = check_complete(path)
         except DamagedFile as damage:
             self.damaged += 1
-            self._aside(path, f"damaged: {damage.detail}")
+            self._aside(path, "damaged", damage.detail)
             return None
         if not self._is_wanted(header):
             self._aside(path, "not asked for")
@@ -113,6 +114,6 @@ class Intake:
             # Another file system (a backend's storage_dir).
             return Path(shutil.move(path, target))
 
-    def _aside(self, path: Path, reason: str) -> None:
-        quarantine(path, self.quarantine_folder, reason)
-        self.put_aside.append(reason)
+    def _aside(self, path: Path, reason: str, detail: str = "") -> None:
+        quarantine(path, self.quarantine_folder, f"{reason}: {detail}" if detail else reason)
+        self.put_aside[reason] += 1

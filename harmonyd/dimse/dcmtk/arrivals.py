@@ -15,8 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.inotify import IN_CLOSE_WRITE, IN_CREATE, INotify
 from twisted.python._inotify import INotifyError
+from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
 
 from harmonyd.dimse.errors import EngineFailed
@@ -46,6 +48,7 @@ class FolderWatch:
 
         Raises ``EngineFailed`` when the kernel gives no watch.
         """
+        self._reactor = reactor
         self._folder = folder
         self._on_file = on_file
         self._seen: set[str] = set()
@@ -84,7 +87,9 @@ class FolderWatch:
         """Stop watching; safe to call twice."""
         watch, self._inotify = self._inotify, None
         if watch is not None:
-            watch.loseConnection()
+            watch.stopReading()
+            # The kernel takes milliseconds to close an inotify descriptor.
+            self._reactor.callInThread(watch.connectionLost, Failure(ConnectionDone()))
 
     def _drain(self) -> None:
         """Read all that the kernel has queued: it says which files are still open."""

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,7 +105,17 @@ def raise_if_full(folder: Path) -> None:
     """Raise ``StorageFull`` when the file system of ``folder`` has no room left."""
     space = os.statvfs(folder)
     if space.f_bavail * space.f_frsize < FREE_FLOOR_BYTES or (space.f_files and space.f_favail == 0):
-        raise StorageFull("The disk is full; what the PACS sent could not be written", hint=_FULL_HINT)
+        raise storage_full()
 
 
-_FULL_HINT = "Free space under the storage path, or lower its retention."
+def says_cannot_write(lines: Iterable[str]) -> bool:
+    """Does a line of a DCMTK program's log say that a received object could not be written?"""
+    return any("annot write" in line for line in lines)
+
+
+def storage_full() -> StorageFull:
+    """Return the error for what could not be written."""
+    return StorageFull(
+        "The disk is full; what the PACS sent could not be written",
+        hint="Free space under the storage path, or lower its retention.",
+    )

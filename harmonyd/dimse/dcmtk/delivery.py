@@ -96,15 +96,15 @@ class DeliveryQueue:
 
     def _failed(self, path: Path, failures: int, error: Exception) -> None:
         self._failures += 1
-        due = self._clock.seconds() + wait_secs(failures)
-        heapq.heappush(self._put_off, (due, next(self._numbers), path, failures))
-        if not isinstance(error, HarmonydError):
+        wait = wait_secs(failures)
+        heapq.heappush(self._put_off, (self._clock.seconds() + wait, next(self._numbers), path, failures))
+        if not isinstance(error, HarmonydError | OSError):
             self._log.failure("an object could not be handed on, by our fault", child=self._name)
         self._log.error(
-            "an object received by {child} could not be handed on (attempt {failures}): {why}; {waiting} waiting",
+            "an object received by {child} could not be handed on: {why}; again in {wait:g} s ({waiting} waiting)",
             child=self._name,
-            failures=failures,
-            why=error.detail if isinstance(error, HarmonydError) else type(error).__name__,
+            why=_reason(error),
+            wait=wait,
             waiting=len(self),
         )
 
@@ -128,3 +128,9 @@ class DeliveryQueue:
         self._work()
         if self._worker is None:
             self._paused(None)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HarmonydError):
+        return error.detail
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.accept import quarantine
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.artifacts import says_cannot_write
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import MoveReceiver, OperationContext
 from harmonyd.dimse.waiting import until
@@ -43,6 +44,8 @@ class KeptReceiver:
         self.receiver = receiver
         self.folder = folder
         self.listener: Callable[[str], None] | None = None
+        self.write_failed = False
+        """The storescp has said that it could not write an object; whoever has the turn sets this back."""
         self._box = box
         self._quarantine = quarantine_folder
         self._watch = FolderWatch(box.reactor, folder, self._arrived, track_open=True)
@@ -55,7 +58,8 @@ class KeptReceiver:
             association_timeout_secs=300.0,
         )
         name, aet = f"incoming-{receiver.port}", receiver.destination_aet
-        spec = KeptSpec("storescp", name, tuple(command), receiver.port, aet, on_line=box.kept_line(f"storescp:{name}"))
+        self._told = box.kept_line(f"storescp:{name}")
+        spec = KeptSpec("storescp", name, tuple(command), receiver.port, aet, on_line=self._line)
         try:
             self.child: KeptChild = box.supervisor.keep(spec)
         except Exception:
@@ -85,6 +89,12 @@ class KeptReceiver:
 
     def close(self) -> None:
         self._watch.close()
+
+    def _line(self, line: bytes) -> None:
+        if says_cannot_write([line.decode("utf-8", "replace")]):
+            self.write_failed = True
+        if self._told is not None:
+            self._told(line)
 
     def _arrived(self, name: str) -> None:
         self._watch.forget(name)
@@ -134,7 +144,7 @@ class Receivers:
         A move that was asked for before is still served, if need be by a receiver that is opened for it alone.
         """
         self._wanted = wanted
-        for port in self._kept:
+        for port in list(self._kept):
             lock = self._locks.setdefault(port, DeferredLock())
             self._in_background(self._settle_in_turn(port, lock))
 
@@ -183,6 +193,7 @@ class Receivers:
                 kept = await self.open(receiver)
                 await self._until_ready(kept.child, op)
                 await kept.put_aside_rest()
+                kept.write_failed = False
             else:
                 await self._box.in_thread(_require_free, receiver.port)
             yield kept

@@ -16,7 +16,7 @@ from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
 from harmonyd.dimse.dcmtk.streams import ToolStream, ahead
 from harmonyd.dimse.engine import Instance, MoveReceiver, OperationContext, Outcome, Query, RemoteNode
-from harmonyd.dimse.errors import EngineFailed
+from harmonyd.dimse.errors import DimseFailure
 
 _log = Logger()
 
@@ -87,7 +87,7 @@ def move(
                     async with aclosing(_instances(box, run, intake, source, sweep)) as instances:
                         async for instance in instances:
                             yield instance
-                _conclude(stream, run, intake, "move", remote)
+                _conclude(stream, run, intake, "move", remote, could_write=kept is None or not kept.write_failed)
             finally:
                 await run.close()
                 stream.debug = _debug(command, run, op)
@@ -105,18 +105,31 @@ async def _instances(
                 yield instance
 
 
-def _conclude(stream: ToolStream[Instance], run: ToolRun, intake: Intake, operation: str, remote: RemoteNode) -> None:
+def _conclude(
+    stream: ToolStream[Instance],
+    run: ToolRun,
+    intake: Intake,
+    operation: str,
+    remote: RemoteNode,
+    *,
+    could_write: bool = True,
+) -> None:
+    """Fill in the outcome, or raise what went wrong. Our own full disk comes first: a PACS only says that it failed."""
     assert run.record is not None
     assert stream.folder is not None
-    outcome = verdict.final_outcome(operation, f"C-{operation.upper()} RSP", run.log, run.record, remote)
-    stream.outcome = outcome
-    if intake.damaged:
+    if not could_write or artifacts.says_cannot_write(run.log.complaints):
+        raise artifacts.storage_full()
+    try:
+        outcome = verdict.final_outcome(operation, f"C-{operation.upper()} RSP", run.log, run.record, remote)
+    except DimseFailure:
         artifacts.raise_if_full(stream.folder)
+        raise
+    stream.outcome = outcome
     _reconcile(outcome, intake)
+    if not outcome.complete:
+        artifacts.raise_if_full(stream.folder)
     if operation == "get" and outcome.suboperations is not None and outcome.suboperations.failed:
         outcome.warnings.append("a get takes uncompressed instances only; a move takes all as the PACS has them")
-    if outcome.complete and not intake.arrived and any("write" in line.lower() for line in run.log.complaints):
-        raise EngineFailed("; ".join(run.log.complaints[-3:]))
 
 
 def _reconcile(outcome: Outcome, intake: Intake) -> None:
@@ -140,9 +153,9 @@ def _reconcile(outcome: Outcome, intake: Intake) -> None:
     if intake.damaged:
         outcome.incomplete(f"{intake.damaged} received files were damaged and are in quarantine")
     if intake.put_aside and not arrived and outcome.complete:
-        outcome.incomplete(f"{len(intake.put_aside)} instances arrived, but none that was asked for")
-    for reason in sorted(set(intake.put_aside)):
-        outcome.warnings.append(f"{intake.put_aside.count(reason)} received files put in quarantine: {reason}")
+        outcome.incomplete(f"{intake.put_aside.total()} instances arrived, but none that was asked for")
+    for reason, count in sorted(intake.put_aside.items()):
+        outcome.warnings.append(f"{count} received files put in quarantine: {reason}")
 
 
 async def _keep_debug(box: Toolbox, storage: Path, debug: dict[str, object]) -> None:

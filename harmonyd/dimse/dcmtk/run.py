@@ -52,10 +52,10 @@ class Toolbox:
 
     @contextmanager
     def query_on_disk(self, op: OperationContext, query: Query) -> Iterator[Path]:
-        """The query as a file for a tool's command line; removed afterwards."""
+        """The query as a file for a tool's command line; removed afterwards. Raises OSError."""
         path = self.scratch / f"query_{op.id}.dcm"
-        path.write_bytes(query_file.query_bytes(query))
         try:
+            path.write_bytes(query_file.query_bytes(query))
             yield path
         finally:
             path.unlink(missing_ok=True)

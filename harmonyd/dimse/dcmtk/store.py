@@ -56,10 +56,10 @@ async def _run(
 ) -> tuple[ToolRun, DeadlinePassed | None]:
     """The run, over; and the deadline's error when that ended it, for some files may have been stored by then."""
     profile = box.scratch / f"profile_{op.id}_{number}.cfg"
-    profile.write_text(association_profile(headers), encoding="ascii")
     run = ToolRun(box, op, folder=None)
     late = None
     try:
+        profile.write_text(association_profile(headers), encoding="ascii")
         await run.start(argv.storescu(box.tools["storescu"].path, box.log_config, remote, profile, files))
         await run.finish()
     except DeadlinePassed as error:

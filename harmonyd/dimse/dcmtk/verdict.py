@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
@@ -83,14 +84,8 @@ def failure_status(operation: str, response: Response, remote: RemoteNode) -> Di
         f"C-{operation.upper()} at {_node(remote)}", status, dimse_status.text(operation, status), response.comment
     )
     error.hint = _status_hint(operation, status)
-    counters = response.suboperations
-    if counters != SubOperations():
-        error.extra["suboperations"] = {
-            "completed": counters.completed,
-            "failed": counters.failed,
-            "warning": counters.warning,
-            "remaining": counters.remaining,
-        }
+    if response.suboperations != SubOperations():
+        error.extra["suboperations"] = asdict(response.suboperations)
     return error
 
 

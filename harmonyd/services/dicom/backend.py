@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -193,9 +194,11 @@ class DicomBackend:
             first = await anext(aiter(stream), None)
             if first is None and operation != "find":
                 _raise_for_nothing(operation, stream)
-        except BaseException as error:
-            await stream.aclose()
-            await closed(failed(error))
+        except Exception as error:
+            try:
+                await stream.aclose()
+            finally:
+                await closed(failed(error))
             if isinstance(error, HarmonydError) and stream.debug is not None and _debugging():
                 error.extra["debug"] = stream.debug
             raise
@@ -248,10 +251,6 @@ def _raise_for_nothing(operation: str, stream: OperationStream[T]) -> None:
         dimse_status=f"0x{outcome.status:04X}" if outcome.status else None,
         dimse_status_text=outcome.status_text if outcome.status else None,
         dimse_comment=outcome.comment,
-        suboperations=None if outcome.suboperations is None else {
-            "completed": outcome.suboperations.completed,
-            "failed": outcome.suboperations.failed,
-            "warning": outcome.suboperations.warning,
-            "remaining": outcome.suboperations.remaining,
-        },
+        suboperations=None if outcome.suboperations is None else asdict(outcome.suboperations),
+        warnings=outcome.warnings or None,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,18 @@ async def store_request(
     op: OperationContext,
     storage: Path,
     in_thread: InThread,
+    now: Callable[[], float] = time.monotonic,
 ) -> FixedResults:
-    """Store what the body holds. Raises ``BadRequest`` for a part that is not DICOM, ``DimseFailure`` if all failed."""
+    """Store what the body holds, once all of it is there: a slow client holds no association, and uses up no deadline.
+
+    Raises ``BadRequest`` for a part that is not DICOM, ``DimseFailure`` if all failed.
+    """
     folder = storage / f"dcmtk_store_{op.id}"
     await in_thread(lambda: folder.mkdir(parents=True))
     try:
+        began = now()
         files = await _files(request, folder, in_thread)
+        op = replace(op, deadline=op.deadline + now() - began)
         await in_thread(_check, files)
         stored = await _store(engine.store(remote, files, op))
     finally:
@@ -113,3 +121,6 @@ def _check(files: list[Path]) -> None:
         for what, uid in (("SOP Class", header.sop_class_uid), ("Transfer Syntax", header.transfer_syntax_uid)):
             if not is_uid(uid):
                 raise BadRequest(f"Object {number} of {len(files)}: its {what} UID is missing, or no UID")
+        if not header.sop_instance_uid.isprintable():
+            # It comes back in the log of storescu, where a line break would begin a line of its own.
+            raise BadRequest(f"Object {number} of {len(files)}: its SOP Instance UID has control characters")

@@ -1,5 +1,9 @@
 """The backend half of ``http``: forwards a request to another HTTP server, bodies streamed both ways.
 
+A body is sent on while it arrives, with its length where the client told it and in chunks where not. An answer that
+overtakes its request is passed on at once only if it came as a whole in one piece, as errors do; Twisted's client holds
+any other one back until the request is sent.
+
 The path after the endpoint's prefix is appended to ``base_url``. It is encoded anew from its decoded form, so that what
 middleware looked at is what the upstream server gets. Redirects are passed on, not followed. The values of a response
 field that occurs several times are joined with a comma.
@@ -84,15 +88,20 @@ class HttpBackend:
     async def _exchange(self, request: RequestEnvelope, url: bytes, deadline: float) -> Any:
         producer = None if request.body.length == 0 else BodyProducer(request.body)
         waiting = self._agent.request(_method(request), url, _to_send(request), producer)
-        waiting.addTimeout(max(0.0, deadline - self._reactor.seconds()), self._reactor, self._too_late)
+        waiting.addTimeout(
+            max(0.0, deadline - self._reactor.seconds()), self._reactor, lambda *_: self._too_late(producer)
+        )
         try:
-            return await waiting
+            response = await waiting
         except ConnectingCancelledError as error:
             raise CancelledError from error
         except (ConnectError, DNSLookupError) as error:
             raise self._unreachable(error) from error
         except (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed) as error:
             raise self._failed(error) from error
+        if producer is not None:
+            producer.abandon()
+        return response
 
     def _deadline(self, request: RequestEnvelope) -> float:
         ours: float = self._reactor.seconds() + self._options.operation_timeout_secs
@@ -132,7 +141,13 @@ class HttpBackend:
             backend=self.name,
         )
 
-    def _too_late(self, _result: object, _timeout: float) -> NoReturn:
+    def _too_late(self, producer: BodyProducer | None) -> NoReturn:
+        if producer is not None and not producer.is_sent:
+            raise DeadlinePassed(
+                f"The body of the request was not sent to the server of backend {self.name} in time.",
+                hint="The client sends slowly, or the server reads slowly; operation_timeout_ms is for all of it.",
+                backend=self.name,
+            )
         raise DeadlinePassed(f"The server of backend {self.name} did not answer in time.", backend=self.name)
 
 

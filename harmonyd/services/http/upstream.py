@@ -30,13 +30,17 @@ class BodyProducer:
     def __init__(self, body: Body) -> None:
         self.length: Any = UNKNOWN_LENGTH if body.length is None else body.length
         self._body = body
+        self._consumer: Any = None
         self._gate: Deferred[None] | None = None
         self._job: Deferred[None] | None = None
         self._stopped = False
+        self.is_sent = False
+        """Whether all of it was handed over."""
 
     def startProducing(self, consumer: Any) -> Deferred[None]:
         """Write the body to ``consumer``. Cancelling the Deferred stops it."""
         finished: Deferred[None] = Deferred(lambda _: self._cancel())
+        self._consumer = consumer
         self._job = Deferred.fromCoroutine(self._copy(consumer))
         self._job.addBoth(self._end, finished)
         return finished
@@ -57,11 +61,22 @@ class BodyProducer:
         self._stopped = True
         self._cancel()
 
+    def abandon(self) -> None:
+        """Drop the connection if the server gave its whole answer before it got the whole body."""
+        if self._job is None or self._stopped or self._job.called:
+            return
+        self.stopProducing()
+        # Twisted only closes it once what was written is read. Its two wrappers name what they wrap like this.
+        transport = getattr(self._consumer, "transport", None) or getattr(self._consumer, "_consumer", None)
+        if transport is not None:
+            transport.abortConnection()
+
     async def _copy(self, consumer: Any) -> None:
         async for chunk in self._body.chunks():
             while self._gate is not None:
                 await self._gate
             consumer.write(chunk)
+        self.is_sent = True
 
     def _cancel(self) -> None:
         if self._job is not None:
