@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -11,6 +12,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from harmonyd import config as configuration
 from harmonyd.config.model import Config
 from harmonyd.control.management import Management
 from harmonyd.control.server import ControlServer
@@ -37,8 +39,8 @@ STOP_MARGIN_SECS = 45.0
 class Daemon:
     """One daemon, from a validated configuration. ``tools`` is None when the configuration has no DICOM in it.
 
-    ``load`` reads the configuration again. ``notifier`` tells the service manager how it is; without one nobody is
-    told.
+    ``load`` reads the configuration again, by default from where it came from. ``notifier`` tells the service manager
+    how it is; without one nobody is told.
     """
 
     _log = Logger()
@@ -48,7 +50,7 @@ class Daemon:
         config: Config,
         reactor: Any,
         tools: Mapping[str, Tool] | None,
-        load: Callable[[], Config],
+        load: Callable[[], Config] | None = None,
         notifier: Notifier | None = None,
     ) -> None:
         self.config = config
@@ -62,6 +64,7 @@ class Daemon:
             reactor, notifier or Notifier(None), self.supervisor, config.supervision.startup_deadline_secs
         )
         self.health = Health()
+        load = load or partial(configuration.load, config.path)
         self._reloader = ConfigReloader(
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
         )
@@ -146,16 +149,17 @@ class Daemon:
         await self._reloader.close()
         if self._retention.running:
             self._retention.stop()
+        parts = self._parts
         self.manager.step(f"requests and inbound associations have up to {grace_secs:g} s to end")
-        serving = [front_end.stop for front_end in self._parts.front_ends]
-        await self._all([*serving, lambda: self._associations_end(grace_secs)])
+        front_ends = [front_end.stop for front_end in parts.front_ends]
+        await self._all([*front_ends, partial(self._associations_end, grace_secs)])
         self.manager.step("receivers hand on what they have")
-        await self._all(endpoint.stop for endpoint in self._parts.dicom_endpoints)
-        await self._all(backend.stop for backend in self._parts.all_backends)
+        await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
+        await self._all(backend.stop for backend in parts.all_backends)
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
-        if self._parts.engine is not None:
-            self._parts.engine.close()
+        if parts.engine is not None:
+            parts.engine.close()
         await self._all([self._control.stop])
         self.manager.close()
         self._lock.release()

@@ -90,6 +90,7 @@ def _run_reactor(
         daemon = Daemon(config, reactor, tools, load, notifier)
     except HarmonydError as error:
         complain(error)
+        notifier.status(f"Cannot start: {error.detail}")
         return EXIT_FAILED
     except OSError as error:
         say(f"harmonyd: cannot use the storage path {config.storage.path}: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
@@ -38,7 +37,7 @@ def make(started_reactor: Any, tmp_path: Path) -> Iterator[Make]:
             backends={"echo": {"service": "echo"}},
             sections={"storage": {"options": {"path": str(tmp_path / "storage")}}},
         )
-        made.append(Daemon(configuration.load(path), started_reactor, None, lambda: configuration.load(path)))
+        made.append(Daemon(configuration.load(path), started_reactor, None))
         return made[-1]
 
     yield one
@@ -102,7 +101,7 @@ async def test_stops_the_rest_when_a_part_fails(make: Make, logged_failures: Log
     """A part that fails to stop is logged, and keeps neither the others running nor the lock taken."""
     broken = make()
     await broken.start()
-    broken._parts = dataclasses.replace(broken._parts, endpoints={"broken": BrokenPart()})  # type: ignore[dict-item]
+    broken._parts.endpoints["broken"] = BrokenPart()  # type: ignore[assignment]
     await broken.stop()
     assert len(logged_failures.flush(RuntimeError)) == 1
     await make().start()

@@ -74,14 +74,13 @@ class Host:
 
     def until_told(self, what: str, act: Any) -> str:
         """Do something, and wait for the line in the log that tells of its end; the rest of that line."""
-        before = len(self.told())
+        before = len(self._told())
         act()
-        kind, rest = wait_until(lambda: self.told()[before:], f"the reload ends:\n{self.daemon.log}", 30.0)[0]
+        kind, rest = wait_until(lambda: self._told()[before:], f"the reload ends:\n{self.daemon.log}", 30.0)[0]
         assert kind == what, f"{kind}{rest}"
         return rest
 
-    def told(self) -> list[tuple[str, str]]:
-        """How each reload ended, in order: the kind, and the rest of its line."""
+    def _told(self) -> list[tuple[str, str]]:
         found = re.findall(f"({TAKEN_OVER}|{REFUSED})(.*)", self.daemon.log)
         return [(kind, re.sub('["} ]*$', "", rest)) for kind, rest in found]
 

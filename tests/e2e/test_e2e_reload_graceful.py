@@ -204,8 +204,8 @@ def test_received_objects_are_handed_on(hosts: Callable[..., Host], tmp_path: Pa
             host.reload(backends={"pacs": node(peer)}, endpoints=endpoints)
             assert host.pid("storescp:receive")
         wait_until(lambda: peer.events("stored"), "the object arrives", 30.0)
-    assert not list((host.folder / "tmp" / "spool" / "receive" / "incoming").iterdir())
-    wait_until(lambda: not list((host.folder / "tmp" / "spool" / "receive" / "ready").iterdir()), "nothing is left")
+        spool = host.folder / "tmp" / "spool" / "receive"
+        wait_until(lambda: not [path for path in spool.rglob("*") if path.is_file()], "nothing is left")
 
 
 # --- moves

@@ -90,7 +90,7 @@ async def test_a_drained_front_end_answers_what_runs(serve: Any) -> None:
     answer = deferToThread(ask, client)
     await gate.reached
     drained = Deferred.fromCoroutine(front_end.drain())
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(ConnectionError):  # refused, or reset when it came just before
         await deferToThread(ask, http.client.HTTPConnection("127.0.0.1", port, timeout=30))
     assert not drained.called
     gate.open.callback(None)

@@ -144,7 +144,7 @@ class Receivers:
         A move that was asked for before is still served, if need be by a receiver that is opened for it alone.
         """
         self._wanted = wanted
-        for port in self._kept:
+        for port in list(self._kept):
             lock = self._locks.setdefault(port, DeferredLock())
             self._in_background(self._settle_in_turn(port, lock))
 
