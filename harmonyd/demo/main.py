@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 
+from harmonyd.config.model import Config
 from harmonyd.daemon.daemon import Daemon
 from harmonyd.daemon.process import EXIT_FAILED, EXIT_OK, run
 from harmonyd.demo import screen
 from harmonyd.demo.questions import Question, Reply, ask, curl, questions
-from harmonyd.demo.setting import DemoFailed, Setting, prepare, setting_of, shown_path
+from harmonyd.demo.setting import DemoFailed, Setting, prepare, setting_of, shown_path, with_log_file
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, read_header
 from harmonyd.errors import HarmonydError
 from harmonyd.supervision.api import KeptChild, KeptSpec
@@ -28,13 +29,21 @@ T = TypeVar("T")
 def demo(config_path: Path, *, once: bool) -> int:
     """Run the demo; return the exit status: with ``once``, 0 only when all four answers came and were right."""
     asked: list[int] = []
+    is_running = False
+
+    def adapt(config: Config) -> Config:
+        # When it is read again, the demo runs: its ports are taken by itself.
+        nonlocal is_running
+        adapted = with_log_file(config) if is_running else prepare(config)
+        is_running = True
+        return adapted
 
     async def main(daemon: Daemon, reactor: Any) -> int | None:
         status = await _perform(_Stage(daemon, reactor), once=once)
         asked.append(status)
         return status if once or status else None
 
-    status = run(config_path, main, prepare)
+    status = run(config_path, main, adapt)
     return status or (EXIT_FAILED if once and not asked else EXIT_OK)
 
 

@@ -82,7 +82,7 @@ def prepare(config: Config) -> Config:
         if time.monotonic() > give_up:
             raise DemoFailed("\n".join(taken))
         time.sleep(0.05)
-    return _with_log_file(config)
+    return with_log_file(config)
 
 
 def _ports(config: Config, setting: Setting) -> Iterator[Finding]:
@@ -97,7 +97,7 @@ def _end_leftovers(config: Config) -> None:
         return  # the daemon will say so when it matters
 
 
-def _with_log_file(config: Config) -> Config:
+def with_log_file(config: Config) -> Config:
     """The log goes beside the children's, so that questions and answers stay readable; not when it was asked for."""
     if config.logging.file is not None or os.environ.get(VERBOSE_VARIABLE) == "1":
         return config

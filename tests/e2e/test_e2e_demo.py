@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def test_the_printed_commands_work_when_pasted(staying: RunningDemo, tmp_path: P
     assert json.loads(pasted(ready, tmp_path))["status"] == "ready"
     for text in (f'"count": {found["count"]}', f'"file_count": {counts[0]}'):
         assert text in staying.output
+
+
+def test_the_configuration_can_be_read_again(staying: RunningDemo) -> None:
+    """``supervisorctl reread`` of a demo that runs does not stumble over the demo's own ports."""
+    socket = staying.example.storage / "run" / "control.sock"
+    command = [sys.executable, "-m", "supervisor.supervisorctl", "-s", f"unix://{socket}", "reread"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=staying.cwd)
+    assert (said.returncode, said.stdout.strip()) == (0, "No config updates to processes")
 
 
 def test_samples_of_the_developer_are_in_the_pacs(staying: RunningDemo) -> None:
