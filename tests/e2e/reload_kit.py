@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -113,7 +114,11 @@ class Host:
     def descriptors(self) -> list[str]:
         """What the daemon has open, by name; numbers that differ from run to run left out."""
         folder = Path(f"/proc/{self.daemon.pid}/fd")
-        return sorted(re.sub(r"\d+", "", path.readlink().name) for path in folder.iterdir())
+        names = []
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                names.append(re.sub(r"\d+", "", path.readlink().name))
+        return sorted(names)
 
     def processes(self) -> list[str]:
         """Names of the processes below the daemon."""

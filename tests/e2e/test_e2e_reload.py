@@ -227,7 +227,7 @@ def test_twenty_reloads_leave_nothing(host: Host) -> None:
         change(number)
     assert host.status("/path19/x") == 200
     assert set(host.children()) == {"storescp:receive", "storescp:also19"}
-    assert host.processes() == processes
+    wait_until(lambda: host.processes() == processes, f"{host.processes()} is {processes}")
     wait_until(lambda: host.descriptors() == descriptors, f"{host.descriptors()} is {descriptors}")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -128,16 +126,6 @@ def test_reload_restarts_in_place(hosts: Callable[..., Host]) -> None:
     assert host.socket.stat().st_mode & 0o777 == 0o600
     names = {process.name() for process in host.daemon.children()}
     assert len(host.daemon.children()) == 2, names
-
-
-def test_a_stop_while_it_restarts(hosts: Callable[..., Host]) -> None:
-    """SIGTERM after ``supervisorctl reload``: whoever wants it to end is obeyed."""
-    host = hosts(endpoints={"receive": scp(free_port())})
-    host.daemon.children()
-    ctl_of(host)("reload")
-    os.kill(host.daemon.pid, signal.SIGTERM)
-    assert host.daemon.wait_exit() in (0, -signal.SIGTERM)
-    host.daemon.assert_nothing_left()
 
 
 def test_what_systemd_is_told(hosts: Callable[..., Host], tmp_path: Path) -> None:
