@@ -92,6 +92,28 @@ class SupervisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SpoolConfig:
+    """``[spool]``: what was received and is not delivered yet. It is never cleaned by retention."""
+
+    min_free_bytes: int = 1000 * 1000**2
+    """Less free space under the storage path than this, and nothing more is accepted."""
+    ballast_bytes: int = 64 * 1000**2
+    """A file that is given up when space runs out under way, so that what is being received still fits; 0: none."""
+    max_waiting: int = 1_000_000
+    """Objects waiting; more, and nothing more is accepted."""
+    max_waiting_bytes: int = 0
+    """Size of the objects waiting; 0: only the free space limits it."""
+    max_attempts: int = 10
+    """How often a backend that answers may refuse an object before it is put in quarantine."""
+    give_up_after_secs: float = 7 * 24 * 3600.0
+    """How long an object is tried at all, whatever the reason is that it does not arrive."""
+    retry_max_secs: float = 300.0
+    """Longest wait before an object, or a backend that is away, is tried again."""
+    max_unasked_bytes: int = 1000**3
+    """Quarantine for what a PACS delivered and nobody had asked for; above that it is refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class ControlConfig:
     """``[control]``: where ``supervisorctl`` connects. Without an address there is no TCP port."""
 
@@ -138,6 +160,14 @@ class DicomEndpointOptions:
     port: int = 11112
     max_pdu: int = 65536
     store_scp: str = "persistent"
+    """"persistent" or "per-association"; the four below need the second."""
+    allowed_calling_aets: tuple[str, ...] = ()
+    """Empty: any."""
+    max_associations: int = 50
+    max_associations_per_peer: int = 20
+    association_timeout_secs: float = 300.0
+    in_order: bool = False
+    """Deliver the objects of a study in the order in which they arrived."""
     storage_dir: Path | None = None
     """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
 
@@ -152,7 +182,7 @@ class DicomBackendOptions:
     local_aet: str = "HARMONY_SCU"
     engine: str = "dcmtk"
     store_scp: str = "persistent"
-    """"persistent" or "transient" (``persistent_store_scp`` true or false)."""
+    """"persistent" or "transient" (``persistent_store_scp`` true or false), or "per-association"."""
     incoming_store_port: int = 11123
     incoming_store_port_set: bool = False
     """True when the file names it: the receiver then starts with the daemon, else with the first move."""
@@ -180,12 +210,19 @@ class HttpBackendOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageBackendOptions:
+    """A folder that objects are kept in."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class EchoOptions:
     """The echo backend has no options."""
 
 
 EndpointOptions = HttpEndpointOptions | DicomEndpointOptions
-BackendOptions = DicomBackendOptions | HttpBackendOptions | EchoOptions
+BackendOptions = DicomBackendOptions | HttpBackendOptions | StorageBackendOptions | EchoOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +273,7 @@ class Config:
     limits: LimitsConfig = LimitsConfig()
     logging: LoggingConfig = LoggingConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+    spool: SpoolConfig = SpoolConfig()
     control: ControlConfig = ControlConfig()
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

@@ -7,7 +7,7 @@ association.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -56,7 +56,7 @@ class MoveReceiver:
     """Who receives what a C-MOVE delivers."""
 
     store_scp: str
-    """"persistent" or "transient"."""
+    """"persistent", "per-association" or "transient"."""
     destination_aet: str
     port: int
 
@@ -134,6 +134,31 @@ class Instance:
     sop_instance_uid: str
     transfer_syntax_uid: str
     size_bytes: int
+    study_instance_uid: str = ""
+    """Empty where the data set has none."""
+    series_instance_uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Association:
+    """An inbound association, as far as its receiver knows it."""
+
+    id: str
+    """UUID in hex; joins log lines about what came over it."""
+    called_aet: str
+    calling_aet: str
+    peer: str = ""
+    """IP address of the caller; empty where the receiver cannot know it (a storescp that listens itself)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One object that was received and acknowledged: the file is complete, but not durable yet."""
+
+    instance: Instance
+    association: Association
+    move_originator_aet: str = ""
+    """Move Originator Application Entity Title (0000,1030); empty where there was none, or it cannot be known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +182,13 @@ class StoreScpConfig:
     port: int
     max_pdu: int = 65536
     association_timeout_secs: float = 300.0
+    store_scp: str = "persistent"
+    """"persistent" or "per-association"; what follows is enforced by the second only."""
+    allowed_calling_aets: tuple[str, ...] = ()
+    """Empty: any."""
+    max_associations: int = 50
+    max_associations_per_peer: int = 20
+    """From one IP address."""
 
 
 ItemT = TypeVar("ItemT", covariant=True)
@@ -178,30 +210,52 @@ class OperationStream(Protocol[ItemT]):
         ...
 
 
+class Admission(Protocol):
+    """Whether more can be received at all: room on the disk, and in the queue."""
+
+    def refusal(self) -> str | None:
+        """Why no association may be accepted now, for people; None when it may. Cheap, never blocks."""
+        ...
+
+    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have ``changed`` called whenever ``refusal`` begins or ceases to refuse; returns what ends that."""
+        ...
+
+
 class StoreScp(Protocol):
     """A running receiver for inbound C-STORE."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Offer what an earlier run left in the receiving folders, then receive."""
+        ...
 
     async def stop(self) -> None: ...
 
     async def pause(self) -> None:
-        """Receive nothing any more; returns when the port is free. What was received is handed on all the while."""
+        """Receive nothing any more; returns when the port is free. What was received is still offered."""
         ...
 
     async def resume(self, config: StoreScpConfig) -> None:
         """Receive again, as ``config`` says from now on; its name must be the old one."""
         ...
 
-    async def handed_on(self) -> None:
-        """Return when nothing that was received is left to hand on."""
+    async def taken(self) -> None:
+        """Return when the handler has taken all that was received."""
         ...
 
 
 class ObjectHandler(Protocol):
-    """Called once for each received object; when it raises, the object stays and is offered again later."""
+    """Takes over received files, a batch at a time.
 
-    async def __call__(self, instance: Instance, calling_aet: str | None) -> None: ...
+    When it returns, each object is durable and no longer where it was. When it raises, what still lies there is offered
+    again later.
+    """
+
+    async def __call__(self, arrivals: Sequence[Arrival]) -> None: ...
+
+    async def damaged(self, path: Path, association: Association, reason: str) -> None:
+        """An acknowledged object is not whole: put the file aside, and raise the alarm."""
+        ...
 
 
 class Engine(Protocol):
@@ -231,8 +285,8 @@ class Engine(Protocol):
         """C-STORE of Part 10 files, one result each (PS3.4 Annex B)."""
         ...
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler) -> StoreScp:
-        """A receiver that hands each complete object to ``handler``."""
+    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+        """A receiver that hands complete objects to ``handler``, and accepts nothing while ``admission`` refuses."""
         ...
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:

@@ -1,0 +1,186 @@
+"""What the rest of harmonyd sees of the spool: entries in, deliveries out.
+
+An entry is ours from the moment ``Spool.take`` returns: its file is on disk (fsync'd), and so is the journal's line
+that says where it goes. It stays until each of its backends has it, was told to be left out, or somebody discarded it.
+The spool knows neither DICOM nor HTTP: what an object is stands in its ``metadata``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+
+class EntryState(StrEnum):
+    """Of an entry at one backend."""
+
+    WAITING = "WAITING"
+    """For its first attempt, or the next one."""
+    QUARANTINED = "QUARANTINED"
+    """Given up; ``retry`` makes it WAITING again."""
+    DAMAGED = "DAMAGED"
+    """It failed its check: there is nothing to deliver."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """A file to take over. ``metadata`` holds at least ``sop_instance_uid`` and ``study_instance_uid`` (may be "")."""
+
+    path: Path
+    size_bytes: int
+    metadata: Mapping[str, str]
+    request_id: str
+    """Correlation id; made by whoever received it, it stays with the object to its last delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object in the spool."""
+
+    id: int
+    endpoint: str
+    path: Path
+    size_bytes: int
+    received_at: float
+    """Seconds since the epoch."""
+    metadata: Mapping[str, str]
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The backend has it, or middleware left this backend out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It did not arrive."""
+
+    reason: str
+    """For people; never patient data."""
+    is_away: bool = False
+    """The backend as a whole cannot be reached or used now: no other object would fare better."""
+
+
+Result = Delivered | Failed
+
+
+class Deliverer(Protocol):
+    """Delivers the entries of one endpoint."""
+
+    def backends(self) -> Mapping[str, int]:
+        """By name, the backends that the endpoint's pipeline has now, and how many entries fit one ``deliver``."""
+        ...
+
+    async def deliver(self, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
+        """Deliver these to one backend; one result each, in order. Anything it raises counts as failed for all.
+
+        Cancelled when the spool stops; what was not answered then is delivered again later.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryInfo:
+    """Where an entry is with one backend."""
+
+    backend: str
+    state: EntryState
+    attempts: int
+    next_attempt_at: float | None
+    """Seconds since the epoch."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """An entry for people."""
+
+    entry: Entry
+    deliveries: tuple[DeliveryInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSummary:
+    """Of the entries of an endpoint that one backend does not have."""
+
+    endpoint: str
+    backend: str
+    waiting: int
+    quarantined: int
+    oldest_received_at: float | None
+    away_reason: str = ""
+    """Why the backend is not tried now; empty when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The whole spool."""
+
+    entries: int
+    bytes: int
+    damaged: int
+    backends: tuple[BackendSummary, ...]
+    refusal: str | None
+    """Why nothing is accepted now."""
+
+
+class Admission(Protocol):
+    """Also ``dimse.engine.Admission``."""
+
+    def refusal(self) -> str | None: ...
+
+    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]: ...
+
+
+class Spool(Protocol):
+    """The durable queue between receivers and backends. One for a daemon."""
+
+    admission: Admission
+
+    async def start(self) -> None:
+        """Open the journal and set right what a crash left. Before any receiver looks through its folders."""
+        ...
+
+    async def stop(self) -> None:
+        """End deliveries; what is not done stays on disk."""
+        ...
+
+    async def take(self, endpoint: str, entries: Sequence[NewEntry], backends: Sequence[str]) -> None:
+        """Make these durable and queue them for each backend. When it raises (OSError, StorageFull), none is taken."""
+        ...
+
+    async def put_aside(self, endpoint: str, entry: NewEntry, reason: str) -> None:
+        """Take over a damaged file: DAMAGED, visible, delivered nowhere."""
+        ...
+
+    def attach(self, endpoint: str, deliverer: Deliverer, *, in_order: bool) -> None:
+        """Deliver the endpoint's entries with this from now on. ``in_order``: a study's objects as they came."""
+        ...
+
+    async def detach(self, endpoint: str) -> None:
+        """Deliver nothing of this endpoint any more; returns when no delivery of it runs."""
+        ...
+
+    async def emptied(self, endpoint: str) -> None:
+        """Return when nothing of this endpoint waits (what is in quarantine does not count)."""
+        ...
+
+    async def summary(self) -> Summary: ...
+
+    async def entries(
+        self, *, state: EntryState | None = None, endpoint: str | None = None, after: int = 0, limit: int = 100
+    ) -> list[EntryInfo]:
+        """In the order of their arrival; ``after``: the last id already seen."""
+        ...
+
+    async def retry(self, ids: Sequence[int] | None = None) -> int:
+        """Try these now (None: all that wait or are in quarantine); returns how many deliveries that concerns."""
+        ...
+
+    async def discard(self, ids: Sequence[int]) -> int:
+        """Remove these for good; returns how many there were."""
+        ...
