@@ -18,6 +18,7 @@ from harmonyd.config.model import (
     EndpointOptions,
     HttpBackendOptions,
     HttpEndpointOptions,
+    StorageBackendOptions,
 )
 
 _T = TypeVar("_T")
@@ -85,6 +86,13 @@ def _http_backend(section: Section, base: Path) -> BackendOptions:
     return options
 
 
+def _storage_backend(section: Section, base: Path) -> BackendOptions:
+    section.require("path")
+    folder = section.text("path", "", checks.path)
+    section.finish()
+    return StorageBackendOptions((base / folder).resolve())
+
+
 def _echo_backend(section: Section, base: Path) -> BackendOptions:
     section.ignore(["path_prefix"], "an echo backend answers every path")
     section.finish()
@@ -98,6 +106,7 @@ _ENDPOINTS: Mapping[str, _Parser[EndpointOptions]] = {
 }
 _BACKENDS: Mapping[str, _Parser[BackendOptions]] = {
     "http": _http_backend,
+    "storage": _storage_backend,
     "echo": _echo_backend,
     "dicom": dicom.backend_options,
 }

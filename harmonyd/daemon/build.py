@@ -20,11 +20,16 @@ from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.inbound import DicomEndpoint
+from harmonyd.services.storage import StorageBackend
+from harmonyd.spool.api import Spool
 from harmonyd.supervision.api import Supervisor
 from harmonyd.telemetry.health import Health
 from harmonyd.web.front_end import HttpFrontEnd
 from harmonyd.web.management import management_route
 from harmonyd.web.route import Route
+
+KEPT = "received"
+"""Name of the backend that keeps the objects of a pipeline without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +97,19 @@ class Builder:
     """Makes parts, and starts none. ``management``: what the management API tells, where that is enabled."""
 
     def __init__(
-        self, reactor: Any, supervisor: Supervisor, health: Health, folders: Folders, management: Mapping[str, Document]
+        self,
+        reactor: Any,
+        supervisor: Supervisor,
+        health: Health,
+        folders: Folders,
+        spool: Spool,
+        management: Mapping[str, Document],
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
         self._health = health
         self._folders = folders
+        self._spool = spool
         self._management = management
 
     def all(self, config: Config, tools: Mapping[str, Tool] | None) -> Parts:
@@ -122,7 +134,9 @@ class Builder:
         self, config: Config, engine: DcmtkEngine | None, unchanged: Mapping[str, Backend]
     ) -> dict[str, Backend]:
         """By name. Those in ``unchanged`` go on. Raises ``HarmonydError``."""
-        resources = registry.Resources(self._reactor, engine, self._folders.storage, asked_over_http(config))
+        resources = registry.Resources(
+            self._reactor, engine, self._folders.storage, asked_over_http(config), self._in_thread
+        )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
             name: unchanged.get(name)
@@ -146,12 +160,22 @@ class Builder:
     ) -> DicomEndpoint:
         """A dicom endpoint."""
         assert engine is not None
+        options, _ = dicom_endpoints(config)[name]
+        pipeline = self.inbound_pipeline(config, name, pipelines)
+        return DicomEndpoint(name, options, engine, pipeline, self._spool, self._in_thread)
 
-        async def in_thread(function: Any, *args: Any) -> Any:
-            return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
+    def inbound_pipeline(self, config: Config, name: str, pipelines: Mapping[str, Pipeline]) -> Pipeline:
+        """The pipeline of a dicom endpoint; one that has no backend gets a folder to keep objects in."""
+        options, pipeline_name = dicom_endpoints(config)[name]
+        pipeline = pipelines[pipeline_name]
+        if pipeline.backends:
+            return pipeline
+        folder = options.storage_dir or self._folders.storage / "received" / name
+        storage = StorageBackend(KEPT, folder, self._in_thread)
+        return Pipeline(pipeline.name, pipeline.middleware, {KEPT: storage})
 
-        options, pipeline = dicom_endpoints(config)[name]
-        return DicomEndpoint(name, options, engine, pipelines[pipeline], self._folders.storage, in_thread)
+    async def _in_thread(self, function: Any, *args: Any) -> Any:
+        return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
 
     def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
         """What serves an HTTP network."""

@@ -109,7 +109,7 @@ class Takeover:
         for front_end in parts.front_ends:
             await front_end.present_requests_end()
         for endpoint in parts.dicom_endpoints:
-            await endpoint.present_delivery_ends()
+            await endpoint.present_deliveries_end()
         for backend in leaving:
             if backend in parts.leaving.backends:
                 parts.leaving.backends.remove(backend)

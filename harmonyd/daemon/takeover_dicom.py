@@ -67,7 +67,7 @@ class DicomTakeover:
 
     def _endpoint(self, name: str, pipelines: Mapping[str, Pipeline]) -> DicomEndpoint:
         """The one that runs, or that is just leaving, or a new one."""
-        options, pipeline = dicom_endpoints(self._new)[name]
+        options, _ = dicom_endpoints(self._new)[name]
         leaving = self._parts.leaving
         endpoint = self._parts.endpoints.get(name)
         if endpoint is None and name in leaving.endpoints:
@@ -76,7 +76,7 @@ class DicomTakeover:
                 leaving.handing_on.pop(name).cancel()
         if endpoint is None:
             endpoint = self._starting[name] = self._builder.endpoint(self._new, name, self._parts.engine, pipelines)
-        endpoint.change(options, pipelines[pipeline])
+        endpoint.change(options, self._builder.inbound_pipeline(self._new, name, pipelines))
         return endpoint
 
     async def finish(self) -> list[str]:

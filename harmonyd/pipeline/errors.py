@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from harmonyd.errors import Fault, HarmonydError, RemoteError
 
 
@@ -15,21 +13,15 @@ class UnknownBackend(HarmonydError):
 
 
 class DeliveryRefused(RemoteError):
-    """A backend (or middleware) answered an inbound object with something other than success."""
+    """A backend (or middleware) answered an inbound object with something other than success.
+
+    ``extra['status']``: the status of the answer, where that was it.
+    """
 
     title = "The object was not accepted"
 
 
-class DeliveryFailed(RemoteError):
-    """An inbound object did not reach every backend.
+class NotTried(HarmonydError):
+    """The object was not sent: another one of the same delivery was in the way. It may well be taken next time."""
 
-    ``delivered`` names those that have it, ``errors`` holds the reason for each of the others.
-    """
-
-    title = "The object was not delivered"
-
-    def __init__(self, delivered: tuple[str, ...], errors: Mapping[str, Exception]) -> None:
-        reasons = "; ".join(f"{name}: {error}" for name, error in errors.items())
-        super().__init__(f"Not delivered to {reasons}", delivered=list(delivered), failed=list(errors))
-        self.delivered = delivered
-        self.errors = errors
+    title = "The object was not sent"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from twisted.internet.defer import CancelledError
-from twisted.logger import Logger
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 
-from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
+from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, Forbidden, NotFound
 from harmonyd.middleware.base import Middleware
-from harmonyd.pipeline.errors import DeliveryFailed, DeliveryRefused, UnknownBackend
+from harmonyd.pipeline.errors import DeliveryRefused, UnknownBackend
 
 
 class Backend(Protocol):
@@ -21,13 +19,20 @@ class Backend(Protocol):
     async def send(self, request: RequestEnvelope) -> ResponseEnvelope: ...
 
 
+@runtime_checkable
+class TakesMany(Protocol):
+    """A backend that delivers several inbound objects together better than one by one."""
+
+    async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
+        """One answer, or what was wrong, for each request, in order. Raises only ``CancelledError``."""
+        ...
+
+
 class Pipeline:
     """Runs requests and inbound objects through one configured chain.
 
     The caller keeps and closes ``request.body``. A middleware that replaces a response takes over the old one's stream.
     """
-
-    _log = Logger()
 
     def __init__(self, name: str, middleware: Sequence[Middleware], backends: Mapping[str, Backend]) -> None:
         """``backends`` in the configuration's order: the first is the default."""
@@ -47,37 +52,64 @@ class Pipeline:
             response = await self._ask(request)
         return await self._response_side(request, response, passed)
 
-    async def deliver(
-        self, request: RequestEnvelope, body_factory: Callable[[], Body], *, skip: Collection[str] = ()
-    ) -> tuple[str, ...]:
-        """Deliver an inbound object to every backend that middleware leaves; return their names.
+    async def deliver(self, backend: str, requests: Sequence[RequestEnvelope]) -> list[Exception | None]:
+        """Deliver inbound objects to one backend.
 
-        ``body_factory`` opens the object anew for each of them; middleware sees ``request.body``. Backends in ``skip``
-        already have the object. All are tried, in order; ``DeliveryFailed`` tells which of them do not have it.
+        For each, in order: None when the backend has it, or middleware left the backend out or took the object itself;
+        else what was wrong. ``NotTried`` says that an earlier object of the same call was in the way. Each backend gets
+        the object through the whole chain, so middleware sees it once for each of them.
         """
+        outcomes: list[Exception | None] = [None] * len(requests)
+        chosen: dict[int, Sequence[Middleware]] = {}
+        for number, request in enumerate(requests):
+            try:
+                passed = await self._admit(backend, request)
+            except CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others get their turn
+                outcomes[number] = error
+            else:
+                if passed is not None:
+                    chosen[number] = passed
+        answers = await self._send_all(backend, [requests[number] for number in chosen])
+        for (number, passed), answer in zip(chosen.items(), answers, strict=True):
+            outcomes[number] = await self._outcome(requests[number], answer, passed)
+        return outcomes
+
+    async def _admit(self, backend: str, request: RequestEnvelope) -> Sequence[Middleware] | None:
+        """Pass the request side; the middleware passed, or None when the object is not for this backend."""
         passed: list[Middleware] = []
         early = await self._request_side(request, passed)
         if early is not None:
             await _require_success(await self._response_side(request, early, passed))
-            return ()
-        delivered: list[str] = []
-        errors: dict[str, Exception] = {}
-        for name in self._left(request):
-            try:
-                if name not in skip:
-                    await self._deliver_to(name, request, body_factory(), passed)
-                delivered.append(name)
-            except CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever one backend does, the next ones get their turn
-                self._log.warn(
-                    "pipeline {pipeline}: backend {backend} did not take the object: {error}",
-                    pipeline=self.name, backend=name, error=error, request=request.id,
-                )  # fmt: skip
-                errors[name] = error
-        if errors:
-            raise DeliveryFailed(tuple(delivered), errors)
-        return tuple(delivered)
+            return None
+        return passed if backend in self._left(request) else None
+
+    async def _send_all(
+        self, name: str, requests: Sequence[RequestEnvelope]
+    ) -> Sequence[ResponseEnvelope | Exception]:
+        backend = self.backends[name]
+        if isinstance(backend, TakesMany):
+            return await backend.send_all(requests)
+        sends: list[Deferred[Any]] = [Deferred.fromCoroutine(backend.send(request)) for request in requests]
+        results: Any = await DeferredList(sends, consumeErrors=True)
+        answers: list[ResponseEnvelope | Exception] = [result if success else result.value for success, result in results]
+        if any(isinstance(answer, CancelledError) for answer in answers):
+            raise CancelledError
+        return answers
+
+    async def _outcome(
+        self, request: RequestEnvelope, answer: ResponseEnvelope | Exception, passed: Sequence[Middleware]
+    ) -> Exception | None:
+        if isinstance(answer, Exception):
+            return answer
+        try:
+            await _require_success(await self._response_side(request, answer, passed))
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            return error
+        return None
 
     async def _request_side(self, request: RequestEnvelope, passed: list[Middleware]) -> ResponseEnvelope | None:
         for middleware in self.middleware:
@@ -120,23 +152,17 @@ class Pipeline:
     def _left(self, request: RequestEnvelope) -> tuple[str, ...]:
         if _skips_backends(request):
             return ()
-        name = request.metadata.get("backend")
-        if name is None:
+        chosen = request.metadata.get("backend")
+        if chosen is None:
             return tuple(self.backends)
-        if name not in self.backends:
-            raise UnknownBackend(
-                f"Middleware of pipeline {self.name} chose backend {name!r}, which it does not have.",
-                hint=f"Its backends are: {', '.join(self.backends) or 'none'}.",
-            )
-        return (name,)
-
-    async def _deliver_to(self, name: str, request: RequestEnvelope, body: Body, passed: Sequence[Middleware]) -> None:
-        copy = replace(request, body=body, metadata=dict(request.metadata))
-        try:
-            response = await self.backends[name].send(copy)
-            await _require_success(await self._response_side(copy, response, passed))
-        finally:
-            await body.close()
+        names = tuple(name.strip() for name in chosen.split(","))
+        for name in names:
+            if name not in self.backends:
+                raise UnknownBackend(
+                    f"Middleware of pipeline {self.name} chose backend {name!r}, which it does not have.",
+                    hint=f"Its backends are: {', '.join(self.backends) or 'none'}.",
+                )
+        return names
 
 
 def _skips_backends(request: RequestEnvelope) -> bool:
@@ -147,7 +173,7 @@ async def _require_success(response: ResponseEnvelope) -> None:
     """Read an answer to its end (a store happens only while its results are read); raise unless it says success."""
     try:
         if not 200 <= response.status < 300:
-            raise DeliveryRefused(f"The answer has status {response.status}.")
+            raise DeliveryRefused(f"The answer has status {response.status}.", status=response.status)
         if response.results is not None:
             async for _ in response.results:
                 pass

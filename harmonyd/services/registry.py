@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from harmonyd.config.model import (
     EndpointConfig,
     HttpBackendOptions,
     HttpEndpointOptions,
+    StorageBackendOptions,
 )
 from harmonyd.dimse.engine import Engine
 from harmonyd.services.base import Backend, HttpEndpoint
@@ -20,6 +21,7 @@ from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
 from harmonyd.services.http.backend import HttpBackend
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
+from harmonyd.services.storage import StorageBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Resources:
     storage: Path
     asked_over_http: frozenset[str]
     """Names of backends that an HTTP client can reach."""
+    in_thread: Callable[..., Awaitable[Any]]
+    """Runs blocking work in the reactor's thread pool."""
 
 
 def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
@@ -57,6 +61,10 @@ def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
     return HttpBackend(config.name, cast(HttpBackendOptions, config.options), resources.reactor)
 
 
+def _storage_backend(config: BackendConfig, resources: Resources) -> Backend:
+    return StorageBackend(config.name, cast(StorageBackendOptions, config.options).path, resources.in_thread)
+
+
 def _echo_backend(config: BackendConfig, _resources: Resources) -> Backend:
     return EchoBackend(config.name)
 
@@ -70,5 +78,6 @@ HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig], HttpEndpoint]] = {
 BACKENDS: Mapping[str, Callable[[BackendConfig, Resources], Backend]] = {
     "dicom": _dicom_backend,
     "http": _http_backend,
+    "storage": _storage_backend,
     "echo": _echo_backend,
 }

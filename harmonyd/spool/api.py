@@ -65,7 +65,12 @@ class Failed:
     """The backend as a whole cannot be reached or used now: no other object would fare better."""
 
 
-Result = Delivered | Failed
+@dataclass(frozen=True, slots=True)
+class Untried:
+    """Another entry of the same delivery was in the way: nothing is known of this one, and it may be tried at once."""
+
+
+Result = Delivered | Failed | Untried
 
 
 class Deliverer(Protocol):

@@ -1,19 +1,19 @@
-"""Inbound objects through a pipeline: every backend that is left gets the object."""
+"""Inbound objects through a pipeline to one backend."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 
 from harmonyd.bodies import BytesBody
 from harmonyd.envelope import Record, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import Forbidden
 from harmonyd.middleware.metadata import Metadata
-from harmonyd.pipeline.errors import DeliveryFailed, DeliveryRefused
+from harmonyd.pipeline.errors import DeliveryRefused, NotTried, UnknownBackend
 from harmonyd.pipeline.pipeline import Pipeline
 
 
@@ -50,10 +50,24 @@ class Receiver:
 
     async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
         self.got.append(await request.body.read(100))
-        request.metadata["mark"] = "mine"
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
+
+
+class Truck(Receiver):
+    """A backend that takes many at once; it refuses what is called "bad" and does not try what comes after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[list[bytes]] = []
+
+    async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
+        load = [await request.body.read(100) for request in requests]
+        self.loads.append(load)
+        bad = load.index(b"bad") if b"bad" in load else len(load)
+        refused: list[ResponseEnvelope | Exception] = [DeliveryRefused("bad"), *[NotTried("later")] * len(load)]
+        return [*[ResponseEnvelope()] * bad, *refused][: len(load)]
 
 
 class Refuser:
@@ -71,58 +85,61 @@ class Refuser:
         return response
 
 
-def inbound() -> RequestEnvelope:
-    return RequestEnvelope("dicom", "C-STORE", "dicom://X/1.2.3", "/", BytesBody(b"object"))
+def inbound(content: bytes = b"object") -> RequestEnvelope:
+    return RequestEnvelope("dicom", "C-STORE", "dicom://X/1.2.3", "/", BytesBody(content))
 
 
-def fresh() -> BytesBody:
-    return BytesBody(b"object")
-
-
-@pytest_twisted.ensureDeferred
-async def test_every_backend_gets_a_fresh_body() -> None:
-    """All backends get the whole object, and none sees what another did to the metadata."""
-    first, second = Receiver(), Receiver()
-    request = inbound()
-    assert await Pipeline("in", [], {"a": first, "b": second}).deliver(request, fresh) == ("a", "b")
-    assert first.got == second.got == [b"object"]
-    assert request.metadata == {}
+async def deliver_one(pipeline: Pipeline, backend: str) -> Exception | None:
+    (outcome,) = await pipeline.deliver(backend, [inbound()])
+    return outcome
 
 
 @pytest_twisted.ensureDeferred
-async def test_middleware_narrows_the_delivery() -> None:
-    """Only the backend that middleware chooses gets the object."""
+async def test_the_backend_gets_the_object() -> None:
+    """The one that was named gets it, the other does not."""
     first, second = Receiver(), Receiver()
-    pipeline = Pipeline("in", [Metadata("m", {"backend": "b"})], {"a": first, "b": second})
-    assert await pipeline.deliver(inbound(), fresh) == ("b",)
+    assert await deliver_one(Pipeline("in", [], {"a": first, "b": second}), "b") is None
     assert (first.got, second.got) == ([], [b"object"])
+
+
+@pytest.mark.parametrize(("choice", "gets"), [("b", False), ("a", True), ("b, a", True)])
+@pytest_twisted.ensureDeferred
+async def test_middleware_narrows_the_delivery(choice: str, gets: bool) -> None:
+    """A backend that middleware did not choose is done with the object without having got it."""
+    first = Receiver()
+    pipeline = Pipeline("in", [Metadata("m", {"backend": choice})], {"a": first, "b": Receiver()})
+    assert await deliver_one(pipeline, "a") is None
+    assert bool(first.got) is gets
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_choice_that_is_not_there() -> None:
+    """Middleware that chooses a backend the pipeline does not have is a failure, not a silent drop."""
+    pipeline = Pipeline("in", [Metadata("m", {"backend": "c"})], {"a": Receiver()})
+    assert isinstance(await deliver_one(pipeline, "a"), UnknownBackend)
 
 
 @pytest_twisted.ensureDeferred
 async def test_one_failure_does_not_stop_the_others() -> None:
-    """A backend that fails is named with its reason; those after it still get the object."""
-    last = Receiver()
-    pipeline = Pipeline("in", [], {"a": Receiver(), "b": Receiver(Forbidden("closed on Sundays")), "c": last})
-    with pytest.raises(DeliveryFailed, match="b: closed on Sundays") as failed:
-        await pipeline.deliver(inbound(), fresh)
-    assert failed.value.delivered == ("a", "c")
-    assert list(failed.value.errors) == ["b"]
-    assert last.got == [b"object"]
+    """Each object has an outcome of its own."""
+    truck = Truck()
+    outcomes = await Pipeline("in", [], {"a": truck}).deliver("a", [inbound(b"good"), inbound(b"bad"), inbound()])
+    assert [type(outcome) for outcome in outcomes] == [type(None), DeliveryRefused, NotTried]
+    assert truck.loads == [[b"good", b"bad", b"object"]]
 
 
 @pytest_twisted.ensureDeferred
-async def test_those_that_have_the_object_can_be_skipped() -> None:
-    """A repeated delivery leaves out the backends that have the object, and counts them as delivered."""
-    first, second = Receiver(), Receiver()
-    assert await Pipeline("in", [], {"a": first, "b": second}).deliver(inbound(), fresh, skip=["a"]) == ("a", "b")
-    assert (first.got, second.got) == ([], [b"object"])
+async def test_what_a_backend_raises_is_the_outcome() -> None:
+    """An exception is told, not raised: it is about one object."""
+    refused = Forbidden("closed on Sundays")
+    assert await deliver_one(Pipeline("in", [], {"a": Receiver(refused)}), "a") is refused
 
 
 @pytest_twisted.ensureDeferred
 async def test_results_are_read_to_their_end() -> None:
     """A store happens while its results are read, so they are read, and closed."""
     outcome = Outcome(success=True)
-    await Pipeline("in", [], {"a": Receiver(ResponseEnvelope(results=outcome))}).deliver(inbound(), fresh)
+    await deliver_one(Pipeline("in", [], {"a": Receiver(ResponseEnvelope(results=outcome))}), "a")
     assert outcome.iterated
     assert outcome.closed
 
@@ -134,25 +151,30 @@ async def test_results_are_read_to_their_end() -> None:
 @pytest_twisted.ensureDeferred
 async def test_an_answer_that_is_no_success_is_no_delivery(answer: ResponseEnvelope) -> None:
     """Error statuses, redirects and failed results mean that the backend does not have the object."""
-    with pytest.raises(DeliveryFailed) as failed:
-        await Pipeline("in", [], {"a": Receiver(answer)}).deliver(inbound(), fresh)
-    assert isinstance(failed.value.errors["a"], DeliveryRefused)
+    assert isinstance(await deliver_one(Pipeline("in", [], {"a": Receiver(answer)}), "a"), DeliveryRefused)
 
 
 @pytest_twisted.ensureDeferred
 async def test_middleware_can_take_or_refuse_an_object() -> None:
     """An early answer of success ends the delivery; any other refuses the object."""
     receiver = Receiver()
-    assert await Pipeline("in", [Refuser(200)], {"a": receiver}).deliver(inbound(), fresh) == ()
-    with pytest.raises(DeliveryRefused):
-        await Pipeline("in", [Refuser(403)], {"a": receiver}).deliver(inbound(), fresh)
+    assert await deliver_one(Pipeline("in", [Refuser(200)], {"a": receiver}), "a") is None
+    assert isinstance(await deliver_one(Pipeline("in", [Refuser(403)], {"a": receiver}), "a"), DeliveryRefused)
     assert receiver.got == []
+
+
+class Sleeper:
+    """A backend that never answers."""
+
+    async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
+        await Deferred()
+        return ResponseEnvelope()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_cancellation_is_not_a_failed_delivery() -> None:
-    """Cancelling ends the delivery at once."""
-    last = Receiver()
+    """Cancelling ends the delivery with that, and with no outcome."""
+    delivery = Deferred.fromCoroutine(Pipeline("in", [], {"a": Sleeper()}).deliver("a", [inbound()]))
+    delivery.cancel()
     with pytest.raises(CancelledError):
-        await Pipeline("in", [], {"a": Receiver(CancelledError()), "b": last}).deliver(inbound(), fresh)
-    assert last.got == []
+        await delivery

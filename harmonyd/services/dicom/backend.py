@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +29,10 @@ from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import HarmonydError, NotFound
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord
-from harmonyd.services.dicom.storing import store_request
+from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.http.media import negotiate
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
@@ -41,6 +42,8 @@ T = TypeVar("T", Match, Instance)
 class DicomBackend:
     """One remote node. ``active`` holds the ids of its running operations, whose artifact folders are in use."""
 
+    max_batch = 100
+    """Inbound objects that are sent over one association."""
     _log = Logger()
 
     def __init__(
@@ -102,6 +105,25 @@ class DicomBackend:
                 error.extra.setdefault("move_destination_aet", self.receiver.destination_aet)
                 error.extra.setdefault("incoming_store_port", self.receiver.port)
             raise
+
+    async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
+        """Store inbound objects over one association; what middleware made of some goes by itself."""
+        paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
+        if not paths or len(paths) < len(requests):
+            return [await self._answer(request) for request in requests]
+        async with self._recorded("store", self._context(requests[0])) as (op, summary):
+            answers = await store_objects(self._engine, self.remote, paths, op)
+            failed_at = [answer for answer in answers if isinstance(answer, Exception)]
+            summary.update(success=not failed_at, complete=not failed_at, stored=len(answers) - len(failed_at))
+            if failed_at:
+                summary["incomplete_reason"] = f"{len(failed_at)} of {len(answers)} objects were not stored"
+        return answers
+
+    async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
+        try:
+            return await self.send(request)
+        except HarmonydError as error:
+            return error
 
     async def _perform(self, operation: str, request: RequestEnvelope, document: Any) -> ResponseEnvelope:
         media_type = negotiate(operation, request.headers.get("accept"))

@@ -1,95 +1,87 @@
-"""The endpoint half: objects a store SCP received become envelopes and run through the endpoint's pipeline."""
+"""The endpoint half: what a store SCP received goes into the spool, and from there through the endpoint's pipeline."""
 
 from __future__ import annotations
 
-import filecmp
-import json
-import os
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+import errno
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from harmonyd.bodies import FileBody
 from harmonyd.config.model import DicomEndpointOptions
-from harmonyd.dimse.dataset_json import MalformedDataset, file_to_json
-from harmonyd.dimse.engine import Engine, Instance, StoreScp, StoreScpConfig
-from harmonyd.dimse.part10 import InstanceHeader, read_header
-from harmonyd.dimse.uid import is_uid
+from harmonyd.dimse.engine import Arrival, Association, Engine, StoreScp, StoreScpConfig
+from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
 from harmonyd.envelope import RequestEnvelope
-from harmonyd.pipeline.errors import DeliveryFailed
+from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
+from harmonyd.pipeline.errors import DeliveryRefused, NotTried
 from harmonyd.pipeline.pipeline import Pipeline
+from harmonyd.services.dicom.objects import ObjectBody, json_view
+from harmonyd.services.http.errors import UpstreamUnreachable
+from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Result, Spool, Untried
 
 InThread = Callable[..., Awaitable[Any]]
-_REMEMBERED_DELIVERIES = 10_000
 
 _log = Logger()
 
 
-class ObjectBody:
-    """A received object as a body: the file is opened when it is first read, and can be sent from where it lies."""
-
-    def __init__(self, path: Path, size_bytes: int) -> None:
-        self.path = path
-        self.length: int | None = size_bytes
-        self._file: FileBody | None = None
-
-    def _opened(self) -> FileBody:
-        if self._file is None:
-            self._file = FileBody(self.path.open("rb"))
-        return self._file
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self._opened().chunks():
-            yield chunk
-
-    async def read(self, limit_bytes: int) -> bytes:
-        return await self._opened().read(limit_bytes)
-
-    async def close(self) -> None:
-        if self._file is not None:
-            await self._file.close()
-
-
 def scp_config(name: str, options: DicomEndpointOptions) -> StoreScpConfig:
     """What the receiver of an endpoint needs to know; as long as it is equal, the same receiver can go on."""
-    return StoreScpConfig(name, options.local_aet, options.bind_addr, options.port, options.max_pdu)
+    return StoreScpConfig(
+        name,
+        options.local_aet,
+        options.bind_addr,
+        options.port,
+        options.max_pdu,
+        options.association_timeout_secs,
+        options.store_scp,
+        options.allowed_calling_aets,
+        options.max_associations,
+        options.max_associations_per_peer,
+    )
 
 
 class DicomEndpoint:
-    """Receives objects for one pipeline. Without a backend there, they are kept below ``storage_dir``."""
-
-    _log = Logger()
+    """Receives objects for one pipeline. It is the receiver's ``ObjectHandler``, and the spool's ``Deliverer``."""
 
     def __init__(
-        self, name: str, options: DicomEndpointOptions, engine: Engine, pipeline: Pipeline, storage: Path,
+        self,
+        name: str,
+        options: DicomEndpointOptions,
+        engine: Engine,
+        pipeline: Pipeline,
+        spool: Spool,
         in_thread: InThread,
     ) -> None:
+        """``pipeline`` has at least one backend."""
         self.name = name
         self._options = options
         self._pipeline = pipeline
         self._in_thread = in_thread
-        self._storage = storage
-        self._delivered: dict[Path, tuple[str, ...]] = {}
-        self._handling = DeferredLock()
-        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self._handle)
+        self._spool = spool
+        self._running: set[Deferred[Sequence[Result]]] = set()
+        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
 
     async def start(self) -> None:
+        """Deliver what is in the spool, and receive. Raises what starting a receiver raises."""
+        self._spool.attach(self.name, self, in_order=self._options.in_order)
         await self._scp.start()
 
     async def stop(self) -> None:
+        """Receive and deliver nothing any more; what is in the spool stays there."""
         await self._scp.stop()
+        await self._spool.detach(self.name)
 
     def change(self, options: DicomEndpointOptions, pipeline: Pipeline) -> None:
         """Pass the next object through ``pipeline``, and from the next ``resume`` on receive as ``options`` say."""
         self._options = options
         self._pipeline = pipeline
+        self._spool.attach(self.name, self, in_order=options.in_order)
 
     async def pause(self) -> None:
-        """Receive nothing any more; what was received is handed on all the while."""
+        """Receive nothing any more; what was received is delivered all the while."""
         await self._scp.pause()
 
     async def resume(self) -> None:
@@ -97,116 +89,132 @@ class DicomEndpoint:
         await self._scp.resume(scp_config(self.name, self._options))
 
     async def handed_on(self) -> None:
-        """Return when nothing that was received is left to hand on."""
-        await self._scp.handed_on()
+        """Return when nothing that was received waits for its delivery."""
+        await self._scp.taken()
+        await self._spool.emptied(self.name)
 
-    @property
-    def _kept_folder(self) -> Path:
-        return self._options.storage_dir or self._storage / "received" / self.name
+    async def present_deliveries_end(self) -> None:
+        """Return when what is being delivered now was taken or refused."""
+        for delivery in list(self._running):
+            ended: Deferred[None] = Deferred()
+            delivery.addBoth(_passing(ended))
+            await ended
 
-    async def present_delivery_ends(self) -> None:
-        """Return when the object that is being handed on now, if any, was taken or refused."""
-        async with self._handling:
-            pass
+    # --- dimse.engine.ObjectHandler
 
-    async def _handle(self, instance: Instance, calling_aet: str | None) -> None:
-        async with self._handling:
-            await self._pass_on(instance, calling_aet)
+    async def __call__(self, arrivals: Sequence[Arrival]) -> None:
+        entries = [_entry(arrival) for arrival in arrivals]
+        await self._spool.take(self.name, entries, list(self._pipeline.backends))
 
-    async def _pass_on(self, instance: Instance, calling_aet: str | None) -> None:
-        header: InstanceHeader = await self._in_thread(read_header, instance.path)
-        if self._pipeline.backends:
-            await self._deliver(instance, header, calling_aet)
-        else:
-            target = await self._in_thread(keep, instance.path, header, self._kept_folder)
-            self._log.info("kept an object from {calling} as {target}", calling=calling_aet, target=str(target))
+    async def damaged(self, path: Path, association: Association, reason: str) -> None:
+        metadata = {**_metadata(association), "sop_instance_uid": "", "study_instance_uid": ""}
+        entry = NewEntry(path, await self._in_thread(_size, path), metadata, uuid.uuid4().hex)
+        await self._spool.put_aside(self.name, entry, reason)
 
-    async def _deliver(self, instance: Instance, header: InstanceHeader, calling_aet: str | None) -> None:
-        request = self._envelope(instance, header, calling_aet)
-        request.normalized = await self._in_thread(_json_view, instance.path)
-        done = self._delivered.get(instance.path, ())
+    # --- spool.api.Deliverer
+
+    def backends(self) -> Mapping[str, int]:
+        return {name: getattr(backend, "max_batch", 1) for name, backend in self._pipeline.backends.items()}
+
+    async def deliver(self, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
+        delivery = Deferred.fromCoroutine(self._deliver(self._pipeline, backend, entries))
+        self._running.add(delivery)
         try:
-            names = await self._pipeline.deliver(
-                request, lambda: ObjectBody(instance.path, instance.size_bytes), skip=done
-            )
-        except DeliveryFailed as failed:
-            if len(self._delivered) < _REMEMBERED_DELIVERIES:
-                self._delivered[instance.path] = tuple({*done, *failed.delivered})
-            raise
+            return await delivery
         finally:
-            await request.body.close()
-        self._delivered.pop(instance.path, None)
-        self._log.info(
-            "delivered an object from {calling} to {backends}",
-            calling=calling_aet, backends=", ".join(names) or "no backend", request=request.id,
-        )  # fmt: skip
+            self._running.discard(delivery)
 
-    def _envelope(self, instance: Instance, header: InstanceHeader, calling_aet: str | None) -> RequestEnvelope:
-        metadata = {
-            "dimse_op": "store",
-            "called_aet": self._options.local_aet,
-            "calling_aet": calling_aet or "",
-            "sop_class_uid": header.sop_class_uid,
-            "sop_instance_uid": header.sop_instance_uid,
-            "study_instance_uid": header.study_instance_uid,
-            "series_instance_uid": header.series_instance_uid,
-            "transfer_syntax_uid": header.transfer_syntax_uid,
-        }
-        return RequestEnvelope(
-            protocol="dicom",
-            method="C-STORE",
-            uri=f"dicom://{self._options.local_aet}/{header.sop_instance_uid}",
-            path="/",
-            body=ObjectBody(instance.path, instance.size_bytes),
-            headers={"content-type": "application/dicom"},
-            metadata=metadata,
-        )
+    async def _deliver(self, pipeline: Pipeline, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
+        requests = [_envelope(entry) for entry in entries]
+        try:
+            if pipeline.middleware:
+                for request, entry in zip(requests, entries, strict=True):
+                    request.normalized = await self._in_thread(json_view, entry.path)
+            outcomes = await pipeline.deliver(backend, requests)
+        finally:
+            for request in requests:
+                await request.body.close()
+        return [_result(outcome) for outcome in outcomes]
 
 
-def _json_view(path: Path) -> Any:
-    """The object for middleware to look at, None when there is no JSON for it. Blocking."""
-    try:
-        return json.loads(file_to_json(path))
-    except MalformedDataset as error:
-        # It was received whole, and whoever it is for may be able to read it.
-        _log.warn("no JSON of {name} for middleware: {why}", name=path.name, why=error.detail)
-        return None
+def _passing(ended: Deferred[None]) -> Callable[[Any], Any]:
+    def done(result: Any) -> Any:
+        ended.callback(None)
+        return result
+
+    return done
 
 
-def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
-    """Copy an object to ``<study>/<series>/<instance>.dcm`` below ``folder``, durably; return the file. Blocking.
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
-    The same object is kept once. Another one of the same UID, which a sender must not make but some do, is kept beside
-    it with a longer name: both were acknowledged. UIDs that are none become "unknown".
-    """
-    study, series, instance = (
-        uid if is_uid(uid) else "unknown"
-        for uid in (header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+
+def _metadata(association: Association) -> dict[str, str]:
+    return {
+        "called_aet": association.called_aet,
+        "calling_aet": association.calling_aet,
+        "peer_address": association.peer,
+        "association_id": association.id,
+    }
+
+
+def _entry(arrival: Arrival) -> NewEntry:
+    instance = arrival.instance
+    metadata = {
+        **_metadata(arrival.association),
+        "move_originator_aet": arrival.move_originator_aet,
+        "sop_class_uid": instance.sop_class_uid,
+        "sop_instance_uid": instance.sop_instance_uid,
+        "study_instance_uid": instance.study_instance_uid,
+        "series_instance_uid": instance.series_instance_uid,
+        "transfer_syntax_uid": instance.transfer_syntax_uid,
+    }
+    return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex)
+
+
+def _envelope(entry: Entry) -> RequestEnvelope:
+    return RequestEnvelope(
+        protocol="dicom",
+        method="C-STORE",
+        uri=f"dicom://{entry.metadata['called_aet']}/{entry.metadata['sop_instance_uid']}",
+        path="/",
+        body=ObjectBody(entry.path, entry.size_bytes),
+        headers={"content-type": "application/dicom"},
+        metadata={**entry.metadata, "dimse_op": "store"},
+        id=entry.request_id,
     )
-    name = instance if instance != "unknown" else path.stem
-    target = folder / study / series / f"{name}.dcm"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not filecmp.cmp(path, target, shallow=False):
-        target = target.with_name(f"{name}_{path.stem}.dcm")
-    temporary = target.with_name(f".{path.name}.part")
-    try:
-        with path.open("rb") as source, temporary.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1024 * 1024)
-            copy.flush()
-            os.fsync(copy.fileno())
-        temporary.replace(target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    for made in (target.parent, target.parent.parent, folder):
-        _sync_folder(made)
-    return target
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (fsync(2): the file's own does not)."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_AWAY = (RemoteUnreachable, AssociationRejected, UpstreamUnreachable, Unavailable, StorageFull)
+"""What says nothing about the object: no other one would fare better at this backend now."""
+_AWAY_TIMEOUTS = frozenset({"connect", "association", "queue"})
+_BUSY_STATUSES = frozenset({408, 429, 502, 503, 504, 507})
+"""HTTP statuses that are about the server, not about what was sent (RFC 9110 section 15.6, RFC 6585 section 4)."""
+
+
+def _result(outcome: Exception | None) -> Result:
+    if outcome is None:
+        return Delivered()
+    if isinstance(outcome, NotTried):
+        return Untried()
+    if not isinstance(outcome, HarmonydError | OSError):
+        _log.error("an object could not be delivered, by our fault: {error!r}", error=outcome)
+    return Failed(_reason(outcome), is_away=_is_away(outcome))
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
+    if isinstance(error, DeliveryRefused):
+        return error.extra.get("status") in _BUSY_STATUSES
+    if isinstance(error, DeadlinePassed):
+        return error.extra.get("timeout") in _AWAY_TIMEOUTS
+    if isinstance(error, DimseFailure):
+        return str(error.extra.get("dimse_status", "")).startswith("0xA7")  # out of resources (PS3.4 B.2.3)
+    return isinstance(error, _AWAY)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HarmonydError):
+        return error.detail
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.engine import Engine, OperationContext, OperationStream, RemoteNode, StoreResult
-from harmonyd.dimse.errors import DimseFailure
+from harmonyd.dimse.errors import DimseError, DimseFailure
 from harmonyd.dimse.part10 import DamagedFile, check_complete
 from harmonyd.dimse.uid import is_uid
-from harmonyd.envelope import RequestEnvelope
+from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, HarmonydError, UnsupportedMediaType
 from harmonyd.multipart import read_parts
-from harmonyd.services.dicom.inbound import ObjectBody
+from harmonyd.pipeline.errors import NotTried
+from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.results import FixedResults, store_members
 
 MAX_PARTS = 10_000
@@ -62,6 +63,36 @@ async def _store(stream: OperationStream[StoreResult]) -> list[StoreResult]:
     finally:
         await stream.aclose()
     return stored
+
+
+async def store_objects(
+    engine: Engine, remote: RemoteNode, paths: Sequence[Path], op: OperationContext
+) -> list[ResponseEnvelope | Exception]:
+    """Store received objects over one association; one answer, or what was wrong, for each.
+
+    Where the association fails, the object it failed at is told the reason, and those after it were ``NotTried``.
+    """
+    stored: list[StoreResult] = []
+    failure: Exception = DimseError("The association ended before this object was answered")
+    try:
+        stored = await _store(engine.store(remote, paths, op))
+    except HarmonydError as error:
+        failure = error
+    answers: list[ResponseEnvelope | Exception] = []
+    for result in stored:
+        if result.status is None:
+            break
+        answers.append(_answer(result))
+    if len(answers) < len(paths):
+        answers += [failure, *[NotTried("An object before this one was in the way")] * (len(paths) - len(answers) - 1)]
+    return answers
+
+
+def _answer(result: StoreResult) -> ResponseEnvelope | Exception:
+    assert result.status is not None
+    if _is_taken(result.status):
+        return ResponseEnvelope()
+    return DimseFailure.from_status("C-STORE", result.status, result.status_text, None)
 
 
 def _summary(stored: list[StoreResult]) -> dict[str, Any]:

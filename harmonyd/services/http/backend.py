@@ -51,6 +51,9 @@ class HttpBackend:
     Twisted's TLS support is not installed.
     """
 
+    max_batch = 8
+    """Inbound objects that are sent at once."""
+
     def __init__(self, name: str, options: HttpBackendOptions, reactor: Any) -> None:
         self.name = name
         self._options = options
@@ -121,6 +124,7 @@ class HttpBackend:
                 f"The server of backend {self.name} did not accept a connection in "
                 f"{self._options.connect_timeout_secs:g} seconds.",
                 backend=self.name,
+                timeout="connect",
             )
         return UpstreamUnreachable(
             f"The server of backend {self.name} cannot be reached: {_sentence([error])}",

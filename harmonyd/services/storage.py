@@ -1,0 +1,147 @@
+"""``storage``: a backend that keeps objects in a folder, as ``<study>/<series>/<instance>.dcm``."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from harmonyd.bodies import BytesBody
+from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete, read_header
+from harmonyd.dimse.uid import is_uid
+from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
+from harmonyd.errors import BadRequest, UnsupportedMediaType
+from harmonyd.services.dicom.objects import ObjectBody
+
+InThread = Callable[..., Awaitable[Any]]
+_NAMING = threading.Lock()
+"""Held from the look whether a name is free to its taking, where the file system cannot do both at once."""
+
+
+class StorageBackend:
+    """Keeps each object that it gets; what it answers says where."""
+
+    max_batch = 16
+
+    def __init__(self, name: str, folder: Path, in_thread: InThread) -> None:
+        self.name = name
+        self.folder = folder
+        self._in_thread = in_thread
+
+    async def start(self) -> None:
+        """Do nothing: the folder is made with the first object."""
+
+    async def stop(self) -> None:
+        """Do nothing."""
+
+    async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
+        """Keep the object in the request's body. Raises ``BadRequest``, ``UnsupportedMediaType``, and OSError."""
+        body = request.body
+        if isinstance(body, ObjectBody):
+            kept: Path = await self._in_thread(_keep_whole, body.path, self.folder)
+        else:
+            kept = await self._keep_upload(request)
+        answer = {"operation": "store", "success": True, "kept": str(kept.relative_to(self.folder))}
+        headers = {"content-type": "application/json"}
+        return ResponseEnvelope(headers=headers, body=BytesBody(json.dumps(answer).encode() + b"\n"))
+
+    async def _keep_upload(self, request: RequestEnvelope) -> Path:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/dicom":
+            raise UnsupportedMediaType(
+                f"A storage backend takes application/dicom, not {kind[:100] or 'a body without a type'}",
+                hint="Send one DICOM file, with 'Content-Type: application/dicom'.",
+            )
+        upload = self.folder / f".{uuid.uuid4().hex}.upload"
+        try:
+            await self._write(request.body, upload)
+            kept: Path = await self._in_thread(_keep_checked, upload, self.folder)
+            return kept
+        except DamagedFile as damage:
+            raise BadRequest(f"The body is not a whole DICOM file: {damage.detail}") from damage
+        finally:
+            await self._in_thread(upload.unlink, True)
+
+    async def _write(self, body: Body, target: Path) -> None:
+        await self._in_thread(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        with target.open("wb") as file:
+            async for chunk in body.chunks():
+                await self._in_thread(file.write, chunk)
+            await self._in_thread(_flush, file)
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _keep_whole(path: Path, folder: Path) -> Path:
+    return keep(path, read_header(path), folder)
+
+
+def _keep_checked(path: Path, folder: Path) -> Path:
+    return keep(path, check_complete(path), folder)
+
+
+def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
+    """Put a durable file at ``<study>/<series>/<instance>.dcm`` below ``folder``, durably; return it there. Blocking.
+
+    The file that is there already stays where it is, too: a second name for it where the file system allows, else a
+    copy. The same object is kept once. Another one of the same UID, which a sender must not make but some do, is kept
+    beside it with a longer name: both were acknowledged. UIDs that are none become "unknown".
+    """
+    study, series, instance = (
+        uid if is_uid(uid) else "unknown"
+        for uid in (header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    )
+    name = instance if instance != "unknown" else path.stem
+    target = folder / study / series / f"{name}.dcm"
+    new_folders = [made for made in (target.parent, target.parent.parent, folder) if not made.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not _put(path, target):
+        target = target.with_name(f"{name}_{path.stem}.dcm")
+        _put(path, target)
+    for changed in (target.parent, *(made.parent for made in new_folders)):
+        _sync_folder(changed)
+    return target
+
+
+def _put(path: Path, target: Path) -> bool:
+    """Give the file this name, all at once; False when another object has it."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        return filecmp.cmp(path, target, shallow=False)
+    except OSError:  # another file system, or one without links
+        return _copy(path, target)
+    return True
+
+
+def _copy(path: Path, target: Path) -> bool:
+    temporary = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with path.open("rb") as source, temporary.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1024 * 1024)
+            _flush(copy)
+        with _NAMING:
+            if target.exists():
+                return filecmp.cmp(path, target, shallow=False)
+            temporary.replace(target)
+            return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (fsync(2): the file's own does not)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
