@@ -7,7 +7,6 @@ within one). Several processes may have it open; each waits for the other's tran
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

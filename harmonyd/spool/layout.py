@@ -1,10 +1,10 @@
 """Where the spool keeps its files, and the moves between those places. Everything here blocks: call it in a thread.
 
-    <storage>/spool/journal.sqlite3        what is in the spool, and where it goes
-    <storage>/spool/objects/<2 hex>/<32 hex>.dcm   the objects, byte for byte as they came
-    <storage>/spool/incoming/              copies of files that came from another file system, until they are ours
-    <storage>/spool/ballast                room kept in reserve
-    <storage>/quarantine/                  files that nobody knows, each beside a note that says why it is there
+* ``<storage>/spool/journal.sqlite3``: what is in the spool, and where it goes
+* ``<storage>/spool/objects/<2 hex>/<32 hex>.dcm``: the objects, byte for byte as they came
+* ``<storage>/spool/incoming/``: copies of files that came from another file system, until they are ours
+* ``<storage>/spool/ballast``: room kept in reserve
+* ``<storage>/quarantine/``: files that nobody knows, each beside a note that says why it is there
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from harmonyd.errors import StorageFull
 
 PREFIXES = tuple(f"{number:02x}" for number in range(256))
 """The folders of ``objects/``."""
@@ -82,16 +85,23 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
-def sync_folders(paths: Iterable[Path]) -> None:
-    """Flush the folders that hold these files, each once."""
-    for folder in {path.parent for path in paths}:
-        sync(folder)
-
-
 def free_bytes(folder: Path) -> int:
-    """What we may still write there."""
+    """What we may still write there; 0 when no more files can be made. Raises OSError."""
     figures = os.statvfs(folder)
+    if figures.f_files and not figures.f_favail:
+        return 0
     return figures.f_bavail * figures.f_frsize
+
+
+@contextmanager
+def full_disk_said() -> Iterator[None]:
+    """Turn an OSError for lack of room into StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise StorageFull("the spool has no room on the disk", hint="free space there") from error
+        raise
 
 
 def quarantine(path: Path, folder: Path, reason: str) -> Path:

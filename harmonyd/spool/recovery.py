@@ -1,4 +1,4 @@
-"""Setting right, at the start, what a crash or a lost disk left: what the journal says and what is there agree again."""
+"""Setting right, at the start, what a crash or a lost disk left: journal and files agree again."""
 
 from __future__ import annotations
 

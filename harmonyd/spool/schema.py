@@ -1,9 +1,9 @@
 """The journal's tables, and opening it.
 
-``entries`` holds the objects, ``queues`` the pairs of endpoint and backend, ``deliveries`` which entry a queue still has
-to deliver: a delivery that was made has no row. An entry whose last delivery was made is ``done``: its file goes next,
-its row last. A delivery that waits is due at some time, or never (NULL) while an earlier object of its study waits and
-the endpoint wants them in order. Counts are kept by triggers, so that asking for them costs the same at any length.
+``entries`` holds the objects, ``queues`` the pairs of endpoint and backend, ``deliveries`` which entry a queue still
+has to deliver: a delivery that was made has no row. An entry whose last delivery was made is ``done``: its file goes
+next, its row last. A delivery that waits is due at some time, or never (NULL) while an earlier object of its study
+waits and the endpoint wants them in order. Counts are kept by triggers, so that asking costs the same at any length.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from harmonyd.errors import Unavailable
 from harmonyd.spool.journal import Journal
@@ -18,6 +17,12 @@ MAX_GROUP = 256
 MAX_WAITING = 10_000
 
 
+class Do(Protocol):
+    """``Writer.do``, or what stands in front of it."""
+
+    async def __call__(self, work: Callable[[Journal], T], after: Callable[[T], None] | None = None) -> T: ...
+
+
 class _Work(Generic[T]):
     """Something to do with the journal. ``do`` may be called again after a group that could not be committed."""
 
@@ -25,29 +30,40 @@ class _Work(Generic[T]):
         self.do = do
         self.after = after
         self.result: Deferred[T] = Deferred(lambda _: None)
-        self.value: T | Failure | None = None
+        self._value: T | None = None
+        self._error: Exception | None = None
 
     def run(self, journal: Journal) -> None:
         """Within the group's transaction. Raises only when that has ended with it."""
+        self._error = None
         try:
             with journal.savepoint():
-                self.value = self.do(journal)
-        except Exception:  # noqa: BLE001 - it is told to whoever asked for it
-            self.value = Failure()
+                self._value = self.do(journal)
+        except Exception as error:
+            self._error = error
             if not journal.db.in_transaction:
                 raise
 
     def committed(self) -> None:
-        if self.after is None or isinstance(self.value, Failure):
+        """The group is on the disk."""
+        if self.after is None or self._error is not None:
             return
         try:
-            self.after(self.value)  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001 - as above
-            self.value = Failure()
+            self.after(self._value)  # type: ignore[arg-type]
+        except Exception as error:  # noqa: BLE001 - it is told to whoever asked for it
+            self._error = error
+
+    def failed(self, error: Exception) -> None:
+        """It is not on the disk."""
+        self._error = error
 
     def tell(self) -> None:
-        if not self.result.called:
-            self.result.callback(self.value)  # type: ignore[arg-type]
+        if self.result.called:
+            return
+        if self._error is not None:
+            self.result.errback(self._error)
+        else:
+            self.result.callback(self._value)  # type: ignore[arg-type]
 
 
 class Writer:
@@ -104,8 +120,8 @@ class Writer:
     def _main(self) -> None:
         try:
             journal = self._open()
-        except Exception:  # noqa: BLE001 - told to whoever waits for the start
-            self._reactor.callFromThread(self._opened.errback, Failure())
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the start
+            self._reactor.callFromThread(self._opened.errback, error)
             return
         self._reactor.callFromThread(self._opened.callback, None)
         while (group := self._next_group())[-1] is not None:
@@ -135,12 +151,12 @@ class Writer:
             with journal.transaction():
                 for work in group:
                     work.run(journal)
-        except Exception:  # noqa: BLE001 - the disk is full, or another process holds the journal
-            if len(group) > 1:
+        except Exception as error:  # noqa: BLE001 - the disk is full, or another process holds the journal
+            if len(group) == 1:
+                group[0].failed(error)
+            else:
                 for work in group:
                     self._commit(journal, [work])
-            elif not isinstance(group[0].value, Failure):
-                group[0].value = Failure()
             return
         for work in group:
             work.committed()
