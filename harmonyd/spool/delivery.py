@@ -117,20 +117,21 @@ class Dispatcher:
         while not self._stopping:
             self._woken = False
             try:
-                idle_secs = await self._round()
+                until = await self._round()
             except Exception:
                 if self._stopping:
                     raise
                 self._log.failure("deliveries to {backend} pause, by our fault", backend=self._backend)
-                idle_secs = PAUSE_SECS
-            await self._sleep(idle_secs)
+                until = self._means.reactor.seconds() + PAUSE_SECS
+            await self._sleep(until)
 
-    async def _sleep(self, secs: float | None) -> None:
-        """Until woken, or for so long; None: only until woken."""
-        if self._woken or self._stopping or (secs is not None and secs <= 0):
+    async def _sleep(self, until: float | None) -> None:
+        """Until woken, or until then; None: only until woken."""
+        now = self._means.reactor.seconds()
+        if self._woken or self._stopping or (until is not None and until <= now):
             return
         self._sleeper = Deferred()
-        timer = None if secs is None else self._means.reactor.callLater(secs, self.wake)
+        timer = None if until is None else self._means.reactor.callLater(until - now, self.wake)
         try:
             await self._sleeper
         finally:
@@ -147,15 +148,15 @@ class Dispatcher:
                 if self._stopping:
                     raise
             self._woken = False
-            await self._sleep(JOURNAL_RETRY_SECS)
+            await self._sleep(self._means.reactor.seconds() + JOURNAL_RETRY_SECS)
 
     # --- a round ---
 
     async def _round(self) -> float | None:
-        """Deliver one batch, if one is due; returns how long there is nothing to do, as ``_sleep`` takes it."""
+        """Deliver one batch, if one is due; returns until when there is nothing to do, as ``_sleep`` takes it."""
         now = self._means.reactor.seconds()
         if now < self._away_until:
-            return float(self._away_until - now)
+            return self._away_until
         batch_size = self._deliverer.backends().get(self._backend)
         if batch_size is None:
             return None
@@ -170,9 +171,7 @@ class Dispatcher:
         if batch:
             await self._deliver(batch)
             return 0
-        if given_up:
-            return 0
-        return None if next_due is None else next_due - now
+        return 0 if given_up else next_due
 
     def _fetch(self, journal: Journal, now: float, limit: int) -> tuple[list[Due], float | None, int]:
         given_up = give_up_old(journal, self._queue, self._means.config, now)
@@ -195,7 +194,7 @@ class Dispatcher:
     async def _try(self, entries: Sequence[Entry]) -> list[Result]:
         """One result for each. After an error for many they are tried one by one: whose fault it is, shows then."""
         try:
-            self._under_way = Deferred.fromCoroutine(self._deliverer.deliver(self._backend, entries))  # type: ignore[arg-type]
+            self._under_way = Deferred.fromCoroutine(self._deliverer.deliver(self._backend, entries))
             results = list(await self._under_way)
             if len(results) != len(entries):
                 raise RuntimeError(f"{len(results)} results for {len(entries)} entries")

@@ -9,10 +9,12 @@ After a crash between 2 and 3 ``recovery`` finishes the move.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harmonyd.errors import StorageFull
 from harmonyd.spool.api import NewEntry
 from harmonyd.spool.journal import Journal, NewRow, Totals
 from harmonyd.spool.layout import Layout, free_bytes, full_disk_said, new_name, sync
@@ -33,8 +35,8 @@ class Intake:
         self._do = do
         self._saw_free = saw_free
         self._not_placed: list[str] = []
-        """Journalled, but the move failed: to be taken back with the next batch. A crash before that makes them ours
-        after all. Touched in the journal's thread alone."""
+        """Journalled, but neither could they be moved nor could that be taken back: done with the next batch. A crash
+        before that makes them ours after all. Touched in the journal's thread alone."""
 
     async def take(self, endpoint: str, entries: Sequence[NewEntry], backends: Sequence[str]) -> Totals:
         """Take files over for these backends; returns what the spool holds then."""
@@ -63,9 +65,9 @@ class Intake:
             add(journal, rows)
             return journal.totals()
 
-        def place(_: Totals) -> None:
+        def place(journal: Journal, _: Totals) -> None:
             self._not_placed = [name for name in self._not_placed if name not in undone]
-            self._place(rows)
+            self._place(journal, rows)
 
         try:
             with full_disk_said():
@@ -100,18 +102,26 @@ class Intake:
             for entry, name in zip(entries, names, strict=True)
         ]
 
-    def _place(self, rows: Sequence[NewRow]) -> None:
+    def _place(self, journal: Journal, rows: Sequence[NewRow]) -> None:
         """In the journal's thread. All or none."""
         placed: list[NewRow] = []
         try:
-            for row in rows:
-                self._layout.place(row.source, row.name)
-                placed.append(row)
-        except OSError:
-            self._not_placed += [row.name for row in rows]
+            with full_disk_said():
+                for row in rows:
+                    self._layout.place(row.source, row.name)
+                    placed.append(row)
+        except (OSError, StorageFull):
             for row in placed:
                 self._layout.object(row.name).rename(row.source)
+            self._take_back(journal, [row.name for row in rows])
             raise
+
+    def _take_back(self, journal: Journal, names: list[str]) -> None:
+        try:
+            with journal.transaction():
+                journal.forget_names(names)
+        except (StorageFull, sqlite3.Error):
+            self._not_placed += names
 
     def _sync_folders(self, paths: Iterable[Path]) -> int:
         """Each folder once; returns what is free on the disk."""

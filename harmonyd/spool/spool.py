@@ -136,7 +136,7 @@ class DurableSpool:
         """Take over a damaged file: DAMAGED (at the backend ""), visible, delivered nowhere. Raises as ``take``."""
         self.admission.note_kept(await self._intake.put_aside(endpoint, entry, reason))
 
-    async def _do(self, work: Callable[[Journal], T], after: Callable[[T], None] | None = None) -> T:
+    async def _do(self, work: Callable[[Journal], T], after: Callable[[Journal, T], None] | None = None) -> T:
         """``Writer.do``; on a full disk once more when that had ballast."""
         try:
             return await self._writer.do(work, after)

@@ -20,13 +20,13 @@ MAX_WAITING = 10_000
 class Do(Protocol):
     """``Writer.do``, or what stands in front of it."""
 
-    async def __call__(self, work: Callable[[Journal], T], after: Callable[[T], None] | None = None) -> T: ...
+    async def __call__(self, work: Callable[[Journal], T], after: Callable[[Journal, T], None] | None = None) -> T: ...
 
 
 class _Work(Generic[T]):
     """Something to do with the journal. ``do`` may be called again after a group that could not be committed."""
 
-    def __init__(self, do: Callable[[Journal], T], after: Callable[[T], None] | None) -> None:
+    def __init__(self, do: Callable[[Journal], T], after: Callable[[Journal, T], None] | None) -> None:
         self.do = do
         self.after = after
         self.result: Deferred[T] = Deferred(lambda _: None)
@@ -44,12 +44,12 @@ class _Work(Generic[T]):
             if not journal.db.in_transaction:
                 raise
 
-    def committed(self) -> None:
+    def committed(self, journal: Journal) -> None:
         """The group is on the disk."""
         if self.after is None or self._error is not None:
             return
         try:
-            self.after(self._value)  # type: ignore[arg-type]
+            self.after(journal, self._value)  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - it is told to whoever asked for it
             self._error = error
 
@@ -99,9 +99,10 @@ class Writer:
             self._queue.put(None)
             await self._ended
 
-    def do(self, work: Callable[[Journal], T], after: Callable[[T], None] | None = None) -> Deferred[T]:
-        """Run ``work`` in a transaction, and ``after`` (with its result) when that is on the disk; nothing else runs
-        between the two. The Deferred fires in the reactor's thread; cancelling it does not undo anything.
+    def do(self, work: Callable[[Journal], T], after: Callable[[Journal, T], None] | None = None) -> Deferred[T]:
+        """Run ``work`` in a transaction, and ``after`` (with its result) when that is on the disk, outside of any;
+        nothing reads the journal between the two. The Deferred fires in the reactor's thread; cancelling it undoes
+        nothing.
 
         Fails with what either raises, StorageFull when the disk is full, Unavailable when too much waits. ``work`` is
         called twice when the first transaction could not be committed.
@@ -159,7 +160,7 @@ class Writer:
                     self._commit(journal, [work])
             return
         for work in group:
-            work.committed()
+            work.committed(journal)
 
     # --- back in the reactor's ---
 
