@@ -31,6 +31,10 @@ class ClockReactor:
         self.callLater = self.clock.callLater
         self.advance = self.clock.advance
 
+    def waits(self) -> list[float]:
+        """In how many seconds the things are due that wait."""
+        return [round(call.getTime() - self.seconds(), 3) for call in self.clock.calls]
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 

@@ -106,9 +106,9 @@ def test_counts_follow_every_change(journal):
         journal.forget([4])
         people.discard(journal, [2, 5], 2.0)
     (counted,) = journal.queues()
-    assert (counted.waiting, counted.quarantined, counted.damaged) == (6, 0, 1)
-    assert journal.totals().entries == 7
-    assert journal.totals().bytes == 7000
+    assert (counted.waiting, counted.quarantined, counted.damaged) == (5, 0, 1)
+    assert journal.totals().entries == 6
+    assert journal.totals().bytes == 6000
     assert [entry for entry, _ in journal.done(10)] == [1, 2, 5]
 
 
@@ -152,7 +152,7 @@ def test_a_newer_or_broken_journal_is_refused(storage):
     with pytest.raises(JournalUnusable, match="newer"):
         open_journal(storage)
     Layout(storage).journal.write_bytes(b"this is no data base" * 100)
-    with pytest.raises(JournalUnusable, match="journal.sqlite3"):
+    with pytest.raises(JournalUnusable, match="cannot be used"):
         open_journal(storage)
 
 
@@ -178,7 +178,6 @@ def test_two_processes_on_one_journal(storage, tmp_path):
     assert not info.entry.path.exists()
     assert journal.data_version() != before
     assert journal.totals().entries == 2
-    assert time.time() > 0
     journal.close()
     with pytest.raises(NotFound):
         SpoolFolder(tmp_path)
