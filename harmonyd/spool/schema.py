@@ -17,6 +17,8 @@ from harmonyd.errors import HarmonydError, StorageFull
 
 VERSION = 1
 BUSY_TIMEOUT_SECS = 30.0
+LOG_PAGES = 256
+"""The write-ahead log is used again after so much (1 MB): it has to fit the room that the ballast gives back."""
 
 _TABLES = """
 CREATE TABLE entries (
@@ -116,6 +118,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     db.execute("BEGIN IMMEDIATE")
     try:
         (version,) = db.execute("PRAGMA user_version").fetchone()
