@@ -120,7 +120,7 @@ class DurableSpool:
     async def take(self, endpoint: str, entries: Sequence[NewEntry], backends: Sequence[str]) -> None:
         """Make these durable and queue them for each backend (one at least).
 
-        When it raises (OSError, StorageFull), none is taken and each file is where it was.
+        When it raises (OSError, StorageFull, Unavailable), none is taken and each file is where it was.
         """
         self.admission.note_kept(await self._intake.take(endpoint, entries, backends))
         desk = self._desks.get(endpoint)

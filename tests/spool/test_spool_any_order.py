@@ -6,11 +6,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest_twisted import ensureDeferred
 from spool_kit import CONFIG, ENDPOINT, ClockReactor, Pacs, away, refuse, take
-from twisted.internet.defer import Deferred
 
 from harmonyd.spool.api import Delivered, EntryState
 from harmonyd.spool.spool import DurableSpool
@@ -73,7 +72,8 @@ async def play(reactor, folder: Path, steps, in_order: bool) -> None:
 @pytest.mark.deadline(120)
 @settings(max_examples=30, deadline=None)
 @given(steps=STEPS, in_order=st.booleans())
-def test_any_sequence(started_reactor, steps, in_order):
+@ensureDeferred
+async def test_any_sequence(started_reactor, steps, in_order):
     """Whatever happens in between, in the end each object has been delivered; in order where that was asked for."""
     with tempfile.TemporaryDirectory() as folder:
-        pytest_twisted.blockon(Deferred.fromCoroutine(play(started_reactor, Path(folder), steps, in_order)))
+        await play(started_reactor, Path(folder), steps, in_order)
