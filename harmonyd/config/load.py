@@ -54,6 +54,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         limits=sections.limits(main.table("limits")),
         logging=sections.logging(main.table("logging"), base, level),
         supervision=sections.supervision(main.table("supervision")),
+        spool=sections.spool(main.table("spool")),
         control=controlled,
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),

@@ -100,9 +100,9 @@ class SpoolConfig:
     ballast_bytes: int = 64 * 1000**2
     """A file that is given up when space runs out under way, so that what is being received still fits; 0: none."""
     max_waiting: int = 1_000_000
-    """Objects waiting; more, and nothing more is accepted."""
+    """Objects in the spool, those in quarantine too; from then on nothing more is accepted."""
     max_waiting_bytes: int = 0
-    """Size of the objects waiting; 0: only the free space limits it."""
+    """Their size; 0: only the free space limits it."""
     max_attempts: int = 10
     """How often a backend that answers may refuse an object before it is put in quarantine."""
     give_up_after_secs: float = 7 * 24 * 3600.0

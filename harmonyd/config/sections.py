@@ -15,6 +15,7 @@ from harmonyd.config.model import (
     LoggingConfig,
     ManagementConfig,
     NetworkConfig,
+    SpoolConfig,
     StorageConfig,
     SupervisionConfig,
     TelemetryConfig,
@@ -23,6 +24,7 @@ from harmonyd.config.model import (
 _LEVELS = {level: level for level in ("debug", "info", "warning", "error")} | {"trace": "debug", "warn": "warning"}
 _HOUR_SECS = 3600.0
 _DAY_SECS = 24 * _HOUR_SECS
+_MB = 1000**2
 _GB = 1000**3
 
 
@@ -145,6 +147,24 @@ def supervision(section: Section) -> SupervisionConfig:
         section.problem("backoff_initial_secs", "more than backoff_max_secs", "raise backoff_max_secs or lower this")
     section.finish()
     return SupervisionConfig(**values)  # type: ignore[arg-type]
+
+
+def spool(section: Section) -> SpoolConfig:
+    """``[spool]``; sizes are in 10⁶ and 10⁹ bytes."""
+    default = SpoolConfig()
+    hours = section.number("give_up_after_hours", default.give_up_after_secs / _HOUR_SECS, 0.01, 24 * 365)
+    result = SpoolConfig(
+        min_free_bytes=section.integer("min_free_mb", default.min_free_bytes // _MB, 1, 1_000_000_000) * _MB,
+        ballast_bytes=section.integer("ballast_mb", default.ballast_bytes // _MB, 0, 1_000_000) * _MB,
+        max_waiting=section.integer("max_waiting", default.max_waiting, 1, 1_000_000_000),
+        max_waiting_bytes=round(section.number("max_waiting_gb", default.max_waiting_bytes / _GB, 0, 1_000_000) * _GB),
+        max_attempts=section.integer("max_attempts", default.max_attempts, 1, 1_000_000),
+        give_up_after_secs=hours * _HOUR_SECS,
+        retry_max_secs=section.number("retry_max_secs", default.retry_max_secs, 1, _DAY_SECS),
+        max_unasked_bytes=round(section.number("max_unasked_gb", default.max_unasked_bytes / _GB, 0, 1_000_000) * _GB),
+    )
+    section.finish()
+    return result
 
 
 def management(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> ManagementConfig:

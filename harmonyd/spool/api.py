@@ -117,6 +117,7 @@ class BackendSummary:
     waiting: int
     quarantined: int
     oldest_received_at: float | None
+    """Of those that wait: since when the oldest is tried (that is when it came, or was driven again by hand)."""
     away_reason: str = ""
     """Why the backend is not tried now; empty when it is."""
 
@@ -155,19 +156,25 @@ class Spool(Protocol):
         ...
 
     async def take(self, endpoint: str, entries: Sequence[NewEntry], backends: Sequence[str]) -> None:
-        """Make these durable and queue them for each backend. When it raises (OSError, StorageFull), none is taken."""
+        """Make these durable and queue them for each backend, one at least.
+
+        When it raises (OSError, StorageFull, Unavailable), none is taken and each file is where it was.
+        """
         ...
 
     async def put_aside(self, endpoint: str, entry: NewEntry, reason: str) -> None:
-        """Take over a damaged file: DAMAGED, visible, delivered nowhere."""
+        """Take over a damaged file: DAMAGED (at the backend ""), visible, delivered nowhere. Raises as ``take``."""
         ...
 
     def attach(self, endpoint: str, deliverer: Deliverer, *, in_order: bool) -> None:
-        """Deliver the endpoint's entries with this from now on. ``in_order``: a study's objects as they came."""
+        """Deliver the endpoint's entries with this from now on. ``in_order``: a study's objects as they came.
+
+        Raises ValueError for an endpoint that is attached already.
+        """
         ...
 
     async def detach(self, endpoint: str) -> None:
-        """Deliver nothing of this endpoint any more; returns when no delivery of it runs."""
+        """Deliver nothing of this endpoint any more; what is under way is cancelled. Returns when that has ended."""
         ...
 
     async def emptied(self, endpoint: str) -> None:

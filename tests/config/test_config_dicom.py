@@ -17,12 +17,16 @@ def test_backend_defaults(loaded):
 
 def test_backend_values_reach_the_model(loaded):
     """Each key sets its field; milliseconds become seconds."""
-    options = loaded(
-        BACKEND + "local_aet = 'ME'\nincoming_store_port = 11123\ndimse_retrieve_mode = 'move'\n"
-        "connect_timeout_ms = 1500\nassociation_timeout_ms = 2000\noperation_timeout_ms = 3000\n"
-        "max_pdu = 4096\nmax_associations = 2\n"
-        "max_queue = 0\nmax_results = 5\nquery_model = 'patient'\nengine = 'dcmtk'\nuse_tls = false\n"
-    ).backends["b"].options
+    options = (
+        loaded(
+            BACKEND + "local_aet = 'ME'\nincoming_store_port = 11123\ndimse_retrieve_mode = 'move'\n"
+            "connect_timeout_ms = 1500\nassociation_timeout_ms = 2000\noperation_timeout_ms = 3000\n"
+            "max_pdu = 4096\nmax_associations = 2\n"
+            "max_queue = 0\nmax_results = 5\nquery_model = 'patient'\nengine = 'dcmtk'\nuse_tls = false\n"
+        )
+        .backends["b"]
+        .options
+    )
     assert options == DicomBackendOptions(
         *("PACS", "pacs", 104, "ME"),
         incoming_store_port_set=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harmonyd.config import ConfigError, load
-from harmonyd.config.model import LimitsConfig, SupervisionConfig
+from harmonyd.config.model import LimitsConfig, SpoolConfig, SupervisionConfig
 
 PAGE = (Path(__file__).parents[2] / "docs/configuration.md").read_text("utf-8")
 WRONG_PIPELINES = {
@@ -67,3 +67,21 @@ def test_documented_defaults_are_those_of_the_model(model):
     """Each key of [limits] and [supervision] is in a table with its default."""
     for key in model.__slots__:
         assert f"| `{key}` | `{getattr(model, key):.15g}` |" in PAGE
+
+
+def test_documented_defaults_of_the_spool():
+    """Each key of [spool] is in its table with the default, in its unit."""
+    spool = SpoolConfig()
+    documented = {
+        "min_free_mb": spool.min_free_bytes / 1e6,
+        "ballast_mb": spool.ballast_bytes / 1e6,
+        "max_waiting": spool.max_waiting,
+        "max_waiting_gb": spool.max_waiting_bytes / 1e9,
+        "max_attempts": spool.max_attempts,
+        "give_up_after_hours": spool.give_up_after_secs / 3600,
+        "retry_max_secs": spool.retry_max_secs,
+        "max_unasked_gb": spool.max_unasked_bytes / 1e9,
+    }
+    assert len(documented) == len(spool.__slots__)
+    for key, value in documented.items():
+        assert f"| `{key}` | `{value:.15g}` |" in PAGE

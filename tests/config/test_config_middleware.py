@@ -71,7 +71,7 @@ def test_metadata_without_shortcuts(loaded):
         ("set = { backend = 'c' }", "middleware.m", "backend"),
         ("identifier = { patient_id = '1' }", "middleware.m.identifier", "patient_id"),
         ("identifier = { PatientID = 1 }", "middleware.m.identifier", "PatientID"),
-        ("identifier = { PatientID = \"a\\nb\" }", "middleware.m.identifier", "PatientID"),
+        ('identifier = { PatientID = "a\\nb" }', "middleware.m.identifier", "PatientID"),
         ("identifier = { CommandField = '1' }", "middleware.m.identifier", "CommandField"),
         ("identifier = { ReferencedStudySequence = '1' }", "middleware.m.identifier", "ReferencedStudySequence"),
         ("identifier = { PatientID = '1', 00100020 = '2' }", "middleware.m.identifier", "00100020"),

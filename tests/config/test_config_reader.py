@@ -25,7 +25,7 @@ def test_a_syntax_error_of_the_main_file(write):
 def test_a_file_that_is_not_utf8(write):
     """Latin-1 text is refused with the byte that shows it."""
     path = write()
-    (path.parent / "pipelines" / "latin.toml").write_bytes(b'# M\xfcller\n')
+    (path.parent / "pipelines" / "latin.toml").write_bytes(b"# M\xfcller\n")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 3"):
         load(path)
 

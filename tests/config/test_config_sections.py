@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harmonyd.config.model import LimitsConfig, SupervisionConfig
+from harmonyd.config.model import LimitsConfig, SpoolConfig, SupervisionConfig
 
 PROXY = '[proxy]\nid = "x"\n'
 NETWORK = '[network.n.http]\nbind_address = "127.0.0.1"\nbind_port = 8080\n[network.d.dicom]\nbind_port = 11112\n'
@@ -19,6 +19,7 @@ def test_defaults(loaded, tmp_path):
     assert (config.storage.retention_max_age_secs, config.storage.retention_max_bytes) == (86400, 5_000_000_000)
     assert config.limits == LimitsConfig()
     assert config.supervision == SupervisionConfig()
+    assert config.spool == SpoolConfig()
     assert config.management.base_path == "/admin"
     assert config.telemetry.network is None
 
@@ -42,6 +43,13 @@ def test_values_reach_the_model(loaded, tmp_path):
     assert config.telemetry.network == "n"
 
 
+def test_the_spool_is_sized_in_units_of_people(loaded):
+    """Megabytes, gigabytes and hours become bytes and seconds."""
+    text = "[spool]\nmin_free_mb = 5\nballast_mb = 0\nmax_waiting = 7\nmax_waiting_gb = 1.5\nmax_attempts = 2\n"
+    config = loaded(main=PROXY + text + "give_up_after_hours = 0.5\nretry_max_secs = 60\nmax_unasked_gb = 0\n")
+    assert config.spool == SpoolConfig(5_000_000, 0, 7, 1_500_000_000, 2, 1800.0, 60.0, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "table", "key"),
     [
@@ -60,6 +68,15 @@ def test_values_reach_the_model(loaded, tmp_path):
         ("[limits]\nmax_connections = 0\n", "limits", "max_connections"),
         ("[supervision]\nbackoff_initial_secs = 70\n", "supervision", "backoff_initial_secs"),
         ("[supervision]\nprobe_misses = 1.5\n", "supervision", "probe_misses"),
+        ("[spool]\nmin_free_mb = 0\n", "spool", "min_free_mb"),
+        ("[spool]\nballast_mb = -1\n", "spool", "ballast_mb"),
+        ("[spool]\nmax_waiting = 0\n", "spool", "max_waiting"),
+        ("[spool]\nmax_waiting_gb = '1'\n", "spool", "max_waiting_gb"),
+        ("[spool]\nmax_attempts = 0\n", "spool", "max_attempts"),
+        ("[spool]\ngive_up_after_hours = 9000\n", "spool", "give_up_after_hours"),
+        ("[spool]\nretry_max_secs = 0.5\n", "spool", "retry_max_secs"),
+        ("[spool]\nmax_unasked_gb = -1\n", "spool", "max_unasked_gb"),
+        ("[spool]\nmin_free = 5\n", "spool", "min_free"),
         ("[telemetry]\nnetwork = 'm'\n", "telemetry", "network"),
         (NETWORK + "[telemetry]\nnetwork = 'd'\n", "telemetry", "network"),
         ("[telemetry]\nnetwork = 3\n", "telemetry", "network"),
