@@ -103,8 +103,8 @@ class SpoolConfig:
     """Objects in the spool, those in quarantine too; from then on nothing more is accepted."""
     max_waiting_bytes: int = 0
     """Their size; 0: only the free space limits it."""
-    max_attempts: int = 10
-    """How often a backend that answers may refuse an object before it is put in quarantine."""
+    max_attempts: int = 30
+    """How often a backend that answers may refuse an object before it is put in quarantine: about a day."""
     give_up_after_secs: float = 7 * 24 * 3600.0
     """How long an object is tried at all, whatever the reason is that it does not arrive."""
     retry_max_secs: float = 300.0

@@ -16,7 +16,7 @@ from harmonyd import config as configuration
 from harmonyd.config.model import Config
 from harmonyd.control.management import Management
 from harmonyd.control.server import ControlServer
-from harmonyd.daemon.build import Builder, Folders, active_operations, operations_by_backend
+from harmonyd.daemon.build import Builder, Folders, active_operations, dicom_endpoints, operations_by_backend
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import RunLock
 from harmonyd.daemon.manager import ServiceManager
@@ -25,6 +25,7 @@ from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse.dcmtk import artifacts
 from harmonyd.dimse.dcmtk.tools import Tool
+from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.telemetry.health import CheckResult, DiskWritable, Health
 from harmonyd.telemetry.notify import Notifier
@@ -73,11 +74,15 @@ class Daemon:
         self._management = Management(
             config, self.operated, self.operated.sampler.refresh, self._operations, reactor.seconds
         )
-        self._builder = Builder(reactor, self.supervisor, self.health, folders, self._management.documents)
+        self.spool = DurableSpool(reactor, config.storage.path, config.spool)
+        self._builder = Builder(
+            reactor, self.supervisor, self.health, folders, self.spool, self._management.documents
+        )
         self._parts = self._builder.all(config, tools)
         self._disk = DiskWritable(reactor, config.storage.path)
         self.health.add_check("storage", self._disk)
         self.health.add_check("children", self._children)
+        self.health.add_check("receiving", self._receiving)
         self._retention = LoopingCall(lambda: Deferred.fromCoroutine(self._clean_artifacts()))
         self._retention.clock = reactor
         self._stopping: Deferred[None] | None = None
@@ -93,6 +98,8 @@ class Daemon:
         await self.supervisor.start()
         self.operated.sampler.start()
         await self._disk.start()
+        if self._parts.endpoints or self.spool.exists:
+            await self.spool.start()
         if self._parts.engine is not None:
             await self._parts.engine.start()
         for backend in self._parts.backends.values():
@@ -113,11 +120,14 @@ class Daemon:
         await self._reloader.reload()
 
     async def _take_over(self, new: Config) -> None:
+        if dicom_endpoints(new):
+            await self.spool.start()
         takeover = Takeover(self._reactor, self._builder, self._parts, self.config, new, self._grace)
         await takeover.prepare()
         takeover.commit()
         self.config = self.operated.config = self._management.config = new
         self.supervisor.configure(new.supervision)
+        self.spool.configure(new.spool)
         await takeover.finish()
         await self._children_settle()
 
@@ -155,6 +165,7 @@ class Daemon:
         await self._all([*front_ends, partial(self._associations_end, grace_secs)])
         self.manager.step("receivers hand on what they have")
         await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
+        await self._all([self.spool.stop])
         await self._all(backend.stop for backend in parts.all_backends)
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
@@ -190,6 +201,10 @@ class Daemon:
         if waiting:
             return CheckResult(False, "; ".join(f"{child.full_name} {child.description}" for child in waiting))
         return CheckResult(True, f"{len(self.supervisor.children())} running")
+
+    def _receiving(self) -> CheckResult:
+        refusal = self.spool.admission.refusal() if self._parts.endpoints else None
+        return CheckResult(refusal is None, refusal or "objects are accepted")
 
     async def _clean_artifacts(self) -> None:
         storage = self.config.storage

@@ -17,7 +17,7 @@ from harmonyd.control.api import Changes
 from harmonyd.daemon.build import asked_over_http, dicom_endpoints, listeners, receiving_backends
 from harmonyd.services.dicom.inbound import scp_config
 
-_SETTINGS = ("id", "storage", "limits", "logging", "supervision", "management", "telemetry")
+_SETTINGS = ("id", "storage", "limits", "logging", "supervision", "spool", "management", "telemetry")
 _RESTART = "restart harmonyd to use this"
 
 
@@ -64,7 +64,9 @@ def _pipeline(config: Config, pipeline: PipelineConfig) -> object:
     endpoints = [config.endpoints[name] for name in pipeline.endpoints]
     # What storescp gets to know is compared by itself.
     served = [
-        (item.name, item.options.storage_dir) if isinstance(item.options, DicomEndpointOptions) else item
+        (item.name, item.options.storage_dir, item.options.in_order)
+        if isinstance(item.options, DicomEndpointOptions)
+        else item
         for item in endpoints
     ]
     return pipeline, served, [config.middleware[name] for name in pipeline.middleware]

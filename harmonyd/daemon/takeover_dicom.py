@@ -87,7 +87,10 @@ class DicomTakeover:
             await gatherResults([Deferred.fromCoroutine(endpoint.pause()) for endpoint in self._ending.values()])
         for name in self._ending.keys() - self._resuming.keys():
             self._leave(name)
-        return [*await self._resume(), *await self._start()]
+        problems = [*await self._resume(), *await self._start()]
+        for endpoint in self._parts.endpoints.values():
+            await endpoint.arrange()
+        return problems
 
     # What does not start is taken from the endpoints: the next reload finds it missing, and tries again.
 

@@ -173,6 +173,10 @@ class Spool(Protocol):
         """
         ...
 
+    async def rearrange(self, endpoint: str, *, in_order: bool) -> None:
+        """The backends of an attached endpoint, or the order for it, may have changed."""
+        ...
+
     async def detach(self, endpoint: str) -> None:
         """Deliver nothing of this endpoint any more; what is under way is cancelled. Returns when that has ended."""
         ...

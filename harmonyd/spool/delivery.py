@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from harmonyd.config.model import SpoolConfig
 from harmonyd.errors import HarmonydError
-from harmonyd.spool.api import Delivered, Deliverer, Entry, Failed, Result
+from harmonyd.spool.api import Delivered, Deliverer, Entry, Failed, Result, Untried
 from harmonyd.spool.backoff import wait_secs
 from harmonyd.spool.journal import Due, Journal
 from harmonyd.spool.recovery import GONE, say_damaged
@@ -30,6 +30,8 @@ JOURNAL_RETRY_SECS = 1.0
 PAUSE_SECS = 60.0
 """Wait after an error that should not be."""
 MOST_GIVEN_UP_AT_ONCE = 500
+REFUSED_FACTOR = 12
+"""An object that is refused waits longer than a backend that is away, which costs one attempt for all."""
 
 
 @dataclass(slots=True)
@@ -45,7 +47,12 @@ class Means:
     """Called when something stopped waiting."""
 
     def wait_secs(self, failures: int) -> float:
+        """For a backend that is away."""
         return wait_secs(failures, self.config.retry_max_secs, self.random())
+
+    def refused_wait_secs(self, attempts: int) -> float:
+        """For one object that a backend refuses: whatever ails the backend may take it a day to mend."""
+        return wait_secs(attempts, REFUSED_FACTOR * self.config.retry_max_secs, self.random())
 
 
 @dataclass(slots=True)
@@ -182,7 +189,7 @@ class Dispatcher:
         failed = [due for due, result in zip(batch, results, strict=True) if isinstance(result, Failed)]
         gone = frozenset(await in_thread(self._means.reactor, _gone, failed)) if failed else frozenset()
         away = next((r.reason for r in results if isinstance(r, Failed) and r.is_away), "")
-        waits = [self._means.wait_secs(due.attempts + 1) for due in batch]
+        waits = [self._means.refused_wait_secs(due.attempts + 1) for due in batch]
         now = self._means.reactor.seconds()
         outcome = list(zip(batch, results, waits, strict=True))
         record = await self._journal(lambda journal: self._record(journal, outcome, gone, away, now))
@@ -198,6 +205,8 @@ class Dispatcher:
             results = list(await self._under_way)
             if len(results) != len(entries):
                 raise RuntimeError(f"{len(results)} results for {len(entries)} entries")
+            if all(isinstance(result, Untried) for result in results):
+                raise RuntimeError("nothing was tried, and nothing said why")
         except Exception as error:
             # Whatever is wrong with an object, or its backend, it stays ours.
             if self._stopping:
@@ -229,6 +238,8 @@ class Dispatcher:
                 name = journal.delivered(self._queue, entry, now)
                 if name is not None:
                     record.done.append((entry, name))
+            elif isinstance(result, Untried):
+                continue
             elif entry in gone:
                 if journal.damage(entry, GONE, now):
                     record.damaged.append(due)

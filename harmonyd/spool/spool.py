@@ -66,13 +66,21 @@ class DurableSpool:
         self._looking: Deferred[Any] | None = None
         self._started = False
 
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier run left a journal."""
+        return self._layout.journal.exists()
+
     # --- life ---
 
     async def start(self) -> None:
         """Open the journal and set right what a crash left; then deliver. Raises OSError, JournalUnusable, StorageFull.
 
-        Before any receiver looks through its folders: what was journalled and not moved yet is taken from there.
+        Before any receiver looks through its folders: what was journalled and not moved yet is taken from there. A
+        spool that is started already stays as it is.
         """
+        if self._started:
+            return
         await in_thread(self._reactor, self._layout.make)
         await self._writer.start()
         now = self._reactor.seconds()
@@ -157,6 +165,14 @@ class DurableSpool:
         self._desks[endpoint] = _Desk(deliverer, in_order)
         if self._started:
             self._begin(self._arrange(endpoint))
+
+    async def rearrange(self, endpoint: str, *, in_order: bool) -> None:
+        """The backends of an attached endpoint, or the order for it, may have changed; another order ends deliveries."""
+        desk = self._desks[endpoint]
+        if desk.in_order != in_order:
+            await self.detach(endpoint)
+            self.attach(endpoint, desk.deliverer, in_order=in_order)
+        await self._arrange(endpoint)
 
     async def detach(self, endpoint: str) -> None:
         """Deliver nothing of this endpoint any more: what is under way is cancelled. Returns when that has ended."""

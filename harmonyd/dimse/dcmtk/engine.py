@@ -17,6 +17,7 @@ from harmonyd.dimse.dcmtk.scp import DcmtkStoreScp
 from harmonyd.dimse.dcmtk.streams import ToolStream
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import (
+    Admission,
     Instance,
     Match,
     MoveReceiver,
@@ -74,8 +75,8 @@ class DcmtkEngine:
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ToolStream[StoreResult]:
         return store.store(self._box, remote, files, op)
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler) -> DcmtkStoreScp:
-        return DcmtkStoreScp(self._box, config, handler, self._storage / "spool", self._quarantine)
+    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> DcmtkStoreScp:
+        return DcmtkStoreScp(self._box, config, handler, admission, self._storage / "spool" / "receiving")
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Start the kept receiver for C-MOVE deliveries now instead of with the first move."""

@@ -78,7 +78,10 @@ class DicomEndpoint:
         """Pass the next object through ``pipeline``, and from the next ``resume`` on receive as ``options`` say."""
         self._options = options
         self._pipeline = pipeline
-        self._spool.attach(self.name, self, in_order=options.in_order)
+
+    async def arrange(self) -> None:
+        """Deliver to the backends, and in the order, that the last ``change`` named."""
+        await self._spool.rearrange(self.name, in_order=self._options.in_order)
 
     async def pause(self) -> None:
         """Receive nothing any more; what was received is delivered all the while."""
