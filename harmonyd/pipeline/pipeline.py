@@ -92,8 +92,8 @@ class Pipeline:
         if isinstance(backend, TakesMany):
             return await backend.send_all(requests)
         sends: list[Deferred[Any]] = [Deferred.fromCoroutine(backend.send(request)) for request in requests]
-        results: Any = await DeferredList(sends, consumeErrors=True)
-        answers: list[ResponseEnvelope | Exception] = [result if success else result.value for success, result in results]
+        results: list[tuple[bool, Any]] = await DeferredList(sends, consumeErrors=True)
+        answers = [result if success else result.value for success, result in results]
         if any(isinstance(answer, CancelledError) for answer in answers):
             raise CancelledError
         return answers

@@ -167,7 +167,7 @@ class DurableSpool:
             self._begin(self._arrange(endpoint))
 
     async def rearrange(self, endpoint: str, *, in_order: bool) -> None:
-        """The backends of an attached endpoint, or the order for it, may have changed; another order ends deliveries."""
+        """The backends of an attached endpoint, or the order for it, may have changed."""
         desk = self._desks[endpoint]
         if desk.in_order != in_order:
             await self.detach(endpoint)
