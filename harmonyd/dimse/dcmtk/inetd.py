@@ -136,6 +136,12 @@ class InboundAssociation:
         if not self.has_ended:
             await self._over.wait()
 
+    def look(self) -> None:
+        """Tell the owner of files that are closed, and that the kernel has not told of yet."""
+        if self._watch is not None and not self.has_ended:
+            for name in self._watch.sweep():
+                self._closed(name)
+
     def originator_of(self, sop_instance_uid: str) -> str:
         """Move Originator AE title of an object that came over it; empty when it named none."""
         return self._originators.get(sop_instance_uid, "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from harmonyd.dimse.dcmtk.taking import instance_of
+from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.engine import Arrival, Association, ObjectHandler
 from harmonyd.dimse.part10 import InstanceHeader
 

@@ -9,12 +9,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.dimse.associate import AssociateRequest, Rejection
+from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
 from harmonyd.dimse.dcmtk.leftovers import Leftovers
 from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.run import Toolbox
-from harmonyd.dimse.dcmtk.taking import Taking, instance_of
+from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.part10 import InstanceHeader
 

@@ -15,9 +15,10 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from harmonyd.dimse.dcmtk import argv
+from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.run import Toolbox
-from harmonyd.dimse.dcmtk.taking import Taking, instance_of
+from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, Association, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.supervision.api import KeptChild, KeptSpec

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.dimse.dcmtk.run import Toolbox
-from harmonyd.dimse.engine import Arrival, Instance, ObjectHandler
+from harmonyd.dimse.engine import Arrival, ObjectHandler
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
 from harmonyd.supervision.waiters import Waiters
 
@@ -147,16 +147,3 @@ def _check_one(source: Source, path: Path) -> _Checked:
         return _Checked(source, path, None, is_gone=True)
     except (DamagedFile, OSError) as damage:
         return _Checked(source, path, None, damage.detail if isinstance(damage, DamagedFile) else str(damage))
-
-
-def instance_of(path: Path, header: InstanceHeader) -> Instance:
-    """A checked file as an instance."""
-    return Instance(
-        path,
-        header.sop_class_uid,
-        header.sop_instance_uid,
-        header.transfer_syntax_uid,
-        header.size_bytes,
-        header.study_instance_uid,
-        header.series_instance_uid,
-    )
