@@ -24,8 +24,8 @@ async def associations_end(
 ) -> int:
     """Wait until nobody is connected to a child, at most ``grace_secs``; return how many connections are left.
 
-    Associations that ``engine`` has accepted itself are waited for, too. ``only``: the ports of those that are waited for; None: all. A storescp cannot be told to accept no more: an
-    association that begins meanwhile is waited for, too.
+    Associations that ``engine`` has accepted itself are waited for, too. ``only``: the ports of those that are waited
+    for; None: all. A storescp cannot be told to accept no more: an association that begins meanwhile is waited for.
     """
     until = reactor.seconds() + grace_secs
     while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -105,7 +106,7 @@ class MoveDeliveries:
         self._sorting += 1
         Deferred.fromCoroutine(self._sort(association, path)).addBoth(self._has_sorted)
 
-    def _has_sorted(self, result: object) -> None:
+    def _has_sorted(self, result: Any) -> None:
         self._sorting -= 1
         if not self._sorting:
             self._sorted.fire(None)

@@ -12,6 +12,7 @@ from harmonyd.dimse.dcmtk import find, retrieve, store
 from harmonyd.dimse.dcmtk.echo import echo
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.log_config import support_files, write_support_files
+from harmonyd.dimse.dcmtk.moves import Quota
 from harmonyd.dimse.dcmtk.per_association import PerAssociationScp
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
@@ -45,7 +46,14 @@ class DcmtkEngine:
     """
 
     def __init__(
-        self, reactor: Any, supervisor: Supervisor, tools: Mapping[str, Tool], *, storage: Path, scratch: Path
+        self,
+        reactor: Any,
+        supervisor: Supervisor,
+        tools: Mapping[str, Tool],
+        *,
+        storage: Path,
+        scratch: Path,
+        max_unasked_bytes: int = 1000**3,
     ) -> None:
         log_config, dictionary = support_files(scratch)
         verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
@@ -53,7 +61,8 @@ class DcmtkEngine:
         self._storage = storage
         self._quarantine = storage / "quarantine"
         self._listeners = Listeners(self._box)
-        self._receivers = Receivers(self._box, storage, self._quarantine)
+        self._quota = Quota(self._box, self._quarantine, max_unasked_bytes)
+        self._receivers = Receivers(self._box, storage, self._quarantine, self._listeners, self._quota)
 
     async def start(self) -> None:
         """Empty the scratch folder, where a killed run may have left queries, and fill it. Raises OSError.
@@ -96,6 +105,10 @@ class DcmtkEngine:
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Start the kept receiver for C-MOVE deliveries now instead of with the first move."""
         await self._receivers.open(receiver)
+
+    def limit_unasked(self, max_bytes: int) -> None:
+        """How much of what nobody asked for may lie in quarantine."""
+        self._quota.max_bytes = max_bytes
 
     def keep_receivers(self, wanted: Collection[MoveReceiver]) -> None:
         """Close kept receivers that are not among these, once no move needs them."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from harmonyd.dimse.dcmtk.deliveries import MoveDeliveries
 from harmonyd.dimse.dcmtk.listener import AssociationListener, Owner
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.errors import Unavailable
 
 
 class Listeners:
-    """Opens a port with its first owner, closes it with its last."""
+    """Opens a port with its first owner, closes it with its last.
+
+    One endpoint and the deliveries of C-MOVE may answer to the same AE title: what no move asked for is the endpoint's.
+    """
 
     def __init__(self, box: Toolbox) -> None:
         self._box = box
@@ -27,14 +31,27 @@ class Listeners:
             listener = AssociationListener(self._box, bind_addr, port)
             listener.open(Path(owner.folder))
             self._open[bind_addr, port] = listener
-        if listener.owners.setdefault(aet, owner) is not owner:
+        present = listener.owners.get(aet)
+        if present is None:
+            listener.owners[aet] = owner
+        elif isinstance(owner, MoveDeliveries) and not isinstance(present, MoveDeliveries):
+            owner.fallback = present
+            listener.owners[aet] = owner
+        elif isinstance(present, MoveDeliveries) and present.fallback is None:
+            present.fallback = owner
+        else:
             raise Unavailable(f"port {port} has somebody who answers to {aet} already")
         return listener
 
     def release(self, listener: AssociationListener, aet: str, owner: Owner) -> None:
         """The owner answers no more; its associations go on until they end."""
-        if listener.owners.get(aet) is owner:
+        present = listener.owners.get(aet)
+        if isinstance(present, MoveDeliveries) and present.fallback is owner:
+            present.fallback = None
+        elif present is owner:
             del listener.owners[aet]
+            if isinstance(owner, MoveDeliveries) and owner.fallback is not None:
+                listener.owners[aet] = owner.fallback
         if not listener.owners:
             listener.close()
             for key in [key for key, known in self._open.items() if known is listener]:
