@@ -145,7 +145,8 @@ class Admission(Protocol):
 class Spool(Protocol):
     """The durable queue between receivers and backends. One for a daemon."""
 
-    admission: Admission
+    @property
+    def admission(self) -> Admission: ...
 
     async def start(self) -> None:
         """Open the journal and set right what a crash left. Before any receiver looks through its folders."""
