@@ -34,7 +34,8 @@ class SpoolResource:
         actions = self._actions(path, query)
         action = actions.get(method)
         if action is None:
-            raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(actions)} is.", allow=tuple(actions))
+            allowed = ("HEAD", *actions) if "GET" in actions else tuple(actions)
+            raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
         _check_keys(query, ("state", "endpoint", "after", "limit") if list(path) == ["entries"] else ())
         return await action()
 
