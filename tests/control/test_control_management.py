@@ -147,4 +147,5 @@ def test_names_of_others_are_refused(kit, host) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8080", "[::1]:8080", "LOCALHOST"])
 def test_own_names_are_answered(kit, host) -> None:
     """Addresses and localhost, with and without a port."""
-    assert management_route("/admin", kit.management.documents, {}).endpoint.request(request("/info", host)).path == "/info"
+    endpoint = management_route("/admin", kit.management.documents, {}).endpoint
+    assert endpoint.request(request("/info", host)).path == "/info"
