@@ -92,7 +92,7 @@ class Handshake(Reader):
         self._on_request = on_request
         self._on_end = on_end
         self._want = HEADER_BYTES
-        self._set_low_water_mark(HEADER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, HEADER_BYTES)
         super().__init__(reactor, sock, ARTIM_SECS)
 
     def _set_low_water_mark(self, count: int) -> None:

@@ -81,7 +81,13 @@ class AssociationListener:
                     self._pause(error)
                     return
                 continue  # the peer is gone already
-            self._greet(sock, str(address[0]))
+            try:
+                self._greet(sock, str(address[0]))
+            except OSError:
+                sock.close()  # gone already
+            except Exception:  # noqa: BLE001 - what is wrong with one connection must not close the port
+                sock.close()
+                self._log.failure("a connection could not be handled, by our fault", port=self.port)
 
     # --- listening
 

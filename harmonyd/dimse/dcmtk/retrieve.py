@@ -86,7 +86,7 @@ def move(
                     async with aclosing(_instances(box, run, intake, folder, delivery)) as instances:
                         async for instance in instances:
                             yield instance
-                _conclude(stream, run, intake, "move", remote, could_write=delivery is None or not delivery.write_failed)
+                _conclude(stream, run, intake, "move", remote, could_write=not (delivery and delivery.write_failed))
             finally:
                 await run.close()
                 stream.debug = _debug(command, run, op)
