@@ -94,7 +94,7 @@ def storescp_inetd(
     return [
         str(tool),
         *("--inetd", "-lc", str(log_config)),
-        *("+B", "+uf", "+xa"),
+        *("-dhl", "+B", "+uf", "+xa"),
         *("-ta", "30", "-td", silence, "-ts", silence),
         *("-aet", local_aet, "-pdu", str(max_pdu)),
         *("-od", str(folder)),
@@ -104,11 +104,14 @@ def storescp_inetd(
 def storescp(
     tool: Path, *, local_aet: str, port: int, folder: Path, max_pdu: int, association_timeout_secs: float
 ) -> list[str]:
-    """``+B`` keeps every byte, ``+uf`` never overwrites, ``+xa`` takes every transfer syntax as it comes."""
+    """``+B`` keeps every byte, ``+uf`` never overwrites, ``+xa`` takes every transfer syntax as it comes.
+
+    ``-dhl``: callers' names are not looked up, which can take many seconds.
+    """
     silence = _seconds(association_timeout_secs)
     return [
         str(tool),
-        *("-v", "+B", "+uf", "+xa"),
+        *("-v", "-dhl", "+B", "+uf", "+xa"),
         *("-ta", "30", "-td", silence, "-ts", silence),
         *("-aet", local_aet, "-pdu", str(max_pdu)),
         *("-od", str(folder)),

@@ -26,6 +26,8 @@ CLOSE_SECS = 5.0
 """For a peer that was refused, to close its side."""
 _POLL_SECS = 0.05
 _DISCARD_BYTES = 65536
+_CLOSE_WAIT = 8
+"""TCP_CLOSE_WAIT (linux/tcp_states.h), the first byte of ``struct tcp_info``: the peer has sent all it will send."""
 
 
 class Reader:
@@ -118,7 +120,10 @@ class Handshake(Reader):
         elif data[0] != 1:
             request_bytes(data.ljust(HEADER_BYTES, b"\0"))
         elif len(data) < self._want:
-            self.look_later()
+            if self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT:
+                self.give_up("it ended in the middle of the first PDU")
+            else:
+                self.look_later()
         elif self._want == HEADER_BYTES:
             self._want = request_bytes(data)
             self._set_low_water_mark(self._want)

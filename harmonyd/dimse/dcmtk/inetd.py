@@ -1,4 +1,8 @@
-"""One inbound association: a ``storescp --inetd`` on the accepted socket, with a folder and a log of its own."""
+"""One inbound association: a ``storescp --inetd`` on the accepted socket, with a folder and a log of its own.
+
+The log says when storescp answers a C-STORE request, and with which status. A file is closed before that, so it is held
+back until the answer is known: what was not answered was acknowledged to nobody, however whole it looks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import re
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +34,10 @@ MAX_REMEMBERED = 10_000
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 """``tcpi_bytes_received`` in ``struct tcp_info`` (linux/tcp.h)."""
 _FIELD = re.compile(rb"@DEBUG\|(Affected SOP Instance UID|Move Originator AE Title) *: (.*)")
+_REQUEST = re.compile(rb"@DEBUG\|Message Type *: C-STORE RQ")
+_ANSWER = re.compile(rb"@TRACE\|\(0000,0100\) US 32769 ")
+"""Command Field of a C-STORE response (PS3.7 table 9.3-2)."""
+_STATUS = re.compile(rb"@TRACE\|\(0000,0900\) US (\d+) ")
 
 
 class Receiving(Protocol):
@@ -46,7 +55,7 @@ class Receiving(Protocol):
     def association_timeout_secs(self) -> float: ...
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
-        """A file was written. It may be damaged; it is the owner's from now on."""
+        """A file was written and acknowledged. It may be damaged; it is the owner's from now on."""
         ...
 
     def ended(self, association: InboundAssociation) -> None:
@@ -74,14 +83,14 @@ class InboundAssociation:
         self.has_ended = False
         self.files: set[Path] = set()
         """Told to the owner, and not settled."""
-        self.newest: Path | None = None
-        """The last file that was closed: the only one that an abort can have cut."""
+        self._held: deque[Path] = deque()
+        """Closed, and not known to have been acknowledged; at most the last one can have been cut by an abort."""
+        self._log_of = _StoreLog()
+        self._told = 0
         self._box = box
         self._sock = sock
         self.receiving = receiving
         self._on_end = on_end
-        self._originators: dict[str, str] = {}
-        self._instance = ""
         self._watch: FolderWatch | None = None
         self._child: OnceChild | None = None
         self._idle_call: Any = None
@@ -137,14 +146,18 @@ class InboundAssociation:
             await self._over.wait()
 
     def look(self) -> None:
-        """Tell the owner of files that are closed, and that the kernel has not told of yet."""
+        """Tell the owner of all files that are closed, also of those that nobody has told us of yet.
+
+        For whoever knows from elsewhere that what was sent has been acknowledged.
+        """
         if self._watch is not None and not self.has_ended:
             for name in self._watch.sweep():
                 self._closed(name)
+            self._tell(all_held=True)
 
     def originator_of(self, sop_instance_uid: str) -> str:
         """Move Originator AE title of an object that came over it; empty when it named none."""
-        return self._originators.get(sop_instance_uid, "")
+        return self._log_of.originators.get(sop_instance_uid, "")
 
     def settled(self, path: Path) -> None:
         """The owner is done with a file. The folder goes with the last one."""
@@ -156,14 +169,9 @@ class InboundAssociation:
     # --- what the child says and writes
 
     def _line(self, line: bytes) -> None:
-        matched = _FIELD.match(line)
-        if matched is not None:
-            value = matched[2].decode("latin-1").strip()
-            if matched[1].startswith(b"Affected"):
-                self._instance = value
-            elif len(self._originators) < MAX_REMEMBERED:
-                self._originators[self._instance] = value
-        elif line == b"@INFO|Association Release":
+        self._log_of.feed(line)
+        self._tell()
+        if line == b"@INFO|Association Release":
             self.released = True
         elif line.startswith((b"@WARN|", b"@ERROR|", b"@FATAL|")):
             said = line.partition(b"|")[2].decode("utf-8", "replace")
@@ -172,14 +180,24 @@ class InboundAssociation:
             self._log.info("{line}", line=line.decode("utf-8", "replace"), child=f"storescp:{self.association.id}")
 
     def _closed(self, name: str) -> None:
-        self.newest = path = self.folder / name
-        self.files.add(path)
-        self.receiving.file_closed(self, path)
+        self._held.append(self.folder / name)
+        self._tell()
+
+    def _tell(self, *, all_held: bool = False) -> None:
+        """Tell the owner of files that were acknowledged: storescp takes objects one by one."""
+        while self._held and (all_held or len(self._held) > 1 or self._told < self._log_of.successes):
+            path = self._held.popleft()
+            self._told += 1
+            self.files.add(path)
+            self.receiving.file_closed(self, path)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         assert self._watch is not None
         for name in self._watch.sweep():
             self._closed(name)
+        if self._held and not self.released and self._log_of.is_cut:
+            self._remove_cut(self._held.pop())
+        self._tell(all_held=True)
         self.has_ended = True
         self._let_go()
         self.receiving.ended(self)
@@ -189,6 +207,19 @@ class InboundAssociation:
                 self.folder.rmdir()
         self._over.fire(None)
         return record
+
+    def _remove_cut(self, path: Path) -> None:
+        """storescp removes it itself, unless it was killed."""
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._log.error("{path} cannot be removed: {error}", path=str(path), error=error)
+        self._log.info(
+            "{calling} was cut off in the middle of an object, and was not told that it had arrived",
+            calling=self.association.calling_aet, child=f"storescp:{self.association.id}",
+        )  # fmt: skip
 
     def _let_go(self) -> None:
         if self._idle_call is not None and self._idle_call.active():
@@ -222,3 +253,44 @@ class InboundAssociation:
         Deferred.fromCoroutine(self._child.stop()).addErrback(
             lambda failure: self._log.failure("an association could not be ended", failure=failure)
         )
+
+
+class _StoreLog:
+    """What storescp's log tells of C-STORE requests and their answers, in the order of the association.
+
+    The peer writes part of it (UIDs, AE titles), but of its own association only.
+    """
+
+    def __init__(self) -> None:
+        self.successes = 0
+        """Requests that were answered with Success."""
+        self.originators: dict[str, str] = {}
+        """Move Originator AE title, by SOP Instance UID."""
+        self._requests = 0
+        self._answers = 0
+        self._in_answer = False
+        self._instance = ""
+
+    @property
+    def is_cut(self) -> bool:
+        """The last request was not answered. After a failure, file and request cannot be told to belong together."""
+        return self._requests > self._answers and self.successes == self._answers
+
+    def feed(self, line: bytes) -> None:
+        """Take in one line."""
+        if _REQUEST.match(line):
+            self._requests += 1
+        elif _ANSWER.match(line):
+            self._answers += 1
+            self._in_answer = True
+        elif self._in_answer and (status := _STATUS.match(line)):
+            self._in_answer = False
+            self.successes += not int(status[1])
+        elif (field := _FIELD.match(line)) is not None:
+            self._note(field[1], field[2].decode("latin-1").strip())
+
+    def _note(self, name: bytes, value: str) -> None:
+        if name.startswith(b"Affected"):
+            self._instance = value
+        elif len(self.originators) < MAX_REMEMBERED:
+            self.originators[self._instance] = value

@@ -71,17 +71,19 @@ def _filter_lines(filters: Iterable[tuple[str, Mapping[str, str]]]) -> str:
 def receiver_log_config() -> str:
     """The same for ``storescp --inetd``: its standard error goes nowhere, so the log goes to descriptor 3.
 
-    Of its messages at DEBUG, seven hundred lines an association, only the C-STORE requests get through: they name the
-    Move Originator.
+    Of its messages below INFO, thousands of lines an association, only C-STORE requests and our responses get through:
+    they name the Move Originator, and say what was acknowledged.
     """
     filters: tuple[tuple[str, Mapping[str, str]], ...] = (
         ("StringMatchFilter", {"StringToMatch": ": C-STORE RQ", "AcceptOnMatch": "true"}),
+        ("StringMatchFilter", {"StringToMatch": "DIMSE Command to send:", "AcceptOnMatch": "true"}),
         ("LogLevelRangeFilter", {"LogLevelMin": "INFO", "AcceptOnMatch": "true"}),
         ("DenyAllFilter", {}),
     )
     head = f"""\
 log4cplus.rootLogger = WARN, A
 log4cplus.logger.dcmtk.apps.storescp = DEBUG
+log4cplus.logger.dcmtk.dcmnet = TRACE
 log4cplus.appender.A = log4cplus::FileAppender
 log4cplus.appender.A.File = /dev/fd/3
 log4cplus.appender.A.Append = true

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class PerAssociationScp:
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
         """See ``inetd.Receiving``."""
-        self.taking.add(OfAssociation(self._box, association, self._handler), path)
+        self.taking.add(OfAssociation(association, self._handler), path)
 
     def ended(self, association: InboundAssociation) -> None:
         """See ``inetd.Receiving``."""
@@ -117,8 +118,11 @@ class PerAssociationScp:
     # --- what lies there
 
     async def _sweep(self) -> None:
+        # Listed first: an association that begins from now on is not in the list.
+        folders = await self._box.in_thread(_folders, self.folder)
         busy = {item.folder for item in self._listener.associations} if self._listener is not None else set()
-        found = await self._box.in_thread(_leftovers, self.folder, busy, self._config.local_aet, self._handler)
+        idle = [folder for folder in folders if folder not in busy]
+        found = await self._box.in_thread(_leftovers, [self.folder, *idle], self._config.local_aet, self._handler)
         for leftovers in found:
             for path in leftovers.paths:
                 self.taking.add(leftovers, path)
@@ -133,32 +137,19 @@ class PerAssociationScp:
 class OfAssociation:
     """Implements ``taking.Source`` for a file of an association."""
 
-    _log = Logger()
-
-    def __init__(self, box: Toolbox, association: InboundAssociation, handler: ObjectHandler) -> None:
-        self._box = box
+    def __init__(self, association: InboundAssociation, handler: ObjectHandler) -> None:
         self._inbound = association
         self._handler = handler
 
     def arrival(self, path: Path, header: InstanceHeader) -> Arrival:
         """See ``taking.Source``."""
         inbound = self._inbound
-        return Arrival(
-            instance_of(path, header), inbound.association, inbound.originator_of(header.sop_instance_uid)
-        )
+        originator = inbound.originator_of(header.sop_instance_uid)
+        return Arrival(instance_of(path, header), inbound.association, originator)
 
     async def damaged(self, path: Path, reason: str) -> None:
-        """See ``taking.Source``. A transfer that was cut was acknowledged to nobody: what there is of it may go."""
-        inbound = self._inbound
-        await inbound.when_ended()
-        if path == inbound.newest and not inbound.released:
-            await self._box.in_thread(path.unlink, True)
-            self._log.info(
-                "{calling} ended its association in the middle of an object, which it was not told to have arrived",
-                calling=inbound.association.calling_aet, child=f"storescp:{inbound.association.id}",
-            )  # fmt: skip
-        else:
-            await self._handler.damaged(path, inbound.association, reason)
+        """See ``taking.Source``. What the owner is told of was acknowledged."""
+        await self._handler.damaged(path, self._inbound.association, reason)
 
     def settled(self, path: Path) -> None:
         """See ``taking.Source``."""
@@ -167,12 +158,14 @@ class OfAssociation:
     failed = settled
 
 
-def _leftovers(parent: Path, busy: set[Path], called_aet: str, handler: ObjectHandler) -> list[Leftovers]:
-    found = [Leftovers(parent, called_aet, handler)]
-    for folder in parent.iterdir():
-        if folder.is_dir() and not folder.is_symlink() and folder not in busy:
-            leftovers = Leftovers(folder, called_aet, handler)
-            found.append(leftovers)
-            if not leftovers.paths:
-                leftovers.settled(folder)
+def _folders(parent: Path) -> list[Path]:
+    return [folder for folder in parent.iterdir() if folder.is_dir() and not folder.is_symlink()]
+
+
+def _leftovers(folders: Sequence[Path], called_aet: str, handler: ObjectHandler) -> list[Leftovers]:
+    """The first is the parent of the others, which are removed when they are empty."""
+    found = [Leftovers(folder, called_aet, handler) for folder in folders]
+    for leftovers in found[1:]:
+        if not leftovers.paths:
+            leftovers.settled(leftovers.folder)
     return found

@@ -61,6 +61,8 @@ class Taking:
         self._handler = handler
         self._name = name
         self._queue: deque[tuple[Source, Path]] = deque()
+        self._known: set[Path] = set()
+        """What waits or is under way."""
         self._running: set[Deferred[None]] = set()
         self._damaged: set[Deferred[None]] = set()
         """Apart from the batches: what becomes of a damaged file may depend on how its association ends."""
@@ -68,9 +70,11 @@ class Taking:
         self._stopped = False
 
     def add(self, source: Source, path: Path) -> None:
-        """A file is closed. Not twice, unless it was ``failed``."""
-        self._queue.append((source, path))
-        self._work()
+        """A file is closed. Nothing happens when it is known: a sweep also finds what waits for its turn."""
+        if path not in self._known:
+            self._known.add(path)
+            self._queue.append((source, path))
+            self._work()
 
     async def all_settled(self) -> None:
         """Return when nothing waits and nothing is under way."""
@@ -80,6 +84,7 @@ class Taking:
     async def stop(self) -> None:
         """Take nothing new; returns when what is under way has ended. What waits stays where it lies."""
         self._stopped = True
+        self._known.difference_update(path for _, path in self._queue)
         self._queue.clear()
         await self.all_settled()
 
@@ -103,7 +108,11 @@ class Taking:
             self._idle.fire(None)
 
     async def _take(self, batch: Sequence[tuple[Source, Path]]) -> None:
-        checked: list[_Checked] = await self._box.in_thread(_check, batch)
+        try:
+            checked: list[_Checked] = await self._box.in_thread(_check, batch)
+        except Exception as error:  # noqa: BLE001 - as below
+            self._failed([_Checked(source, path, None) for source, path in batch], error)
+            return
         whole = [item for item in checked if item.header is not None]
         arrivals = [item.source.arrival(item.path, item.header) for item in whole if item.header is not None]
         try:
@@ -112,8 +121,7 @@ class Taking:
         except Exception as error:  # noqa: BLE001 - whatever it is, the files still lie there
             self._failed(whole, error)
         else:
-            for item in whole:
-                item.source.settled(item.path)
+            self._settled(whole)
         for item in checked:
             if item.header is None:
                 self._begin(self._not_whole(item), self._damaged)
@@ -125,10 +133,16 @@ class Taking:
         except Exception as error:  # noqa: BLE001 - as above
             self._failed([item], error)
         else:
+            self._settled([item])
+
+    def _settled(self, items: Sequence[_Checked]) -> None:
+        for item in items:
+            self._known.discard(item.path)
             item.source.settled(item.path)
 
     def _failed(self, items: Sequence[_Checked], error: Exception) -> None:
         for item in items:
+            self._known.discard(item.path)
             item.source.failed(item.path)
         self._log.error(
             "{count} objects that {name} received are not taken yet, and stay where they were received: {error}",
