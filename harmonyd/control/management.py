@@ -19,6 +19,7 @@ from harmonyd.config.model import (
     EndpointConfig,
     HttpBackendOptions,
     HttpEndpointOptions,
+    StorageBackendOptions,
     PipelineConfig,
 )
 from harmonyd.control.api import Child, Controlled
@@ -176,4 +177,6 @@ def _backend(backend: BackendConfig) -> dict[str, Any]:
         shown |= {"aet": options.aet, "host": options.host, "port": options.port, "local_aet": options.local_aet}
     elif isinstance(options, HttpBackendOptions):
         shown |= {"base_url": options.base_url}
+    elif isinstance(options, StorageBackendOptions):
+        shown |= {"path": str(options.path)}
     return shown

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ from harmonyd.errors import BadRequest, UnsupportedMediaType
 from harmonyd.services.dicom.objects import ObjectBody
 
 InThread = Callable[..., Awaitable[Any]]
+_MAKING = threading.Lock()
 _NAMING = threading.Lock()
 """Held from the look whether a name is free to its taking, where the file system cannot do both at once."""
 
@@ -69,7 +72,7 @@ class StorageBackend:
             await self._in_thread(upload.unlink, True)
 
     async def _write(self, body: Body, target: Path) -> None:
-        await self._in_thread(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        await self._in_thread(_make_folder, self.folder)
         with target.open("wb") as file:
             async for chunk in body.chunks():
                 await self._in_thread(file.write, chunk)
@@ -94,22 +97,35 @@ def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
 
     The file that is there already stays where it is, too: a second name for it where the file system allows, else a
     copy. The same object is kept once. Another one of the same UID, which a sender must not make but some do, is kept
-    beside it with a longer name: both were acknowledged. UIDs that are none become "unknown".
+    beside it, its name longer by a hash of its content: both were acknowledged. UIDs that are none become "unknown",
+    and an object without one is named by the hash alone.
     """
-    study, series, instance = (
-        uid if is_uid(uid) else "unknown"
-        for uid in (header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    study, series = (
+        uid if is_uid(uid) else "unknown" for uid in (header.study_instance_uid, header.series_instance_uid)
     )
-    name = instance if instance != "unknown" else path.stem
-    target = folder / study / series / f"{name}.dcm"
-    new_folders = [made for made in (target.parent, target.parent.parent, folder) if not made.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    instance = header.sop_instance_uid
+    target = folder / study / series / f"{instance if is_uid(instance) else _hash(path)}.dcm"
+    _make_folder(target.parent)
     if not _put(path, target):
-        target = target.with_name(f"{name}_{path.stem}.dcm")
-        _put(path, target)
-    for changed in (target.parent, *(made.parent for made in new_folders)):
-        _sync_folder(changed)
+        target = target.with_name(f"{target.stem}_{_hash(path)}.dcm")
+        if not _put(path, target):
+            raise FileExistsError(errno.EEXIST, "another file has the name", str(target))
+    _sync_folder(target.parent)
     return target
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it and those above it, durably. One at a time: who finds a folder there relies on it."""
+    with _MAKING:
+        missing = [made for made in (folder, *folder.parents) if not made.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            _sync_folder(made.parent)
 
 
 def _put(path: Path, target: Path) -> bool:

@@ -128,16 +128,26 @@ class DicomEndpoint:
             self._running.discard(delivery)
 
     async def _deliver(self, pipeline: Pipeline, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
-        requests = [_envelope(entry) for entry in entries]
+        requests: dict[int, RequestEnvelope] = {}
+        outcomes: dict[int, Exception | None] = {}
+        for number, entry in enumerate(entries):
+            try:
+                requests[number] = await self._request(pipeline, entry)
+            except OSError as error:  # of this file alone
+                outcomes[number] = error
         try:
-            if pipeline.middleware:
-                for request, entry in zip(requests, entries, strict=True):
-                    request.normalized = await self._in_thread(json_view, entry.path)
-            outcomes = await pipeline.deliver(backend, requests)
+            delivered = await pipeline.deliver(backend, list(requests.values()))
         finally:
-            for request in requests:
+            for request in requests.values():
                 await request.body.close()
-        return [_result(outcome) for outcome in outcomes]
+        outcomes.update(zip(requests, delivered, strict=True))
+        return [_result(outcomes[number]) for number in range(len(entries))]
+
+    async def _request(self, pipeline: Pipeline, entry: Entry) -> RequestEnvelope:
+        request = _envelope(entry)
+        if pipeline.middleware:
+            request.normalized = await self._in_thread(json_view, entry.path)
+        return request
 
 
 def _passing(ended: Deferred[None]) -> Callable[[Any], Any]:
