@@ -169,9 +169,7 @@ class Section:
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             return self._wrong(key, "not a list of tables", f"write [[{self._below(key)}]]", [])
         name = self._below(key)
-        return [
-            Section(self.report, self.file, f"{name}[{number}]", item, self) for number, item in enumerate(value)
-        ]
+        return [Section(self.report, self.file, f"{name}[{number}]", item, self) for number, item in enumerate(value)]
 
     def string_table(self, key: str) -> dict[str, str]:
         """A table of strings."""

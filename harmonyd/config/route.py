@@ -43,15 +43,13 @@ def _rule(section: Section) -> RouteRule:
     when = section.table("when")
     if "when" in section and when.is_table and not list(when):
         section.problem("when", "empty", _EVERYTHING)
-    conditions: dict[str, tuple[str, ...]] = {}
+    spelled: dict[str, str] = {}
     for key in when:
-        patterns = _patterns(when, key)
         name = _name(when, key)
-        if name in conditions:
-            when.problem(key, f"another spelling of {_also(when, name, key)}, which is there too", "remove one")
-        elif name is not None:
-            conditions[name] = patterns
-    rule = RouteRule(conditions, section.strings("backends"))
+        if name is not None and spelled.setdefault(name, key) != key:
+            when.problem(key, f"another spelling of {spelled[name]}, which is there too", "remove one")
+    patterns = {key: _patterns(when, key) for key in when}
+    rule = RouteRule({name: patterns[key] for name, key in spelled.items()}, section.strings("backends"))
     section.finish()
     return rule
 
@@ -61,7 +59,7 @@ def _patterns(when: Section, key: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (when.text(key, "", _pattern),)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        when.problem(key, "neither a string nor a list of strings", 'write "CT" or ["CT", "MR"]; numbers in quotes, too')
+        when.problem(key, "neither a string nor a list of strings", 'write "CT" or ["CT", "MR"], numbers too')
         return ()
     if not value:
         when.problem(key, "an empty list, which nothing matches", 'write "" for an element that is missing or empty')
@@ -93,7 +91,3 @@ def _name(when: Section, key: str) -> str | None:
 def _nearest(key: str) -> str | None:
     known = nearest(key, METADATA_KEYS) if key.islower() else None
     return known or keywords.nearest_keyword(key)
-
-
-def _also(when: Section, name: str, key: str) -> str:
-    return next(other for other in when if other != key and (other == name or f"{keywords.tag_of(other) or 0:08X}" == name))

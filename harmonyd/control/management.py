@@ -19,8 +19,8 @@ from harmonyd.config.model import (
     EndpointConfig,
     HttpBackendOptions,
     HttpEndpointOptions,
-    StorageBackendOptions,
     PipelineConfig,
+    StorageBackendOptions,
 )
 from harmonyd.control.api import Child, Controlled
 from harmonyd.control.info import description

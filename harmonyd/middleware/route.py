@@ -23,7 +23,9 @@ class Route(Passthru):
 
     def __init__(self, name: str, rules: Sequence[RouteRule], otherwise: Sequence[str] | None) -> None:
         super().__init__(name)
-        self._rules = [({key: _Condition(values) for key, values in rule.when.items()}, rule.backends) for rule in rules]
+        self._rules = [
+            ({key: _Condition(values) for key, values in rule.when.items()}, rule.backends) for rule in rules
+        ]
         self._otherwise = otherwise
 
     async def on_request(self, request: RequestEnvelope) -> ResponseEnvelope | None:

@@ -108,7 +108,7 @@ def _unreadable(paths: Sequence[Path]) -> dict[Path, Exception]:
 def _answers(
     stored: Sequence[StoreResult], count: int, failure: Exception | None
 ) -> list[ResponseEnvelope | Exception]:
-    """What has no answer, and is before one that has, was left out by itself; the rest, because the association ended."""
+    """What has no answer before one that has was left out by itself; what has none after it, with the association."""
     answered = max((number for number, result in enumerate(stored, 1) if result.status is not None), default=0)
     answers = [_answer(result) for result in stored[:answered]]
     if answered < count:
