@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from harmonyd.errors import BadRequest, UnsupportedMediaType
 from harmonyd.services.dicom.objects import ObjectBody
 
 InThread = Callable[..., Awaitable[Any]]
+_LEFT_SECS = 24 * 3600.0
+"""A file that was not written to for so long belongs to nobody; others may be at work in the same folder."""
 _MAKING = threading.Lock()
 _NAMING = threading.Lock()
 """Held from the look whether a name is free to its taking, where the file system cannot do both at once."""
@@ -38,7 +42,8 @@ class StorageBackend:
         self._in_thread = in_thread
 
     async def start(self) -> None:
-        """Do nothing: the folder is made with the first object."""
+        """Remove what a crash left half written. The folder is made with the first object."""
+        await self._in_thread(_sweep, self.folder, time.time() - _LEFT_SECS)
 
     async def stop(self) -> None:
         """Do nothing."""
@@ -61,7 +66,7 @@ class StorageBackend:
                 f"A storage backend takes application/dicom, not {kind[:100] or 'a body without a type'}",
                 hint="Send one DICOM file, with 'Content-Type: application/dicom'.",
             )
-        upload = self.folder / f".{uuid.uuid4().hex}.upload"
+        upload = _temporary(self.folder)
         try:
             await self._write(request.body, upload)
             kept: Path = await self._in_thread(_keep_checked, upload, self.folder)
@@ -77,6 +82,17 @@ class StorageBackend:
             async for chunk in body.chunks():
                 await self._in_thread(file.write, chunk)
             await self._in_thread(_flush, file)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f".{uuid.uuid4().hex}.part"
+
+
+def _sweep(folder: Path, before: float) -> None:
+    with suppress(OSError):
+        for path in folder.glob(".*.part"):
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
 
 
 def _flush(file: Any) -> None:
@@ -106,9 +122,9 @@ def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
     instance = header.sop_instance_uid
     target = folder / study / series / f"{instance if is_uid(instance) else _hash(path)}.dcm"
     _make_folder(target.parent)
-    if not _put(path, target):
+    if not _put(path, target, folder):
         target = target.with_name(f"{target.stem}_{_hash(path)}.dcm")
-        if not _put(path, target):
+        if not _put(path, target, folder):
             raise FileExistsError(errno.EEXIST, "another file has the name", str(target))
     _sync_folder(target.parent)
     return target
@@ -128,19 +144,18 @@ def _make_folder(folder: Path) -> None:
             _sync_folder(made.parent)
 
 
-def _put(path: Path, target: Path) -> bool:
+def _put(path: Path, target: Path, folder: Path) -> bool:
     """Give the file this name, all at once; False when another object has it."""
     try:
         os.link(path, target)
     except FileExistsError:
         return filecmp.cmp(path, target, shallow=False)
     except OSError:  # another file system, or one without links
-        return _copy(path, target)
+        return _copy(path, target, _temporary(folder))
     return True
 
 
-def _copy(path: Path, target: Path) -> bool:
-    temporary = target.with_name(f".{uuid.uuid4().hex}.part")
+def _copy(path: Path, target: Path, temporary: Path) -> bool:
     try:
         with path.open("rb") as source, temporary.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1024 * 1024)

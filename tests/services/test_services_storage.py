@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -51,6 +53,12 @@ def kept(path: Path, folder: Path) -> Path:
 def files_in(folder: Path) -> list[Path]:
     """Hidden ones too."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def make_old(path: Path, hours: float) -> None:
+    path.touch()
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
 
 
 def content(path: Path) -> bytes:
@@ -160,6 +168,16 @@ async def test_an_upload(folder: Path, received: Path) -> None:
     assert [path.read_bytes() for path in files_in(folder)] == [data]
     other = await sent(folder, BytesBody(data + PADDING))
     assert files_in(folder) == sorted([folder / place, folder / other])
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_crash_left_half_written(tmp_path: Path) -> None:
+    """It is removed at a start a day later; what somebody may still be writing, and objects, are not."""
+    old, new, other = (tmp_path / name for name in (".1.part", ".2.part", "object.dcm"))
+    for path in (old, new, other):
+        make_old(path, 23 if path == new else 25)
+    await StorageBackend("archive", tmp_path, deferToThread).start()
+    assert files_in(tmp_path) == [new, other]
 
 
 @pytest.mark.parametrize("kind", ["", "application/json", "multipart/related; type=application/dicom"])

@@ -201,6 +201,13 @@ def _envelope(entry: Entry) -> RequestEnvelope:
 _AWAY = (RemoteUnreachable, AssociationRejected, UpstreamUnreachable, Unavailable, StorageFull)
 """What says nothing about the object: no other one would fare better at this backend now."""
 _AWAY_TIMEOUTS = frozenset({"connect", "association", "queue"})
+_AWAY_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
+"""Of the file system that a backend writes to, and of this process."""
 _BUSY_STATUSES = frozenset({408, 429, 502, 503, 504, 507})
 """HTTP statuses that are about the server, not about what was sent (RFC 9110 section 15.6, RFC 6585 section 4)."""
 
@@ -217,7 +224,7 @@ def _result(outcome: Exception | None) -> Result:
 
 def _is_away(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
+        return error.errno in _AWAY_ERRORS
     if isinstance(error, DeliveryRefused):
         return error.extra.get("status") in _BUSY_STATUSES
     if isinstance(error, DeadlinePassed):
