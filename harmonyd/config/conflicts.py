@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from harmonyd.config.dicom import bind_address
+from harmonyd.config.dicom import ANY_ADDRESS, PER_ASSOCIATION, settle_receiver
 from harmonyd.config.fields import Section
 from harmonyd.config.model import (
     ControlConfig,
@@ -40,7 +40,9 @@ def apply_network_defaults(parts: Parts) -> None:
                 if value is not None:
                     changes[key] = value
         endpoint = parts.endpoints[name]
-        parts.endpoints[name] = replace(endpoint, options=replace(options, **changes))
+        if changes:
+            changed = settle_receiver(section.table("options"), replace(options, **changes))
+            parts.endpoints[name] = replace(endpoint, options=changed)
 
 
 def _networks_of(endpoint: str, parts: Parts) -> Mapping[str, DicomDefaults]:
@@ -55,12 +57,6 @@ def _one_default(section: Section, key: str, default_key: str, values: Mapping[s
         places = ", ".join(f"[network.{network}.dicom] {default_key} = {value}" for network, value in given.items())
         section.table("options").problem(key, f"missing, and its networks differ: {places}", "set it here")
         return None
-    for network, value in given.items():
-        complaint = bind_address(str(value)) if key == "bind_addr" else None
-        if complaint:
-            what = f'[network.{network}.dicom] bind_address = "{value}": {complaint}'
-            section.table("options").problem(key, what, 'set bind_address or bind_addr to "0.0.0.0"')
-            return None
     return next(iter(given.values()), None)
 
 
@@ -73,13 +69,15 @@ class _Claim:
     port: int
     address: str
     receiver_mode: str | None = None
-    """How a dicom backend receives (``store_scp``); such claims share a port when they agree on it."""
+    """``store_scp`` of a dicom backend, or of an endpoint that can share: such claims share a port when they agree."""
+    aet: str = ""
+    """What an endpoint that can share answers to."""
 
     def clashes(self, other: _Claim) -> bool:
         if self.port != other.port:
             return False
         if self.receiver_mode is not None and other.receiver_mode is not None:
-            return self.receiver_mode != other.receiver_mode
+            return self.receiver_mode != other.receiver_mode or bool(self.aet and self.aet == other.aet)
         return self.address == other.address or self.address in _ANY_ADDRESS or other.address in _ANY_ADDRESS
 
 
@@ -90,7 +88,10 @@ def check_ports(parts: Parts, control_section: Section, control: ControlConfig) 
         claims.append(_Claim(control_section, "bind_port", control.bind_port, control.bind_address))
     for one, two in combinations(claims, 2):
         if one.clashes(two):
-            if one.receiver_mode and two.receiver_mode:
+            if one.aet and one.aet == two.aet:
+                what = f"[{one.section.name}] answers to {one.aet} on port {one.port} already"
+                remedy = "give one of them another port, or another AE title"
+            elif one.receiver_mode and two.receiver_mode:
                 what = f'store_scp is "{two.receiver_mode}", and "{one.receiver_mode}" in [{one.section.name}]'
                 remedy = f"backends that share port {one.port} share one receiver: use one mode, or two ports"
             else:
@@ -108,7 +109,9 @@ def _claims(parts: Parts) -> Iterator[_Claim]:
             yield _Claim(section, key, network.http.bind_port, network.http.bind_address)
     for name, endpoint in parts.dicom_endpoints().items():
         options = parts.tables["endpoints"][name].table("options")
-        yield _Claim(options, "port", endpoint.port, endpoint.bind_addr)
+        shares = endpoint.store_scp == PER_ASSOCIATION and endpoint.bind_addr == ANY_ADDRESS
+        how = (PER_ASSOCIATION, endpoint.local_aet) if shares else ()
+        yield _Claim(options, "port", endpoint.port, endpoint.bind_addr, *how)
     for name, backend in _receiving_backends(parts).items():
         options = parts.tables["backends"][name].table("options")
         yield _Claim(options, "incoming_store_port", backend.incoming_store_port, "0.0.0.0", backend.store_scp)

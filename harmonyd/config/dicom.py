@@ -5,6 +5,7 @@ A key of the other half is a mistake, not a guess at what was meant; options who
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from harmonyd.config import checks
@@ -13,46 +14,62 @@ from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 
 _MAX_PDU = (4096, 131072)
 """The range DCMTK accepts (--max-pdu)."""
-_ENDPOINT_ONLY = ("bind_addr", "allowed_calling_aets", "transfer_syntaxes")
+_ENDPOINT_ONLY = ("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes")
 _BACKEND_ONLY = (
     *("aet", "host", "use_tls", "engine", "persistent_store_scp", "incoming_store_port", "move_destination_aet"),
-    *("dimse_retrieve_mode", "connect_timeout_ms", "association_timeout_ms", "operation_timeout_ms"),
+    *("dimse_retrieve_mode", "connect_timeout_ms", "operation_timeout_ms"),
     *("max_queue", "max_results", "query_model"),
 )
-PER_ASSOCIATION = f'store_scp = "per-association", which can, is {NOT_BUILT}'
+PERSISTENT, PER_ASSOCIATION, TRANSIENT = "persistent", "per-association", "transient"
+ANY_ADDRESS = "0.0.0.0"
+_CANNOT = {
+    "bind_addr": f"a persistent storescp always listens on {ANY_ADDRESS}",
+    "allowed_calling_aets": "a persistent storescp takes every caller",
+    "max_associations": "a persistent storescp serves one association after the other",
+    "max_associations_per_peer": "a persistent storescp serves one association after the other",
+}
 
 
 def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
     """An SCP. ``base`` is the folder of config.toml."""
     for key in _BACKEND_ONLY:
         section.refuse(key, "a key of a dicom backend (SCU), not of a dicom endpoint (SCP)", _move_to("backends"))
-    _refuse_endpoint_keys(section)
+    section.refuse("transfer_syntaxes", NOT_BUILT)
+    section.refuse("tls", f"secure associations are {NOT_BUILT}")
     options = DicomEndpointOptions(
         local_aet=section.text("local_aet", "HARMONY_SCP", checks.ae_title),
-        bind_addr=section.text("bind_addr", "0.0.0.0", bind_address),
+        bind_addr=section.text("bind_addr", ANY_ADDRESS, checks.ip_address),
         port=section.port("port", 11112),
         max_pdu=section.integer("max_pdu", 65536, *_MAX_PDU),
-        store_scp=section.choice("store_scp", "persistent", ["persistent"], not_built=["per-association"]),
+        store_scp=section.choice("store_scp", "", [PERSISTENT, PER_ASSOCIATION]) or PERSISTENT,
+        allowed_calling_aets=section.strings("allowed_calling_aets", checks.ae_title),
+        max_associations=section.integer("max_associations", 50, 1, 200),
+        max_associations_per_peer=section.integer("max_associations_per_peer", 20, 1, 200),
+        association_timeout_secs=section.milliseconds("association_timeout_ms", 300.0),
+        in_order=section.flag("in_order", False),
         storage_dir=_storage_dir(section, base),
     )
     section.finish()
+    return settle_receiver(section, options)
+
+
+def settle_receiver(section: Section, options: DicomEndpointOptions) -> DicomEndpointOptions:
+    """Choose ``store_scp`` where the file leaves it open; note a mistake where it names one that cannot do the rest."""
+    needs = {
+        "bind_addr": options.bind_addr != ANY_ADDRESS,
+        "allowed_calling_aets": bool(options.allowed_calling_aets),
+        "max_associations": "max_associations" in section,
+        "max_associations_per_peer": "max_associations_per_peer" in section,
+    }
+    needed = [key for key, is_needed in needs.items() if is_needed]
+    if not needed or options.store_scp == PER_ASSOCIATION:
+        return options
+    if "store_scp" not in section:
+        section.warn("store_scp", f'"{PER_ASSOCIATION}" was chosen: {", ".join(needed)} needs it')
+        return replace(options, store_scp=PER_ASSOCIATION)
+    for key in needed:
+        section.problem(key, _CANNOT[key], f'set store_scp = "{PER_ASSOCIATION}", which can, or leave it out')
     return options
-
-
-def bind_address(value: str) -> str | None:
-    """storescp listens on all addresses and has no option for another (DCMTK 3.6.7)."""
-    if not checks.is_ip_address(value):
-        return "not an IPv4 or IPv6 address"
-    return None if value == "0.0.0.0" else f"storescp always listens on 0.0.0.0; {PER_ASSOCIATION}"
-
-
-def _refuse_endpoint_keys(section: Section) -> None:
-    if section.strings("allowed_calling_aets", checks.ae_title):
-        what = f"storescp takes every caller; {PER_ASSOCIATION}"
-        section.problem("allowed_calling_aets", what, "remove the key, or leave the list empty to allow any")
-    section.refuse("max_associations", f"storescp cannot limit them; {PER_ASSOCIATION}")
-    section.refuse("transfer_syntaxes", NOT_BUILT)
-    section.refuse("tls", f"secure associations are {NOT_BUILT}")
 
 
 def backend_options(section: Section, base: Path) -> DicomBackendOptions:
@@ -95,11 +112,11 @@ def _refuse_tls(section: Section) -> None:
 
 def _store_scp(section: Section) -> str:
     """``store_scp``, or Harmony's spelling ``persistent_store_scp``; both may be given when they agree."""
-    mode = section.choice("store_scp", "persistent", ["persistent", "transient"], not_built=["per-association"])
+    mode = section.choice("store_scp", PERSISTENT, [PERSISTENT, PER_ASSOCIATION, TRANSIENT])
     if "persistent_store_scp" not in section:
         section.raw("persistent_store_scp")
         return mode
-    spelled = "persistent" if section.flag("persistent_store_scp", True) else "transient"
+    spelled = PERSISTENT if section.flag("persistent_store_scp", True) else TRANSIENT
     if "store_scp" in section and section.sound and spelled != mode:
         section.problem("persistent_store_scp", f'contradicts store_scp = "{mode}"', "remove one of the two")
     return spelled

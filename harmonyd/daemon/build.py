@@ -115,6 +115,8 @@ class Builder:
     def all(self, config: Config, tools: Mapping[str, Tool] | None) -> Parts:
         """Every part. ``tools`` is None when ``needs_dicom`` says no. Raises ``HarmonydError``."""
         engine = None if tools is None else self.engine(tools)
+        if engine is not None:
+            engine.limit_unasked(config.spool.max_unasked_bytes)
         backends = self.backends(config, engine, {})
         pipelines = self.pipelines(config, backends)
         endpoints = {name: self.endpoint(config, name, engine, pipelines) for name in dicom_endpoints(config)}
@@ -223,7 +225,7 @@ def asked_over_http(config: Config) -> frozenset[str]:
 def receiving_backends(config: Config) -> list[DicomBackendOptions]:
     """The backends that may have a kept receiver for C-MOVE."""
     found = (config.backends[name].options for name in sorted(asked_over_http(config)))
-    return [item for item in found if isinstance(item, DicomBackendOptions) and item.store_scp == "persistent"]
+    return [item for item in found if isinstance(item, DicomBackendOptions) and item.store_scp != "transient"]
 
 
 def listeners(config: Config) -> dict[HttpListener, str]:

@@ -132,7 +132,8 @@ class Daemon:
         await self._children_settle()
 
     async def _grace(self, ports: Collection[int]) -> None:
-        await associations_end(self._reactor, self.supervisor, self.config.supervision.stop_grace_secs, ports)
+        grace_secs = self.config.supervision.stop_grace_secs
+        await associations_end(self._reactor, self.supervisor, self._parts.engine, grace_secs, ports)
 
     async def _children_settle(self) -> None:
         """Who waits for the reload wants to find its children running; one that does not come up is not waited for."""
@@ -188,7 +189,10 @@ class Daemon:
         await gatherResults([Deferred.fromCoroutine(run(stop)) for stop in stops])
 
     async def _associations_end(self, grace_secs: float) -> None:
-        left = await associations_end(self._reactor, self.supervisor, grace_secs)
+        engine = self._parts.engine
+        if engine is not None:
+            engine.accept_no_more()
+        left = await associations_end(self._reactor, self.supervisor, engine, grace_secs)
         if left:
             said = "{count} inbound associations were still open after {grace:g} s; they are aborted"
             self._log.warn(said, count=left, grace=grace_secs)

@@ -72,6 +72,8 @@ class Takeover:
         """From now on new requests and objects go the new way."""
         parts = self._parts
         parts.engine = self._engine
+        if parts.engine is not None:
+            parts.engine.limit_unasked(self._new.spool.max_unasked_bytes)
         kept = set(map(id, self._backends.values()))
         known = set(map(id, parts.backends.values()))
         parts.leaving.backends += [backend for backend in parts.backends.values() if id(backend) not in kept]

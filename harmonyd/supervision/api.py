@@ -31,6 +31,10 @@ class OnceSpec:
     """Called on the reactor thread for each line (without its newline) of stdout and stderr."""
     max_output_bytes: int = 1_000_000
     """Kept with the exit record; lines beyond it still reach ``on_line``."""
+    stdin: int | None = None
+    """A descriptor that the child gets as its standard input; None: it finds that at its end."""
+    log_pipe: bool = False
+    """Give the child a third pipe, descriptor 3, whose lines count as output: for programs that close the others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class ChildProcess(ProcessProtocol):
         self.forget: Callable[[], None] = lambda: None
         """Called before ``on_gone``: for whoever keeps a list of processes."""
         self._gone_waiters: Waiters[None] = Waiters()
-        self._splitters = {1: LineSplitter(), 2: LineSplitter()}
+        self._splitters = {1: LineSplitter(), 2: LineSplitter(), 3: LineSplitter()}
         self._output: list[bytes] = []
         self._room_bytes = max_output_bytes
         self.output_bytes = 0
@@ -82,10 +82,12 @@ class ChildProcess(ProcessProtocol):
 
     # --- starting and signalling
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start it. Raises ``SpawnError``; the callbacks can come before this returns."""
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], *, stdin: int | None = None, log_pipe: bool = False
+    ) -> None:
+        """Start it as ``spawn`` does. Raises ``SpawnError``; the callbacks can come before this returns."""
         self._started_at = self._reactor.seconds()
-        spawn(self._reactor, self, argv, env)
+        spawn(self._reactor, self, argv, env, stdin=stdin, log_pipe=log_pipe)
         self.log.debug("{child} started as pid {pid}", child=self.name, pid=self.pid, **self._log_fields)
 
     @property

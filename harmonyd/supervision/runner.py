@@ -181,7 +181,10 @@ class ProcessSupervisor:
 
     def _start(self, process: ChildProcess, spec: OnceSpec | KeptSpec) -> None:
         self._guard.start()
-        process.start(spec.argv, spec.env)
+        if isinstance(spec, OnceSpec):
+            process.start(spec.argv, spec.env, stdin=spec.stdin, log_pipe=spec.log_pipe)
+        else:
+            process.start(spec.argv, spec.env)
         if not process.gone:
             self._guard.add(process.pid, process.start_ticks)
             process.forget = partial(self._guard.remove, process.pid)

@@ -62,8 +62,18 @@ def child_env(extra: Mapping[str, str]) -> dict[str, str]:
     return {**BASE_ENV, **extra}
 
 
-def spawn(reactor: Any, protocol: ProcessProtocol, argv: Sequence[str], env: Mapping[str, str]) -> None:
-    """Start ``argv`` with stdin at end of file and stdout and stderr as pipes to ``protocol``.
+def spawn(
+    reactor: Any,
+    protocol: ProcessProtocol,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: int | None = None,
+    log_pipe: bool = False,
+) -> None:
+    """Start ``argv`` with stdout and stderr as pipes to ``protocol``, and stdin at end of file, or ``stdin`` as such.
+
+    ``log_pipe``: descriptor 3 is a pipe to ``protocol`` as well.
 
     Raises ``SpawnError`` when the system will not start it now, ``UnusableProgram`` when it never will. The protocol
     may hear of the exit before this returns. There is no working directory argument: one would make Twisted fork.
@@ -71,8 +81,11 @@ def spawn(reactor: Any, protocol: ProcessProtocol, argv: Sequence[str], env: Map
     check_argv(argv)
     command = [*session_prefix(), *argv]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    descriptors: dict[int, int | str] = {0: null if stdin is None else stdin, 1: "r", 2: "r"}
+    if log_pipe:
+        descriptors[3] = "r"
     try:
-        reactor.spawnProcess(protocol, command[0], command, env=child_env(env), childFDs={0: null, 1: "r", 2: "r"})
+        reactor.spawnProcess(protocol, command[0], command, env=child_env(env), childFDs=descriptors)
     except (OSError, ValueError) as error:
         raise SpawnError(f"{argv[0]} could not be started: {error}") from error
     finally:

@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,19 @@ _UNIQUE_KEYS = (
 )
 
 
+def instance_of(path: Path, header: InstanceHeader) -> Instance:
+    """A checked file as an instance."""
+    return Instance(
+        path,
+        header.sop_class_uid,
+        header.sop_instance_uid,
+        header.transfer_syntax_uid,
+        header.size_bytes,
+        header.study_instance_uid,
+        header.series_instance_uid,
+    )
+
+
 def wanted_keys(query: Query) -> dict[str, frozenset[str]]:
     """The unique keys of a retrieve: attribute of ``InstanceHeader`` → the values asked for."""
     wanted: dict[str, frozenset[str]] = {}
@@ -32,6 +46,11 @@ def wanted_keys(query: Query) -> dict[str, frozenset[str]]:
             values = [value] if isinstance(value, str) else list(value)
             wanted[attribute] = frozenset(str(item).strip() for item in values)
     return wanted
+
+
+def matches(wanted: Mapping[str, frozenset[str]], header: InstanceHeader) -> bool:
+    """Whether an object has one of the values asked for in each unique key."""
+    return all(getattr(header, attribute).strip() in values for attribute, values in wanted.items())
 
 
 def quarantine(path: Path, folder: Path, reason: str) -> Path:
@@ -86,7 +105,7 @@ class Intake:
             self.damaged += 1
             self._aside(path, "damaged", damage.detail)
             return None
-        if not self._is_wanted(header):
+        if not matches(self.wanted, header):
             self._aside(path, "not asked for")
             return None
         if header.sop_instance_uid in self.arrived:
@@ -94,12 +113,7 @@ class Intake:
             return None
         target = self._place(path, header)
         self.arrived.add(header.sop_instance_uid)
-        return Instance(
-            target, header.sop_class_uid, header.sop_instance_uid, header.transfer_syntax_uid, header.size_bytes
-        )
-
-    def _is_wanted(self, header: InstanceHeader) -> bool:
-        return all(getattr(header, attribute).strip() in values for attribute, values in self.wanted.items())
+        return instance_of(target, header)
 
     def _place(self, path: Path, header: InstanceHeader) -> Path:
         if path.parent == self.folder:

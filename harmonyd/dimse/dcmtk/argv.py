@@ -86,6 +86,21 @@ def storescu(tool: Path, log_config: Path, remote: RemoteNode, profile: Path, fi
     return [*_common(tool, log_config, remote), *options, *_peer(remote), *map(str, files)]
 
 
+def storescp_inetd(
+    tool: Path, log_config: Path, *, local_aet: str, folder: Path, max_pdu: int, association_timeout_secs: float
+) -> list[str]:
+    """As ``storescp``, for one association that was accepted already and is its standard input."""
+    silence = _seconds(association_timeout_secs)
+    return [
+        str(tool),
+        *("--inetd", "-lc", str(log_config)),
+        *("+B", "+uf", "+xa"),
+        *("-ta", "30", "-td", silence, "-ts", silence),
+        *("-aet", local_aet, "-pdu", str(max_pdu)),
+        *("-od", str(folder)),
+    ]
+
+
 def storescp(
     tool: Path, *, local_aet: str, port: int, folder: Path, max_pdu: int, association_timeout_secs: float
 ) -> list[str]:

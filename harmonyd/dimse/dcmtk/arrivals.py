@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import re
@@ -42,11 +43,18 @@ class FolderWatch:
     """
 
     def __init__(
-        self, reactor: Any, folder: Path, on_file: Callable[[str], None], *, track_open: bool = False
+        self,
+        reactor: Any,
+        folder: Path,
+        on_file: Callable[[str], None],
+        *,
+        track_open: bool = False,
+        shared: SharedInotify | None = None,
     ) -> None:
         """``track_open``: know which files are still being written, for a ``sweep`` while the writer runs.
 
-        Raises ``EngineFailed`` when the kernel gives no watch.
+        ``shared``: an inotify instance that watches other folders, too. Raises ``EngineFailed`` when the kernel gives
+        no watch.
         """
         self._reactor = reactor
         self._folder = folder
@@ -54,17 +62,14 @@ class FolderWatch:
         self._seen: set[str] = set()
         self._open: set[str] = set()
         self._inotify: INotify | None = None
+        self._shared = shared
         mask = IN_CLOSE_WRITE | (IN_CREATE if track_open else 0)
         try:
-            self._inotify = INotify(reactor)
-            self._inotify.startReading()
+            self._inotify = _new_inotify(reactor) if shared is None else shared.inotify
             self._inotify.watch(FilePath(os.fsencode(folder)), mask=mask, callbacks=[self._event])
         except INotifyError as error:
             self.close()
-            raise EngineFailed(
-                f"The folder {folder} cannot be watched: {error}",
-                hint="Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (sysctl).",
-            ) from error
+            raise _no_watch(folder, error) from error
 
     def sweep(self) -> list[str]:
         """Names of files not reported yet, in natural order, less those still being written; they count as reported.
@@ -86,10 +91,13 @@ class FolderWatch:
     def close(self) -> None:
         """Stop watching; safe to call twice."""
         watch, self._inotify = self._inotify, None
-        if watch is not None:
-            watch.stopReading()
-            # The kernel takes milliseconds to close an inotify descriptor.
-            self._reactor.callInThread(watch.connectionLost, Failure(ConnectionDone()))
+        if watch is None:
+            return
+        if self._shared is None:
+            _close(self._reactor, watch)
+        else:
+            with contextlib.suppress(KeyError, INotifyError, OSError):  # gone with its folder
+                watch.ignore(FilePath(os.fsencode(self._folder)))
 
     def _drain(self) -> None:
         """Read all that the kernel has queued: it says which files are still open."""
@@ -114,6 +122,41 @@ class FolderWatch:
             if name not in self._seen:
                 self._seen.add(name)
                 self._on_file(name)
+
+
+class SharedInotify:
+    """One inotify instance for many folders: a user may have 128 of these, and many more folders watched."""
+
+    def __init__(self, reactor: Any, what_for: Path) -> None:
+        """Raises ``EngineFailed``."""
+        self._reactor = reactor
+        try:
+            self.inotify = _new_inotify(reactor)
+        except INotifyError as error:
+            raise _no_watch(what_for, error) from error
+
+    def close(self) -> None:
+        """Stop watching; call it once."""
+        _close(self._reactor, self.inotify)
+
+
+def _new_inotify(reactor: Any) -> INotify:
+    inotify = INotify(reactor)
+    inotify.startReading()
+    return inotify
+
+
+def _close(reactor: Any, inotify: INotify) -> None:
+    inotify.stopReading()
+    # The kernel takes milliseconds to close an inotify descriptor.
+    reactor.callInThread(inotify.connectionLost, Failure(ConnectionDone()))
+
+
+def _no_watch(folder: Path, error: Exception) -> EngineFailed:
+    return EngineFailed(
+        f"The folder {folder} cannot be watched: {error}",
+        hint="Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (sysctl).",
+    )
 
 
 def _unread_bytes(descriptor: int) -> int:

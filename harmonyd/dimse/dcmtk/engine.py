@@ -10,7 +10,10 @@ from typing import Any
 
 from harmonyd.dimse.dcmtk import find, retrieve, store
 from harmonyd.dimse.dcmtk.echo import echo
+from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.log_config import support_files, write_support_files
+from harmonyd.dimse.dcmtk.moves import Quota
+from harmonyd.dimse.dcmtk.per_association import PerAssociationScp
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.scp import DcmtkStoreScp
@@ -27,6 +30,7 @@ from harmonyd.dimse.engine import (
     Query,
     RemoteNode,
     StoreResult,
+    StoreScp,
     StoreScpConfig,
 )
 from harmonyd.supervision.api import Supervisor
@@ -42,14 +46,23 @@ class DcmtkEngine:
     """
 
     def __init__(
-        self, reactor: Any, supervisor: Supervisor, tools: Mapping[str, Tool], *, storage: Path, scratch: Path
+        self,
+        reactor: Any,
+        supervisor: Supervisor,
+        tools: Mapping[str, Tool],
+        *,
+        storage: Path,
+        scratch: Path,
+        max_unasked_bytes: int = 1000**3,
     ) -> None:
         log_config, dictionary = support_files(scratch)
         verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
         self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose)
         self._storage = storage
         self._quarantine = storage / "quarantine"
-        self._receivers = Receivers(self._box, storage, self._quarantine)
+        self._listeners = Listeners(self._box)
+        self._quota = Quota(self._box, self._quarantine, max_unasked_bytes)
+        self._receivers = Receivers(self._box, storage, self._quarantine, self._listeners, self._quota)
 
     async def start(self) -> None:
         """Empty the scratch folder, where a killed run may have left queries, and fill it. Raises OSError.
@@ -75,12 +88,27 @@ class DcmtkEngine:
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ToolStream[StoreResult]:
         return store.store(self._box, remote, files, op)
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> DcmtkStoreScp:
-        return DcmtkStoreScp(self._box, config, handler, admission, self._storage / "spool" / "receiving")
+    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+        folder = self._storage / "spool" / "receiving"
+        if config.store_scp == "per-association":
+            return PerAssociationScp(self._box, config, handler, admission, folder, self._listeners)
+        return DcmtkStoreScp(self._box, config, handler, admission, folder)
+
+    def association_count(self, ports: Collection[int] | None = None) -> int:
+        """How many associations run that somebody else began, where harmonyd itself listens (on these ports)."""
+        return self._listeners.association_count(ports)
+
+    def accept_no_more(self) -> None:
+        """Close the ports on which harmonyd itself listens; associations that run go on."""
+        self._listeners.close()
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Start the kept receiver for C-MOVE deliveries now instead of with the first move."""
         await self._receivers.open(receiver)
+
+    def limit_unasked(self, max_bytes: int) -> None:
+        """How much of what nobody asked for may lie in quarantine."""
+        self._quota.max_bytes = max_bytes
 
     def keep_receivers(self, wanted: Collection[MoveReceiver]) -> None:
         """Close kept receivers that are not among these, once no move needs them."""
@@ -89,6 +117,7 @@ class DcmtkEngine:
     def close(self) -> None:
         """Stop watching folders; the children are the supervisor's to end."""
         self._receivers.close()
+        self._listeners.close()
 
     def _folder(self, op: OperationContext) -> Path:
         return op.storage or self._storage

@@ -7,6 +7,7 @@ repeat a client's query values are dropped: they are patient data, and a value c
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 MARK = "@"
@@ -55,12 +56,40 @@ def log_config() -> str:
     filters = [("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "false"}) for text in _DROPPED]
     filters += [("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "true"}) for text in _KEPT]
     filters += [("LogLevelRangeFilter", {"LogLevelMin": "INFO", "AcceptOnMatch": "true"}), ("DenyAllFilter", {})]
-    lines = [_HEAD]
+    return _HEAD + _filter_lines(filters)
+
+
+def _filter_lines(filters: Iterable[tuple[str, Mapping[str, str]]]) -> str:
+    lines = []
     for number, (kind, options) in enumerate(filters, 1):
         key = f"log4cplus.appender.A.filters.{number}"
         lines.append(f"{key} = log4cplus::spi::{kind}\n")
         lines += [f"{key}.{option} = {value}\n" for option, value in options.items()]
     return "".join(lines)
+
+
+def receiver_log_config() -> str:
+    """The same for ``storescp --inetd``: its standard error goes nowhere, so the log goes to descriptor 3.
+
+    Of its messages at DEBUG, seven hundred lines an association, only the C-STORE requests get through: they name the
+    Move Originator.
+    """
+    filters: tuple[tuple[str, Mapping[str, str]], ...] = (
+        ("StringMatchFilter", {"StringToMatch": ": C-STORE RQ", "AcceptOnMatch": "true"}),
+        ("LogLevelRangeFilter", {"LogLevelMin": "INFO", "AcceptOnMatch": "true"}),
+        ("DenyAllFilter", {}),
+    )
+    head = f"""\
+log4cplus.rootLogger = WARN, A
+log4cplus.logger.dcmtk.apps.storescp = DEBUG
+log4cplus.appender.A = log4cplus::FileAppender
+log4cplus.appender.A.File = /dev/fd/3
+log4cplus.appender.A.Append = true
+log4cplus.appender.A.ImmediateFlush = true
+log4cplus.appender.A.layout = log4cplus::PatternLayout
+log4cplus.appender.A.layout.ConversionPattern = {MARK}%p|%m%n
+"""
+    return head + _filter_lines(filters)
 
 
 def small_dictionary() -> str:
@@ -83,9 +112,15 @@ def support_files(folder: Path) -> tuple[Path, Path]:
     return folder / "dcmtk-log.cfg", folder / "dcmtk-small.dic"
 
 
+def receiver_log_file(folder: Path) -> Path:
+    """Where the log configuration for ``storescp --inetd`` is in ``folder``."""
+    return folder / "dcmtk-receiver-log.cfg"
+
+
 def write_support_files(folder: Path) -> None:
-    """Write the log configuration and the small dictionary into ``folder``. Raises OSError."""
+    """Write log configurations and the small dictionary into ``folder``. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     config, dictionary = support_files(folder)
     config.write_text(log_config(), encoding="ascii")
+    receiver_log_file(folder).write_text(receiver_log_config(), encoding="ascii")
     dictionary.write_text(small_dictionary(), encoding="ascii")

@@ -6,7 +6,7 @@ when nobody's turn it is, is put in quarantine and said in the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,18 @@ from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.accept import quarantine
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.artifacts import says_cannot_write
+from harmonyd.dimse.dcmtk.listeners import Listeners
+from harmonyd.dimse.dcmtk.moves import Delivery, MovePort, Quota, put_aside_all
 from harmonyd.dimse.dcmtk.run import Toolbox
-from harmonyd.dimse.engine import MoveReceiver, OperationContext
+from harmonyd.dimse.dcmtk.turns import MAX_WAITING
+from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.supervision.api import KeptChild, KeptSpec
 from harmonyd.supervision.errors import ChildNotReady, SpawnError
 from harmonyd.supervision.ports import problem_text, try_port
 
-PERSISTENT = "persistent"
-MAX_WAITING = 100
-"""Moves that may wait for their turn on one port; the next is refused."""
+PERSISTENT, PER_ASSOCIATION = "persistent", "per-association"
 READY_SECS = 10.0
 """How long a move waits for its storescp; a healthy one is up in a fraction of a second."""
 
@@ -66,16 +67,28 @@ class KeptReceiver:
             self._watch.close()
             raise
 
-    def sweep(self) -> list[str]:
-        """Names of complete files nobody was told of."""
+    @property
+    def source(self) -> Path:
+        """See ``moves.Delivery``."""
+        return self.folder
+
+    def listen(self, offer: Callable[[str], None]) -> None:
+        """See ``moves.Delivery``."""
+        self.listener = offer
+
+    async def sweep(self) -> list[str]:
+        """See ``moves.Delivery``: the complete files nobody was told of."""
         names = self._watch.sweep()
         for name in names:
             self._watch.forget(name)
         return names
 
+    def taken(self, names: Sequence[str]) -> None:
+        """See ``moves.Delivery``."""
+
     async def put_aside_rest(self) -> None:
         """Quarantine what lies in the folder and belongs to nobody: at start-up, before and after each turn."""
-        for name in self.sweep():
+        for name in await self.sweep():
             await self._put_aside(name)
 
     async def stop(self) -> None:
@@ -121,16 +134,40 @@ class Receivers:
 
     _log = Logger()
 
-    def __init__(self, box: Toolbox, storage: Path, quarantine_folder: Path) -> None:
+    def __init__(
+        self, box: Toolbox, storage: Path, quarantine_folder: Path, listeners: Listeners, quota: Quota
+    ) -> None:
         self._box = box
+        self._listeners = listeners
+        self._quota = quota
+        self._ports: dict[tuple[int, str], MovePort] = {}
         self._storage = storage
         self._quarantine = quarantine_folder
         self._kept: dict[int, KeptReceiver] = {}
         self._locks: dict[int, DeferredLock] = {}
         self._wanted: Collection[MoveReceiver] | None = None
 
-    async def open(self, receiver: MoveReceiver) -> KeptReceiver:
-        """Start the kept storescp for this port unless it runs already."""
+    async def open(self, receiver: MoveReceiver) -> None:
+        """Start receiving for these deliveries unless that is done already.
+
+        Raises ``Unavailable``, ``EngineFailed`` and ``SpawnError``.
+        """
+        if receiver.store_scp == PER_ASSOCIATION:
+            await self._open_port(receiver)
+        else:
+            await self._open_kept(receiver)
+
+    async def _open_port(self, receiver: MoveReceiver) -> MovePort:
+        port = self._ports.get((receiver.port, receiver.destination_aet))
+        if port is None:
+            folder = self._storage / "incoming" / str(receiver.port)
+            if not any(number == receiver.port for number, _ in self._ports):
+                await self._box.in_thread(put_aside_all, folder, self._quarantine)
+            port = MovePort(self._box, receiver, folder, self._quarantine, self._quota, self._listeners)
+            port = self._ports.setdefault((receiver.port, receiver.destination_aet), port)
+        return port
+
+    async def _open_kept(self, receiver: MoveReceiver) -> KeptReceiver:
         kept = self._kept.get(receiver.port)
         if kept is None:
             folder = self._storage / "incoming" / str(receiver.port)
@@ -144,9 +181,20 @@ class Receivers:
         A move that was asked for before is still served, if need be by a receiver that is opened for it alone.
         """
         self._wanted = wanted
+        for key in list(self._ports):
+            self._in_background(self._close_port(key))
         for port in list(self._kept):
             lock = self._locks.setdefault(port, DeferredLock())
             self._in_background(self._settle_in_turn(port, lock))
+
+    async def _close_port(self, key: tuple[int, str]) -> None:
+        """Unless it is wanted, or a move uses it: then the last of these closes it."""
+        port = self._ports.get(key)
+        wanted = self._wanted
+        if port is None or port.turns.in_use or wanted is None or port.receiver in wanted:
+            return
+        del self._ports[key]
+        await port.close()
 
     async def _settle_in_turn(self, port: int, lock: DeferredLock) -> None:
         await lock.acquire()
@@ -164,7 +212,7 @@ class Receivers:
                 del self._kept[port]
             for successor in self._wanted or ():
                 if (successor.port, successor.store_scp) == (port, PERSISTENT):
-                    await self.open(successor)
+                    await self._open_kept(successor)
         finally:
             lock.release()
 
@@ -179,18 +227,34 @@ class Receivers:
         return self._wanted is None or kept.receiver in self._wanted
 
     @asynccontextmanager
-    async def turn(self, receiver: MoveReceiver, op: OperationContext) -> AsyncIterator[KeptReceiver | None]:
-        """Hold the port for one move. Yields the ready kept receiver, or None in transient mode.
+    async def turn(
+        self, receiver: MoveReceiver, remote: RemoteNode, query: Query, op: OperationContext
+    ) -> AsyncIterator[Delivery | None]:
+        """Get what is delivered for one move; None in transient mode, in which movescu itself receives.
 
         Raises ``DeadlinePassed`` when the deadline comes first, ``ChildNotReady`` when the storescp does not come up,
         ``Unavailable`` when ``MAX_WAITING`` moves wait already, or when something else has the port.
         """
+        if receiver.store_scp != PER_ASSOCIATION:
+            async with self._whole_port(receiver, op) as kept:
+                yield kept
+            return
+        port = await self._open_port(receiver)
+        try:
+            async with port.turn(remote, query, op) as delivery:
+                yield delivery
+        finally:
+            self._in_background(self._close_port((receiver.port, receiver.destination_aet)))
+
+    @asynccontextmanager
+    async def _whole_port(self, receiver: MoveReceiver, op: OperationContext) -> AsyncIterator[KeptReceiver | None]:
+        """Hold the port for one move."""
         lock = self._locks.setdefault(receiver.port, DeferredLock())
         await self._acquire(lock, receiver, op)
         kept = None
         try:
             if receiver.store_scp == PERSISTENT:
-                kept = await self.open(receiver)
+                kept = await self._open_kept(receiver)
                 await self._until_ready(kept.child, op)
                 await kept.put_aside_rest()
                 kept.write_failed = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from harmonyd.dimse.dcmtk import argv, artifacts, verdict
 from harmonyd.dimse.dcmtk.accept import Intake
 from harmonyd.dimse.dcmtk.log_config import MARK
+from harmonyd.dimse.dcmtk.moves import Delivery
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
 from harmonyd.dimse.dcmtk.streams import ToolStream, ahead
@@ -69,8 +70,8 @@ def move(
     async def produce(stream: ToolStream[Instance]) -> AsyncGenerator[Instance, None]:
         folder = artifacts.folder_of(places.storage, "move", op.id)
         intake = Intake(query, folder, places.quarantine)
-        async with receivers.turn(receiver, op) as kept:
-            own = kept is None
+        async with receivers.turn(receiver, remote, query, op) as delivery:
+            own = delivery is None
             run = ToolRun(box, op, folder=folder, watched=own)
             command: list[str] = []
             try:
@@ -78,16 +79,14 @@ def move(
                     tool = box.tools["movescu"].path
                     target = folder if own else None
                     command = argv.movescu(tool, box.log_config, remote, query.model, receiver, request, target)
-                    if kept is not None:
-                        kept.listener = run.offer
+                    if delivery is not None:
+                        delivery.listen(run.offer)
                     await run.start(command, small_dictionary=not own)
                     stream.folder = folder
-                    source = folder if kept is None else kept.folder
-                    sweep = None if kept is None else kept.sweep
-                    async with aclosing(_instances(box, run, intake, source, sweep)) as instances:
+                    async with aclosing(_instances(box, run, intake, folder, delivery)) as instances:
                         async for instance in instances:
                             yield instance
-                _conclude(stream, run, intake, "move", remote, could_write=kept is None or not kept.write_failed)
+                _conclude(stream, run, intake, "move", remote, could_write=not (delivery and delivery.write_failed))
             finally:
                 await run.close()
                 stream.debug = _debug(command, run, op)
@@ -97,11 +96,15 @@ def move(
 
 
 async def _instances(
-    box: Toolbox, run: ToolRun, intake: Intake, source: Path, sweep: Callable[[], list[str]] | None
+    box: Toolbox, run: ToolRun, intake: Intake, folder: Path, delivery: Delivery | None
 ) -> AsyncGenerator[Instance, None]:
+    source, sweep = (folder, None) if delivery is None else (delivery.source, delivery.sweep)
     async with aclosing(run.batches(sweep)) as batches:
         async for names in batches:
-            for instance in await box.in_thread(intake.take, [source / name for name in names]):
+            instances = await box.in_thread(intake.take, [source / name for name in names])
+            if delivery is not None:
+                delivery.taken(names)
+            for instance in instances:
                 yield instance
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,13 @@ class Toolbox:
         return result
 
 
+Sweep = Callable[[], Awaitable[list[str]]]
+
+
+async def _nothing() -> list[str]:
+    return []
+
+
 class ToolRun:
     """A running DCMTK program.
 
@@ -124,7 +131,7 @@ class ToolRun:
         self._names.append(name)
         self._wake_soon()
 
-    async def batches(self, sweep: Callable[[], list[str]] | None = None) -> AsyncGenerator[list[str], None]:
+    async def batches(self, sweep: Sweep | None = None) -> AsyncGenerator[list[str], None]:
         """Yield names of complete files as they come; end after the program's exit. Raises ``DeadlinePassed``.
 
         ``sweep`` names files that were not noticed, once the program has ended; default: those of the watched folder.
@@ -141,7 +148,9 @@ class ToolRun:
                 yield batch
             else:
                 await self._wait()
-        missed = sweep() if sweep is not None else self._watch.sweep() if self._watch is not None else []
+        missed = self._watch.sweep() if self._watch is not None else []
+        if sweep is not None:
+            missed = await sweep()
         # A sweep first takes in what the kernel has yet to tell, and that is offered like anything else.
         rest = list(dict.fromkeys([*self._names, *missed]))
         for first in range(0, len(rest), MAX_BATCH):
@@ -149,7 +158,7 @@ class ToolRun:
 
     async def finish(self) -> ExitRecord:
         """Wait for the program's exit, taking no notice of files; raises ``DeadlinePassed``."""
-        async for _names in self.batches(list):
+        async for _names in self.batches(_nothing):
             pass
         assert self.record is not None
         return self.record

@@ -81,7 +81,7 @@ class DicomBackend:
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
         options = self.options
-        if options.store_scp == "persistent" and options.incoming_store_port_set and self._has_retrievers:
+        if options.store_scp != "transient" and options.incoming_store_port_set and self._has_retrievers:
             await self._engine.open_receiver(self.receiver)
 
     async def stop(self) -> None:

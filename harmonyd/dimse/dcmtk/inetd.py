@@ -1,0 +1,224 @@
+"""One inbound association: a ``storescp --inetd`` on the accepted socket, with a folder and a log of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from harmonyd.dimse.dcmtk import argv
+from harmonyd.dimse.dcmtk.arrivals import FolderWatch, SharedInotify
+from harmonyd.dimse.dcmtk.log_config import receiver_log_file
+from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.engine import Association
+from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
+from harmonyd.supervision.waiters import Waiters
+
+MIN_BYTES = 1000
+"""An association that brought less than this within its timeout is ended: the peer sends a byte now and then."""
+MAX_LOG_BYTES = 64_000
+MAX_REMEMBERED = 10_000
+"""Objects of one association whose Move Originator is remembered."""
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+"""``tcpi_bytes_received`` in ``struct tcp_info`` (linux/tcp.h)."""
+_FIELD = re.compile(rb"@DEBUG\|(Affected SOP Instance UID|Move Originator AE Title) *: (.*)")
+
+
+class Receiving(Protocol):
+    """How an owner receives over the associations it has accepted."""
+
+    @property
+    def folder(self) -> Path:
+        """The associations' folders are made in it."""
+        ...
+
+    @property
+    def max_pdu(self) -> int: ...
+
+    @property
+    def association_timeout_secs(self) -> float: ...
+
+    def file_closed(self, association: InboundAssociation, path: Path) -> None:
+        """A file was written. It may be damaged; it is the owner's from now on."""
+        ...
+
+    def ended(self, association: InboundAssociation) -> None:
+        """The association is over, and every file of it was told."""
+        ...
+
+
+class InboundAssociation:
+    """Runs from ``start`` to its end, whoever ends it."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        box: Toolbox,
+        sock: socket.socket,
+        association: Association,
+        receiving: Receiving,
+        on_end: Callable[[InboundAssociation], None],
+    ) -> None:
+        self.association = association
+        self.folder = receiving.folder / association.id
+        self.released = False
+        """The peer ended it in order."""
+        self.has_ended = False
+        self.files: set[Path] = set()
+        """Told to the owner, and not settled."""
+        self.newest: Path | None = None
+        """The last file that was closed: the only one that an abort can have cut."""
+        self._box = box
+        self._sock = sock
+        self.receiving = receiving
+        self._on_end = on_end
+        self._originators: dict[str, str] = {}
+        self._instance = ""
+        self._watch: FolderWatch | None = None
+        self._child: OnceChild | None = None
+        self._idle_call: Any = None
+        self._over: Waiters[None] = Waiters()
+
+    def start(self, inotify: SharedInotify) -> None:
+        """Raises OSError, ``EngineFailed`` and ``SpawnError``; the socket is closed then."""
+        try:
+            self.folder.mkdir(parents=True)
+            self._watch = FolderWatch(self._box.reactor, self.folder, self._closed, track_open=True, shared=inotify)
+            self._spawn()
+        except BaseException:
+            self._let_go()
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+            raise
+        if not self.has_ended:
+            self._watch_idleness(self._bytes_received())
+
+    def _spawn(self) -> None:
+        receiving, association = self.receiving, self.association
+        command = argv.storescp_inetd(
+            self._box.tools["storescp"].path,
+            receiver_log_file(self._box.scratch),
+            local_aet=association.called_aet,
+            folder=self.folder,
+            max_pdu=receiving.max_pdu,
+            association_timeout_secs=receiving.association_timeout_secs,
+        )
+        self._sock.setblocking(True)  # storescp expects that; it shares the file description with us
+        spec = OnceSpec(
+            f"storescp:{association.id}",
+            tuple(command),
+            {"DCMDICTPATH": str(self._box.small_dictionary)},
+            log_fields={"operation": "receive"},
+            on_line=self._line,
+            max_output_bytes=MAX_LOG_BYTES,
+            stdin=self._sock.fileno(),
+            log_pipe=True,
+        )
+        self._child = self._box.supervisor.run_once(spec)
+        self._child.exited.addCallback(self._exited)
+
+    async def stop(self) -> None:
+        """End it; returns when it has ended and every file of it was told."""
+        if self._child is not None:
+            await self._child.stop()
+        await self.when_ended()
+
+    async def when_ended(self) -> None:
+        """Return when it is over."""
+        if not self.has_ended:
+            await self._over.wait()
+
+    def look(self) -> None:
+        """Tell the owner of files that are closed, and that the kernel has not told of yet."""
+        if self._watch is not None and not self.has_ended:
+            for name in self._watch.sweep():
+                self._closed(name)
+
+    def originator_of(self, sop_instance_uid: str) -> str:
+        """Move Originator AE title of an object that came over it; empty when it named none."""
+        return self._originators.get(sop_instance_uid, "")
+
+    def settled(self, path: Path) -> None:
+        """The owner is done with a file. The folder goes with the last one."""
+        self.files.discard(path)
+        if self.has_ended and not self.files:
+            with contextlib.suppress(OSError):  # what is left there is offered again by a sweep
+                self.folder.rmdir()
+
+    # --- what the child says and writes
+
+    def _line(self, line: bytes) -> None:
+        matched = _FIELD.match(line)
+        if matched is not None:
+            value = matched[2].decode("latin-1").strip()
+            if matched[1].startswith(b"Affected"):
+                self._instance = value
+            elif len(self._originators) < MAX_REMEMBERED:
+                self._originators[self._instance] = value
+        elif line == b"@INFO|Association Release":
+            self.released = True
+        elif line.startswith((b"@WARN|", b"@ERROR|", b"@FATAL|")):
+            said = line.partition(b"|")[2].decode("utf-8", "replace")
+            self._log.warn("{line}", line=said, child=f"storescp:{self.association.id}")
+        if self._box.verbose:
+            self._log.info("{line}", line=line.decode("utf-8", "replace"), child=f"storescp:{self.association.id}")
+
+    def _closed(self, name: str) -> None:
+        self.newest = path = self.folder / name
+        self.files.add(path)
+        self.receiving.file_closed(self, path)
+
+    def _exited(self, record: ExitRecord) -> ExitRecord:
+        assert self._watch is not None
+        for name in self._watch.sweep():
+            self._closed(name)
+        self.has_ended = True
+        self._let_go()
+        self.receiving.ended(self)
+        self._on_end(self)
+        if not self.files:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+        self._over.fire(None)
+        return record
+
+    def _let_go(self) -> None:
+        if self._idle_call is not None and self._idle_call.active():
+            self._idle_call.cancel()
+        if self._watch is not None:
+            self._watch.close()
+        self._sock.close()
+
+    # --- a peer that hardly sends anything
+
+    def _bytes_received(self) -> int:
+        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+        if len(info) < _BYTES_RECEIVED.size:
+            return 0
+        return int(_BYTES_RECEIVED.unpack(info)[0])
+
+    def _watch_idleness(self, received: int) -> None:
+        timeout = self.receiving.association_timeout_secs
+        self._idle_call = self._box.reactor.callLater(timeout, self._look_whether_idle, received)
+
+    def _look_whether_idle(self, before: int) -> None:
+        received = self._bytes_received()
+        if received - before >= MIN_BYTES or self._child is None:
+            self._watch_idleness(received)
+            return
+        self._log.warn(
+            "the association with {calling} ({peer}) is ended: it brought {count} bytes in {secs:g} s",
+            calling=self.association.calling_aet, peer=self.association.peer, count=received - before,
+            secs=self.receiving.association_timeout_secs, child=f"storescp:{self.association.id}",
+        )  # fmt: skip
+        Deferred.fromCoroutine(self._child.stop()).addErrback(
+            lambda failure: self._log.failure("an association could not be ended", failure=failure)
+        )

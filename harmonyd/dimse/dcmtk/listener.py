@@ -1,0 +1,221 @@
+"""A DICOM port of our own: looks at each A-ASSOCIATE-RQ, refuses, or hands the connection to a storescp of its own.
+
+Owners register for the AE titles that they answer to; an endpoint and the deliveries of C-MOVE may share a port.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+
+from harmonyd.dimse.associate import APPLICATION_CONTEXT, AssociateRequest, Rejection, printable
+from harmonyd.dimse.dcmtk.arrivals import SharedInotify
+from harmonyd.dimse.dcmtk.handshake import Handshake, Refused
+from harmonyd.dimse.dcmtk.inetd import InboundAssociation, Receiving
+from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.engine import Association
+from harmonyd.errors import HarmonydError, Unavailable
+from harmonyd.supervision.ports import problem_text
+
+MAX_PENDING = 256
+"""Connections without a whole A-ASSOCIATE-RQ, and refused ones not closed yet; the oldest makes room for the next."""
+_BACKLOG = 128
+_ACCEPTS = 32
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECS = 1.0
+
+
+class Owner(Receiving, Protocol):
+    """Who answers to an AE title."""
+
+    def rejection(self, request: AssociateRequest, peer: str) -> Rejection | None:
+        """Why this association is refused; None when it is accepted."""
+        ...
+
+
+class AssociationListener:
+    """Listens from ``open`` to ``close``; associations that run go on after that."""
+
+    _log = Logger()
+
+    def __init__(self, box: Toolbox, bind_addr: str, port: int) -> None:
+        self.bind_addr = bind_addr
+        self.port = port
+        self.owners: dict[str, Owner] = {}
+        """By called AE title."""
+        self.associations: set[InboundAssociation] = set()
+        self._box = box
+        self._sock: socket.socket | None = None
+        self._inotify: SharedInotify | None = None
+        self._pending: dict[Handshake | Refused, None] = {}
+        self._resume_call: Any = None
+
+    # --- IReadDescriptor
+
+    def fileno(self) -> int:
+        return -1 if self._sock is None else self._sock.fileno()
+
+    def logPrefix(self) -> str:
+        return "dicom"
+
+    def connectionLost(self, reason: Any) -> None:
+        """The reactor ends."""
+        self.close()
+
+    def doRead(self) -> None:
+        """Accept what waits."""
+        for _ in range(_ACCEPTS):
+            try:
+                assert self._sock is not None
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS:
+                    self._pause(error)
+                    return
+                continue  # the peer is gone already
+            try:
+                self._greet(sock, str(address[0]))
+            except OSError:
+                sock.close()  # gone already
+            except Exception:  # noqa: BLE001 - what is wrong with one connection must not close the port
+                sock.close()
+                self._log.failure("a connection could not be handled, by our fault", port=self.port)
+
+    # --- listening
+
+    @property
+    def is_open(self) -> bool:
+        return self._sock is not None
+
+    def open(self, folder: Path) -> None:
+        """Listen. ``folder`` is named where the kernel gives no inotify. Raises ``Unavailable``, ``EngineFailed``."""
+        family = socket.AF_INET6 if ":" in self.bind_addr else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((self.bind_addr, self.port))
+            sock.listen(_BACKLOG)
+            self._inotify = self._inotify or SharedInotify(self._box.reactor, folder)
+        except OSError as error:
+            sock.close()
+            raise Unavailable(f"DICOM cannot be received: {problem_text(self.port, error)}") from error
+        except BaseException:
+            sock.close()
+            raise
+        self._sock = sock
+        self.port = sock.getsockname()[1]
+        self._box.reactor.addReader(self)
+
+    def close(self) -> None:
+        """Accept nothing more, and end connections that are no association yet. Safe to call twice."""
+        if self._resume_call is not None and self._resume_call.active():
+            self._resume_call.cancel()
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._box.reactor.removeReader(self)
+            sock.close()
+        for pending in list(self._pending):
+            pending.close()
+        self._pending.clear()
+        self._close_inotify()
+
+    async def end_associations(self, owner: Receiving | None = None) -> None:
+        """End those of one owner, or all; returns when they have ended."""
+        running = [item for item in self.associations if owner is None or item.receiving is owner]
+        await gatherResults([Deferred.fromCoroutine(association.stop()) for association in running])
+
+    def count(self, owner: Receiving, peer: str | None = None) -> int:
+        """How many associations of this owner run (with this peer)."""
+        return sum(
+            item.receiving is owner and peer in (None, item.association.peer) for item in self.associations
+        )
+
+    def _close_inotify(self) -> None:
+        if self._sock is None and not self.associations and self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+
+    def _pause(self, error: OSError) -> None:
+        self._log.error("no connection can be accepted for now: {error}", error=error.strerror, port=self.port)
+        self._box.reactor.removeReader(self)
+        self._resume_call = self._box.reactor.callLater(_PAUSE_SECS, self._box.reactor.addReader, self)
+
+    # --- one connection
+
+    def _greet(self, sock: socket.socket, peer: str) -> None:
+        while len(self._pending) >= MAX_PENDING:
+            oldest = next(iter(self._pending))
+            del self._pending[oldest]
+            oldest.close()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handshake = Handshake(self._box.reactor, sock, peer.removeprefix("::ffff:"), self._requested, self._gone)
+        self._pending[handshake] = None
+
+    def _gone(self, handshake: Handshake, why: str) -> None:
+        self._pending.pop(handshake, None)
+        self._log.info("{peer} connected to port {port}, and asked for no association: {why}",
+                       peer=handshake.peer, port=self.port, why=why)  # fmt: skip
+
+    def _requested(self, handshake: Handshake, request: AssociateRequest) -> None:
+        rejection = self._judge(request, handshake.peer)
+        if rejection is None:
+            rejection = self._accept(handshake, request)
+        if rejection is None:
+            return
+        self._pending.pop(handshake, None)
+        refused = handshake.refuse(rejection)
+        self._pending[refused] = None
+        refused.on_close = lambda: self._pending.pop(refused, None)
+        self._log.warn(
+            "association from {calling} ({peer}) to {called}: {text}",
+            calling=printable(request.calling_aet), peer=handshake.peer, called=printable(request.called_aet),
+            text=rejection.text, port=self.port,
+        )  # fmt: skip
+
+    def _judge(self, request: AssociateRequest, peer: str) -> Rejection | None:
+        if not request.protocol_version & 1:
+            return Rejection.PROTOCOL_VERSION_NOT_SUPPORTED
+        if request.application_context != APPLICATION_CONTEXT:
+            return Rejection.APPLICATION_CONTEXT_NAME_NOT_SUPPORTED
+        owner = self.owners.get(request.called_aet)
+        if owner is None:
+            return Rejection.CALLED_AE_TITLE_NOT_RECOGNIZED
+        if not request.calling_aet or request.calling_aet != printable(request.calling_aet):
+            return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
+        return owner.rejection(request, peer)
+
+    def _accept(self, handshake: Handshake, request: AssociateRequest) -> Rejection | None:
+        owner = self.owners[request.called_aet]
+        known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, handshake.peer)
+        # The child gets a descriptor of its own: should it not start, this one can still answer.
+        association = InboundAssociation(self._box, handshake.sock.dup(), known, owner, self._ended)
+        assert self._inotify is not None
+        try:
+            association.start(self._inotify)
+        except (HarmonydError, OSError) as error:
+            self._log.error("no storescp for an association: {error}", error=error, port=self.port)
+            handshake.sock.setblocking(False)
+            return Rejection.TEMPORARY_CONGESTION
+        self._pending.pop(handshake, None)
+        handshake.close()
+        if not association.has_ended:
+            self.associations.add(association)
+        self._log.info(
+            "association from {calling} ({peer}) to {called}",
+            calling=known.calling_aet, peer=known.peer, called=known.called_aet, child=f"storescp:{known.id}",
+        )  # fmt: skip
+        return None
+
+    def _ended(self, association: InboundAssociation) -> None:
+        self.associations.discard(association)
+        self._close_inotify()

@@ -1,0 +1,156 @@
+"""How a move gets at what is delivered for it: over a port of our own, where many moves run at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from harmonyd.dimse.dcmtk.accept import quarantine, wanted_keys
+from harmonyd.dimse.dcmtk.deliveries import Expectation, MoveDeliveries
+from harmonyd.dimse.dcmtk.listener import AssociationListener
+from harmonyd.dimse.dcmtk.listeners import Listeners
+from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.dcmtk.turns import Turns
+from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
+
+COUNT_SECS = 60.0
+"""How old the size of the quarantine may be: somebody may have emptied it."""
+
+
+class Delivery(Protocol):
+    """What is delivered for one move, for as long as that has its turn."""
+
+    @property
+    def source(self) -> Path:
+        """Names of files are relative to it, or absolute."""
+        ...
+
+    @property
+    def write_failed(self) -> bool:
+        """The receiver has said that it could not write an object."""
+        ...
+
+    def listen(self, offer: Callable[[str], None]) -> None:
+        """Have ``offer`` called with the name of each file from now on."""
+        ...
+
+    async def sweep(self) -> list[str]:
+        """Return names that were not offered yet, once all that was delivered by now is known."""
+        ...
+
+    def taken(self, names: Sequence[str]) -> None:
+        """These files are no longer where they were."""
+        ...
+
+
+class Quota:
+    """How much of what nobody asked for may lie in quarantine. Counts what is in the folder, whatever put it there."""
+
+    def __init__(self, box: Toolbox, folder: Path, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._box = box
+        self._folder = folder
+        self._used = 0
+        self._counted_at: float | None = None
+
+    def __call__(self, more: int) -> bool:
+        """Count so many bytes more; return whether there may be yet more."""
+        self._used += more
+        return self._used < self.max_bytes
+
+    async def count(self) -> None:
+        """Look again, if the last look is too old."""
+        now = self._box.reactor.seconds()
+        if self._counted_at is None or now - self._counted_at > COUNT_SECS:
+            self._counted_at = now
+            self._used = await self._box.in_thread(_bytes_in, self._folder)
+
+
+class MovePort:
+    """One move destination: its AE title on a port of our own. Open from ``__init__`` to ``close``."""
+
+    def __init__(
+        self, box: Toolbox, receiver: MoveReceiver, folder: Path, quarantine_folder: Path, quota: Quota,
+        listeners: Listeners,
+    ) -> None:
+        """Raises ``Unavailable`` and ``EngineFailed``."""
+        self.receiver = receiver
+        self.turns = Turns(box.reactor, receiver.port)
+        self._box = box
+        self._quota = quota
+        self._listeners = listeners
+        self._deliveries = MoveDeliveries(box, folder, quarantine_folder, quota)
+        self._listener: AssociationListener = listeners.claim(
+            "0.0.0.0", receiver.port, receiver.destination_aet, self._deliveries
+        )
+        self._deliveries.listener = self._listener
+
+    async def close(self) -> None:
+        """Answer to this AE title no more."""
+        self._listeners.release(self._listener, self.receiver.destination_aet, self._deliveries)
+        await self._listener.end_associations(self._deliveries)
+
+    @asynccontextmanager
+    async def turn(self, remote: RemoteNode, query: Query, op: OperationContext) -> AsyncIterator[Delivery]:
+        """Wait until no move runs that this one could be confused with, then get what is delivered for it.
+
+        Raises ``DeadlinePassed`` and ``Unavailable``.
+        """
+        wanted = wanted_keys(query)
+        await self._quota.count()
+        await self.turns.acquire(wanted, op.deadline)
+        expectation = Expectation(wanted, remote.local_aet, lambda name: None)
+        self._deliveries.expect(expectation)
+        try:
+            yield PortDelivery(self._deliveries, expectation)
+        finally:
+            await self._deliveries.forget(expectation)
+            self.turns.release(wanted)
+
+
+class PortDelivery:
+    """Implements ``Delivery``."""
+
+    write_failed = False  # the disk's room is what tells (``artifacts.raise_if_full``)
+
+    def __init__(self, deliveries: MoveDeliveries, expectation: Expectation) -> None:
+        self.source = deliveries.folder
+        self._deliveries = deliveries
+        self._expectation = expectation
+
+    def listen(self, offer: Callable[[str], None]) -> None:
+        self._expectation.offer = offer
+
+    async def sweep(self) -> list[str]:
+        await self._deliveries.settle()
+        return []
+
+    def taken(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._deliveries.taken(self._expectation, name)
+
+
+def put_aside_all(folder: Path, quarantine_folder: Path) -> int:
+    """Quarantine what an earlier run left below a folder that nothing writes to; return how many files. Blocking."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            quarantine(Path(parent) / name, quarantine_folder, "was delivered for a C-MOVE before harmonyd was ended")
+            count += 1
+    for left in folder.iterdir():
+        shutil.rmtree(left, ignore_errors=True)
+    return count
+
+
+def _bytes_in(folder: Path) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+    except FileNotFoundError:
+        return 0
+

@@ -1,0 +1,178 @@
+"""A store SCP for a dicom endpoint, mode ``per-association``: harmonyd listens, each association gets a storescp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from harmonyd.dimse.associate import AssociateRequest, Rejection
+from harmonyd.dimse.dcmtk.accept import instance_of
+from harmonyd.dimse.dcmtk.inetd import InboundAssociation
+from harmonyd.dimse.dcmtk.leftovers import Leftovers
+from harmonyd.dimse.dcmtk.listener import AssociationListener
+from harmonyd.dimse.dcmtk.listeners import Listeners
+from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.dcmtk.taking import Taking
+from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
+from harmonyd.dimse.part10 import InstanceHeader
+
+SWEEP_SECS = 30.0
+"""How often folders are looked through that no association writes to any more, but hold something."""
+
+
+class PerAssociationScp:
+    """Implements ``StoreScp``, and ``listener.Owner`` for its AE title. ``folder``: the receiving folders."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        box: Toolbox,
+        config: StoreScpConfig,
+        handler: ObjectHandler,
+        admission: Admission,
+        folder: Path,
+        listeners: Listeners,
+    ) -> None:
+        self.folder = folder / config.name / "incoming"
+        self.taking = Taking(box, handler, config.name)
+        self._box = box
+        self._config = config
+        self._handler = handler
+        self._admission = admission
+        self._listeners = listeners
+        self._listener: AssociationListener | None = None
+        self._sweep_call: Any = None
+
+    async def start(self) -> None:
+        """See ``StoreScp``. Raises ``Unavailable``, ``EngineFailed`` and OSError."""
+        await self._box.in_thread(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        await self._sweep()
+        self._listen()
+
+    async def pause(self) -> None:
+        """See ``StoreScp``. Associations that run are ended."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            self._listeners.release(listener, self._config.local_aet, self)
+            await listener.end_associations(self)
+
+    async def resume(self, config: StoreScpConfig) -> None:
+        """See ``StoreScp``."""
+        self._config = config
+        self._listen()
+
+    async def taken(self) -> None:
+        """See ``StoreScp``."""
+        await self.taking.all_settled()
+
+    async def stop(self) -> None:
+        """Stop receiving, then taking; what was not taken is offered by the next ``start``."""
+        await self.pause()
+        if self._sweep_call is not None and self._sweep_call.active():
+            self._sweep_call.cancel()
+        await self.taking.all_settled()
+
+    def _listen(self) -> None:
+        config = self._config
+        self._listener = self._listeners.claim(config.bind_addr, config.port, config.local_aet, self)
+
+    # --- listener.Owner
+
+    @property
+    def max_pdu(self) -> int:
+        return self._config.max_pdu
+
+    @property
+    def association_timeout_secs(self) -> float:
+        return self._config.association_timeout_secs
+
+    def rejection(self, request: AssociateRequest, peer: str) -> Rejection | None:
+        """See ``listener.Owner``."""
+        config, listener = self._config, self._listener
+        if config.allowed_calling_aets and request.calling_aet not in config.allowed_calling_aets:
+            return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
+        refusal = self._admission.refusal()
+        if refusal is not None:
+            self._log.error("{name} accepts no association: {reason}", name=config.name, reason=refusal)
+            return Rejection.TEMPORARY_CONGESTION
+        if listener is None:
+            return Rejection.TEMPORARY_CONGESTION
+        if listener.count(self) >= config.max_associations:
+            return Rejection.LOCAL_LIMIT_EXCEEDED
+        if listener.count(self, peer) >= config.max_associations_per_peer:
+            return Rejection.LOCAL_LIMIT_EXCEEDED
+        return None
+
+    def file_closed(self, association: InboundAssociation, path: Path) -> None:
+        """See ``inetd.Receiving``."""
+        self.taking.add(OfAssociation(self._box, association, self._handler), path)
+
+    def ended(self, association: InboundAssociation) -> None:
+        """See ``inetd.Receiving``."""
+
+    # --- what lies there
+
+    async def _sweep(self) -> None:
+        busy = {item.folder for item in self._listener.associations} if self._listener is not None else set()
+        found = await self._box.in_thread(_leftovers, self.folder, busy, self._config.local_aet, self._handler)
+        for leftovers in found:
+            for path in leftovers.paths:
+                self.taking.add(leftovers, path)
+        self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep_again)
+
+    def _sweep_again(self) -> None:
+        Deferred.fromCoroutine(self._sweep()).addErrback(
+            lambda failure: self._log.failure("{folder} cannot be looked through", failure, folder=str(self.folder))
+        )
+
+
+class OfAssociation:
+    """Implements ``taking.Source`` for a file of an association."""
+
+    _log = Logger()
+
+    def __init__(self, box: Toolbox, association: InboundAssociation, handler: ObjectHandler) -> None:
+        self._box = box
+        self._inbound = association
+        self._handler = handler
+
+    def arrival(self, path: Path, header: InstanceHeader) -> Arrival:
+        """See ``taking.Source``."""
+        inbound = self._inbound
+        return Arrival(
+            instance_of(path, header), inbound.association, inbound.originator_of(header.sop_instance_uid)
+        )
+
+    async def damaged(self, path: Path, reason: str) -> None:
+        """See ``taking.Source``. A transfer that was cut was acknowledged to nobody: what there is of it may go."""
+        inbound = self._inbound
+        await inbound.when_ended()
+        if path == inbound.newest and not inbound.released:
+            await self._box.in_thread(path.unlink, True)
+            self._log.info(
+                "{calling} ended its association in the middle of an object, which it was not told to have arrived",
+                calling=inbound.association.calling_aet, child=f"storescp:{inbound.association.id}",
+            )  # fmt: skip
+        else:
+            await self._handler.damaged(path, inbound.association, reason)
+
+    def settled(self, path: Path) -> None:
+        """See ``taking.Source``."""
+        self._inbound.settled(path)
+
+    failed = settled
+
+
+def _leftovers(parent: Path, busy: set[Path], called_aet: str, handler: ObjectHandler) -> list[Leftovers]:
+    found = [Leftovers(parent, called_aet, handler)]
+    for folder in parent.iterdir():
+        if folder.is_dir() and not folder.is_symlink() and folder not in busy:
+            leftovers = Leftovers(folder, called_aet, handler)
+            found.append(leftovers)
+            if not leftovers.paths:
+                leftovers.settled(folder)
+    return found
