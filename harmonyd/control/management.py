@@ -20,6 +20,7 @@ from harmonyd.config.model import (
     HttpBackendOptions,
     HttpEndpointOptions,
     PipelineConfig,
+    StorageBackendOptions,
 )
 from harmonyd.control.api import Child, Controlled
 from harmonyd.control.info import description
@@ -188,4 +189,6 @@ def _backend(backend: BackendConfig) -> dict[str, Any]:
         shown |= {"aet": options.aet, "host": options.host, "port": options.port, "local_aet": options.local_aet}
     elif isinstance(options, HttpBackendOptions):
         shown |= {"base_url": options.base_url}
+    elif isinstance(options, StorageBackendOptions):
+        shown |= {"path": str(options.path)}
     return shown

@@ -203,3 +203,17 @@ def test_a_default_address_that_storescp_cannot_listen_on(loaded, problems):
     found = problems(scp("a") + pipe("p", ["a"], networks=["d"]), main=main)
     assert places(found) == [("endpoints.a.options", "bind_addr")]
     assert "not built yet" in found[0].what
+
+
+@pytest.mark.parametrize("folder", ["tmp/spool", "tmp/quarantine/x", "tmp/run", "tmp/log"])
+def test_objects_are_not_kept_among_our_own_files(problems, folder):
+    """Neither a storage backend nor an endpoint keeps objects where spool, quarantine, locks or logs are."""
+    backend = f'[backends.b]\nservice = "storage"\noptions = {{ path = "{folder}" }}\n'
+    found = problems(backend + scp("a", f"storage_dir = '{folder}'"))
+    assert sorted(places(found)) == [("backends.b.options", "path"), ("endpoints.a.options", "storage_dir")]
+
+
+def test_objects_may_be_kept_below_the_storage_path(loaded):
+    """Beside harmonyd's own folders there is room, and two may share a folder."""
+    backend = '[backends.{0}]\nservice = "storage"\noptions = {{ path = "tmp/received/a" }}\n'
+    assert loaded(backend.format("b") + backend.format("c"))

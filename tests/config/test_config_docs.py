@@ -53,6 +53,19 @@ def test_the_first_configuration_loads(loaded):
     assert config.backends["pacs"].options.aet == "ORTHANC"
 
 
+def test_the_example_of_routing_loads(loaded):
+    """Rules and pipeline of the page, put together, make a configuration without a warning."""
+    [rules] = re.findall(r"```\n(\[middleware.by_modality].*?)```", PAGE, re.DOTALL)
+    [pipeline] = re.findall(r"```\n(\[pipelines.inbound].*?)```", PAGE, re.DOTALL)
+    config = loaded(pipeline + rules)
+    assert config.warnings == ()
+    assert [rule.backends for rule in config.middleware["by_modality"].options["rules"]] == [
+        ("archive",),
+        ("archive", "ai"),
+        (),
+    ]
+
+
 def test_the_sample_of_mistakes_is_real(write):
     """The page shows what harmonyd says of such files, word by word."""
     path = write(WRONG_MAIN, **WRONG_PIPELINES)

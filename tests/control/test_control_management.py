@@ -16,6 +16,7 @@ from harmonyd.control.management import Management
 from harmonyd.errors import Forbidden, MethodNotAllowed, NotFound
 from harmonyd.services.base import HttpRequest
 from harmonyd.supervision.figures import Figures
+from harmonyd.testing.config_files import write_config
 from harmonyd.testing.control import FakeChild, FakeDaemon
 from harmonyd.web.management import management_route
 
@@ -88,6 +89,15 @@ async def test_pipelines_and_routes(kit) -> None:
     routes = await kit.management.routes()
     assert [(route["path"], route["network"], route["port"]) for route in routes] == [("/dicom", "default", 8080)]
     json.dumps([pipelines, routes])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_storage_backend_has_its_path(kit, tmp_path) -> None:
+    """Where objects are kept is no secret."""
+    given = {"endpoints": {"scp": {"service": "dicom"}}, "backends": {"kept": {"service": "storage", "path": "/srv"}}}
+    kit.management.config = load(write_config(tmp_path, http_port=8080, **given))
+    [pipeline] = await kit.management.pipelines()
+    assert pipeline["backends"] == [{"name": "kept", "service": "storage", "path": "/srv"}]
 
 
 def request(path: str, host: str = "127.0.0.1:8080", method: str = "GET") -> HttpRequest:

@@ -128,16 +128,26 @@ class DicomEndpoint:
             self._running.discard(delivery)
 
     async def _deliver(self, pipeline: Pipeline, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
-        requests = [_envelope(entry) for entry in entries]
+        requests: dict[int, RequestEnvelope] = {}
+        outcomes: dict[int, Exception | None] = {}
+        for number, entry in enumerate(entries):
+            try:
+                requests[number] = await self._request(pipeline, entry)
+            except OSError as error:  # of this file alone
+                outcomes[number] = error
         try:
-            if pipeline.middleware:
-                for request, entry in zip(requests, entries, strict=True):
-                    request.normalized = await self._in_thread(json_view, entry.path)
-            outcomes = await pipeline.deliver(backend, requests)
+            delivered = await pipeline.deliver(backend, list(requests.values()))
         finally:
-            for request in requests:
+            for request in requests.values():
                 await request.body.close()
-        return [_result(outcome) for outcome in outcomes]
+        outcomes.update(zip(requests, delivered, strict=True))
+        return [_result(outcomes[number]) for number in range(len(entries))]
+
+    async def _request(self, pipeline: Pipeline, entry: Entry) -> RequestEnvelope:
+        request = _envelope(entry)
+        if pipeline.middleware:
+            request.normalized = await self._in_thread(json_view, entry.path)
+        return request
 
 
 def _passing(ended: Deferred[None]) -> Callable[[Any], Any]:
@@ -191,6 +201,13 @@ def _envelope(entry: Entry) -> RequestEnvelope:
 _AWAY = (RemoteUnreachable, AssociationRejected, UpstreamUnreachable, Unavailable, StorageFull)
 """What says nothing about the object: no other one would fare better at this backend now."""
 _AWAY_TIMEOUTS = frozenset({"connect", "association", "queue"})
+_AWAY_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
+"""Of the file system that a backend writes to, and of this process."""
 _BUSY_STATUSES = frozenset({408, 429, 502, 503, 504, 507})
 """HTTP statuses that are about the server, not about what was sent (RFC 9110 section 15.6, RFC 6585 section 4)."""
 
@@ -207,7 +224,7 @@ def _result(outcome: Exception | None) -> Result:
 
 def _is_away(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
+        return error.errno in _AWAY_ERRORS
     if isinstance(error, DeliveryRefused):
         return error.extra.get("status") in _BUSY_STATUSES
     if isinstance(error, DeadlinePassed):
