@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,13 @@ class PerAssociationScp:
         self._listeners = listeners
         self._listener: AssociationListener | None = None
         self._sweep_call: Any = None
+        self._unsubscribe: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """See ``StoreScp``. Raises ``Unavailable``, ``EngineFailed`` and OSError."""
         await self._box.in_thread(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         await self._sweep()
+        self._unsubscribe = self._admission.subscribe(self._admission_changed)
         self._listen()
 
     async def pause(self) -> None:
@@ -72,10 +74,18 @@ class PerAssociationScp:
 
     async def stop(self) -> None:
         """Stop receiving, then taking; what was not taken is offered by the next ``start``."""
+        self._unsubscribe()
         await self.pause()
         if self._sweep_call is not None and self._sweep_call.active():
             self._sweep_call.cancel()
         await self.taking.all_settled()
+
+    def _admission_changed(self) -> None:
+        listener = self._listener
+        if listener is not None and self._admission.must_end():
+            Deferred.fromCoroutine(listener.end_associations(self)).addErrback(
+                lambda failure: self._log.failure("associations could not be ended", failure)
+            )
 
     def _listen(self) -> None:
         config = self._config
