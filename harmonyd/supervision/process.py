@@ -219,5 +219,6 @@ def in_thread(reactor: Any, function: Callable[..., Any], *args: Any) -> Deferre
 def exit_text(exit_code: int | None, exit_signal: int | None) -> str:
     """How a process ended, in words."""
     if exit_signal is not None:
-        return f"ended by {signal.Signals(exit_signal).name}"
+        named = exit_signal in set(signal.Signals)  # most real-time signals have no name
+        return f"ended by {signal.Signals(exit_signal).name if named else f'signal {exit_signal}'}"
     return f"exited with code {exit_code}"

@@ -141,6 +141,17 @@ async def test_a_hung_child_is_replaced(supervise: Supervise, storescp: Spec, un
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_signal_without_a_name_is_an_exit_too(supervise: Supervise, storescp: Spec, until: Until) -> None:
+    """A storescp that a real-time signal ended, for most of which there are no names, is started again."""
+    child = supervise().keep(storescp())
+    await child.when_ready()
+    child.signal(signal.SIGRTMIN + 1)
+    await until(lambda: child.state != "RUNNING")
+    assert child.description.startswith(f"ended by signal {signal.SIGRTMIN + 1}")
+    await child.when_ready()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_busy_child_is_left_alone(
     supervise: Supervise, storescp: Spec, association: Association, until: Until
 ) -> None:
