@@ -65,6 +65,7 @@ class ChildProcess(ProcessProtocol):
         self._gone_waiters: Waiters[None] = Waiters()
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
         self._output: list[bytes] = []
+        self._last_line = b""
         self._room_bytes = max_output_bytes
         self.output_bytes = 0
         """Everything the process has written so far, kept or not."""
@@ -110,8 +111,9 @@ class ChildProcess(ProcessProtocol):
         """How it ended; meaningful once ``drained``."""
         output = b"".join(self._output)
         return ExitRecord(
-            self.pid, self.exit_code, self.exit_signal, output, self._runtime_secs, self.ended_because
-        )
+            self.pid, self.exit_code, self.exit_signal, output, self._runtime_secs, self.ended_because,
+            self._last_line,
+        )  # fmt: skip
 
     def _signal_group(self, signum: int) -> bool:
         try:
@@ -166,6 +168,7 @@ class ChildProcess(ProcessProtocol):
             kept = (b"\n".join(lines) + b"\n")[: self._room_bytes]
             self._room_bytes -= len(kept)
             self._output.append(kept)
+        self._last_line = next(filter(None, reversed(lines)), self._last_line)
         self._on_lines(lines)
 
     def _drain(self, steps_left: int, quiet: int, seen_bytes: int) -> None:

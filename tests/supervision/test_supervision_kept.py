@@ -251,6 +251,14 @@ async def test_a_stranger_on_the_port_is_not_readiness(
 # --- giving up
 
 
+@pytest_twisted.ensureDeferred
+async def test_the_last_words_of_a_talkative_child_are_told(supervise: Supervise, until: Until) -> None:
+    """Whatever it said before, its state tells the line before its end."""
+    child = supervise().keep(script("seq 5000; echo 'F: the disk is on fire'; exit 3"))
+    await until(lambda: len(child.exits) == 1)
+    assert "exited with code 3: F: the disk is on fire" in child.description
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
