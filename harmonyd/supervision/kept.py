@@ -328,6 +328,8 @@ class Kept:
             if found.verdict is Verdict.WELL:
                 return
             self._why = found.why
+            if found.verdict is Verdict.BUSY:  # while it serves somebody, it is not late
+                self._timers[Timer.STARTUP].reset(self._config.startup_deadline_secs)
             delay_secs = min(1.5 * delay_secs, longest_secs)
 
     async def _watch_over(self) -> Event:
@@ -339,7 +341,7 @@ class Kept:
             await deferLater(self._reactor, self._config.probe_interval_secs)
             found = await examiner.examine()
             misses = misses + 1 if found.verdict is Verdict.MISSED else 0
-            self._why = "busy" if found.verdict is Verdict.BUSY else found.why
+            self._why = found.why
         self._why = f"hung: {self._why}"
         return Event.HUNG
 

@@ -75,7 +75,7 @@ def judge(reading: Reading, still_secs: float, association_timeout_secs: float) 
         return None
     if still_secs >= association_timeout_secs:
         return Finding(Verdict.MISSED, f"it has a connection open, and nothing about it moved for {still_secs:.0f} s")
-    return Finding(Verdict.BUSY)
+    return Finding(Verdict.BUSY, "busy")
 
 
 class Examiner:
@@ -102,10 +102,10 @@ class Examiner:
         self._movement = Movement(reactor.seconds())
 
     async def ready(self) -> Finding:
-        """WELL when the port is its own and a C-ECHO succeeded, else MISSED with what is not so."""
+        """WELL when the port is its own and a C-ECHO succeeded; BUSY when somebody got in first; else MISSED."""
         if not await in_thread(self._reactor, owned_by_session, self._port, self._process.pid):
             return Finding(Verdict.MISSED, f"it does not listen on port {self._port}")
-        return await self._echo()
+        return await self.examine()
 
     async def examine(self) -> Finding:
         """WELL, BUSY or MISSED.

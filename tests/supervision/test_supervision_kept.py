@@ -169,6 +169,35 @@ async def test_a_busy_child_is_left_alone(
 
 
 @pytest_twisted.ensureDeferred
+async def test_busy_from_the_start_is_left_alone(
+    started_reactor: Any,
+    supervise: Supervise,
+    fast: SupervisionConfig,
+    storescp: Spec,
+    association: Association,
+    until: Until,
+) -> None:
+    """A sender that gets in before our first C-ECHO may stay longer than the startup deadline."""
+    deadline_secs = 1.0
+    probed_first = True
+
+    async def probe(*args: object) -> None:
+        if probed_first:
+            raise ProbeFailed("somebody else was faster")
+
+    child = supervise(dataclasses.replace(fast, startup_deadline_secs=deadline_secs), probe=probe).keep(storescp())
+    await until(lambda: child.pid is not None and owned_by_session(child.spec.port, child.pid))
+    sock = association(child.spec.port, "ANY")
+    pid, connected_at = child.pid, started_reactor.seconds()
+    await until(lambda: started_reactor.seconds() - connected_at > 3 * deadline_secs)
+    assert (child.pid, child.state, child.description) == (pid, "STARTING", "busy")
+    sock.close()
+    probed_first = False
+    await child.when_ready()
+    assert child.pid == pid
+
+
+@pytest_twisted.ensureDeferred
 async def test_busy_for_too_long_is_hung(
     supervise: Supervise, storescp: Spec, association: Association, until: Until
 ) -> None:
