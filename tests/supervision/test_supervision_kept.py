@@ -312,7 +312,7 @@ async def test_what_can_never_work_is_fatal_at_once(
     with pytest.raises(ChildNotReady, match=said):
         await child.when_ready()
     assert child.state == "FATAL"
-    assert not child._timers
+    assert "next try" not in child.description
     with pytest.raises(ChildNotReady, match="FATAL"):
         await child.when_ready()
 
