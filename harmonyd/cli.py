@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -209,9 +210,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return demo(arguments.config, once=arguments.once)
     if arguments.command == "spool":
         return _run_spool(arguments)
-    from harmonyd.daemon.process import run
-
-    return run(arguments.config)
+    return _daemon(arguments.config)
 
 
 def _run_spool(arguments: argparse.Namespace) -> int:
@@ -229,3 +228,12 @@ def _run_spool(arguments: argparse.Namespace) -> int:
         case _:
             action = spool.exporting(arguments.id, arguments.folder)
     return spool.run(arguments.config, action)
+
+
+def _daemon(config: Path) -> int:
+    gc.disable()  # imports leave nothing to collect, and looking for it is a tenth of their time
+    from harmonyd.daemon.process import run
+
+    gc.freeze()  # nor is there a need to look through all of it again later
+    gc.enable()
+    return run(config)

@@ -24,7 +24,7 @@ ProbeFunction = Callable[[Any, str, int, str, float], Awaitable[None]]
 """(reactor, host, port, called AE title, timeout in seconds); raises ``ProbeFailed``: ``probe.c_echo``."""
 
 HOST = "127.0.0.1"
-READY_POLL_SECS = (0.05, 0.5)
+READY_POLL_SECS = (0.02, 0.5)
 """First and longest delay between looks at a child that starts."""
 
 
@@ -117,10 +117,12 @@ class Examiner:
             delay_secs = min(1.5 * delay_secs, longest_secs)
 
     async def until_hung(self, on_finding: OnFinding) -> None:
-        """Probe now and then; return when too many probes in a row were missed."""
+        """Probe now and then, sooner after a miss; return when too many probes in a row were missed."""
         misses = 0
         while misses < self._config().probe_misses:
-            await deferLater(self._reactor, self._config().probe_interval_secs)
+            config = self._config()
+            longest_secs = config.probe_timeout_secs if misses else config.probe_interval_secs
+            await deferLater(self._reactor, min(config.probe_interval_secs, longest_secs))
             found = await self.examine()
             misses = misses + 1 if found.verdict is Verdict.MISSED else 0
             on_finding(found)
