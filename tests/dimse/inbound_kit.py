@@ -30,6 +30,7 @@ class FakeSpool:
         self.refused: set[str] = set()
         """SOP Instance UIDs that are not taken."""
         self.full: str | None = None
+        self.ends = False
         self._listening: list[Callable[[], None]] = []
 
     async def __call__(self, arrivals: Sequence[Arrival]) -> None:
@@ -38,7 +39,7 @@ class FakeSpool:
         self.batches.append(len(arrivals))
         for arrival in arrivals:
             target = self.folder / uuid.uuid4().hex
-            arrival.instance.path.rename(target)
+            arrival.instance.path.rename(target)  # noqa: ASYNC240 - a rename in a test
             self.arrivals.append(replace(arrival, instance=replace(arrival.instance, path=target)))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
@@ -47,6 +48,9 @@ class FakeSpool:
 
     def refusal(self) -> str | None:
         return self.full
+
+    def must_end(self) -> bool:
+        return self.ends
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         self._listening.append(changed)
