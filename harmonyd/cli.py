@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,6 +123,13 @@ def _run(arguments: argparse.Namespace) -> int:
         from harmonyd.demo import demo
 
         return demo(arguments.config, once=arguments.once)
+    return _daemon(arguments.config)
+
+
+def _daemon(config: Path) -> int:
+    gc.disable()  # imports leave nothing to collect, and looking for it is a tenth of their time
     from harmonyd.daemon.process import run
 
-    return run(arguments.config)
+    gc.freeze()  # nor is there a need to look through all of it again later
+    gc.enable()
+    return run(config)

@@ -18,7 +18,6 @@ from harmonyd.dimse.engine import Engine
 from harmonyd.services.base import Backend, HttpEndpoint
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
-from harmonyd.services.http.backend import HttpBackend
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
 
 
@@ -54,6 +53,8 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
 
 
 def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
+    from harmonyd.services.http.backend import HttpBackend  # with Twisted's HTTP client, which takes its time
+
     return HttpBackend(config.name, cast(HttpBackendOptions, config.options), resources.reactor)
 
 

@@ -27,7 +27,7 @@ from harmonyd.supervision.readiness import Examiner, ProbeFunction, Verdict
 from harmonyd.supervision.states import Event, State, Timer
 from harmonyd.supervision.waiters import Waiters
 
-READY_POLL_SECS = (0.05, 0.5)
+READY_POLL_SECS = (0.02, 0.5)
 """First and longest delay between looks at a child that starts."""
 LAST_LINES = 5
 
@@ -331,12 +331,14 @@ class Kept:
             delay_secs = min(1.5 * delay_secs, longest_secs)
 
     async def _watch_over(self) -> Event:
-        """Probe now and then; return HUNG when too many probes in a row were missed."""
+        """Probe now and then, sooner after a miss; return HUNG when too many probes in a row were missed."""
         assert self._process is not None
         examiner = self._examiner(self._process)
         misses = 0
         while misses < self._config.probe_misses:
-            await deferLater(self._reactor, self._config.probe_interval_secs)
+            config = self._config
+            longest_secs = config.probe_timeout_secs if misses else config.probe_interval_secs
+            await deferLater(self._reactor, min(config.probe_interval_secs, longest_secs))
             found = await examiner.examine()
             misses = misses + 1 if found.verdict is Verdict.MISSED else 0
             self._why = "busy" if found.verdict is Verdict.BUSY else found.why
