@@ -10,7 +10,6 @@ from harmonyd.telemetry.logging import stop_logging
 from harmonyd.telemetry.notify import Notifier
 from harmonyd.web.listening import passed_sockets
 
-
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
