@@ -62,6 +62,11 @@ def established(port: int) -> int:
     return sum(found.state == _ESTABLISHED for found in sockets(port))
 
 
+def open_sockets(pid: int) -> int:
+    """How many sockets a process has open; 0 also where we may not see them."""
+    return sum(name.startswith("socket:") for name in _open_files(pid))
+
+
 def owned_by_session(port: int, session: int) -> bool:
     """Does a process of this session listen on the port?"""
     inodes = {found.inode for found in sockets(port) if found.state == _LISTEN}

@@ -16,9 +16,9 @@ from twisted.internet.task import deferLater
 from harmonyd.config.model import SupervisionConfig
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ProbeFailed
-from harmonyd.supervision.ports import established, owned_by_session
+from harmonyd.supervision.ports import established, open_sockets, owned_by_session
 from harmonyd.supervision.process import ChildProcess, in_thread
-from harmonyd.supervision.watcher import members
+from harmonyd.supervision.watcher import members, read_stat
 
 ProbeFunction = Callable[[Any, str, int, str, float], Awaitable[None]]
 """(reactor, host, port, called AE title, timeout in seconds); raises ``ProbeFailed``: ``probe.c_echo``."""
@@ -55,10 +55,15 @@ class Reading:
 
 
 def read_child(session: int, port: int) -> Reading:
-    """Take a reading. Reads many files: call it in a thread."""
-    stats = members(session)
-    stopped = any(stat.pid == session and stat.state in "Tt" for stat in stats)
-    return Reading(stopped, established(port), sum(stat.cpu_ticks for stat in stats))
+    """Take a reading. May read many files: call it in a thread.
+
+    The tables of all connections and processes cost milliseconds. They are read only if the child has more open than
+    the socket it listens on: an idle one accepts at once, so that a connection it has not accepted is no work of its.
+    """
+    leader = read_stat(session)
+    connections = established(port) if open_sockets(session) != 1 else 0
+    cpu_ticks = sum(stat.cpu_ticks for stat in members(session)) if connections else 0
+    return Reading(leader is not None and leader.state in "Tt", connections, cpu_ticks)
 
 
 class Movement:

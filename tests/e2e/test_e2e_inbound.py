@@ -38,7 +38,9 @@ def kept_files(daemon: RunningDaemon) -> list[Path]:
 
 
 def spooled(daemon: RunningDaemon) -> list[Path]:
-    return [path for path in (storage(daemon) / "spool").rglob("*") if path.is_file()]
+    """Objects that are received and not delivered yet."""
+    folders = (storage(daemon) / "spool" / name for name in ("objects", "receiving"))
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
 
 def wait_delivered(daemon: RunningDaemon, timeout_secs: float = 15.0) -> None:

@@ -84,3 +84,19 @@ def test_a_mask_from_whoever_started_us(tmp_path: Path) -> None:
     wait_until(lambda: " is up" in host.daemon.log, "it is up", 30.0)
     os.kill(host.daemon.pid, signal.SIGTERM)
     assert host.daemon.wait_exit() == 0
+
+
+def test_sigterm_before_there_is_a_reactor(tmp_path: Path) -> None:
+    """While it looks for DCMTK, SIGTERM ends the process at once, and nothing of it is left."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def audit(event, args):\n"
+        "    if event == 'subprocess.Popen':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "if 'harmonyd' in sys.orig_argv:\n"
+        "    sys.addaudithook(audit)\n"
+    )
+    host = Host(tmp_path / "host", env={"PYTHONPATH": str(tmp_path)}, endpoints={"receive": scp(free_port())})
+    host.daemon.launch()
+    assert host.daemon.wait_exit() == -signal.SIGTERM
+    host.daemon.assert_nothing_left()
