@@ -32,7 +32,7 @@ use_tls = true
 endpoints = ["scp"]
 [endpoints.scp]
 service = "dicom"
-options = { local_aet = "HARMONY_SCP", bind_addr = "127.0.0.1" }
+options = { local_aet = "HARMONY_SCP", bind_addr = "127.0.0.1", store_scp = "persistent" }
 """,
 }
 WRONG_MAIN = """
