@@ -222,7 +222,7 @@ class Admission(Protocol):
         ...
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Have ``changed`` called whenever one of the two answers changes; returns what ends that."""
+        """Have ``changed`` called whenever one of the two answers changes; returns what ends that, twice too."""
         ...
 
 

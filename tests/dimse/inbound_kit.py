@@ -39,11 +39,11 @@ class FakeSpool:
         self.batches.append(len(arrivals))
         for arrival in arrivals:
             target = self.folder / uuid.uuid4().hex
-            arrival.instance.path.rename(target)  # noqa: ASYNC240 - a rename in a test
+            arrival.instance.path.rename(target)
             self.arrivals.append(replace(arrival, instance=replace(arrival.instance, path=target)))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
-        path.unlink()
+        path.unlink()  # noqa: ASYNC240 - in a test
         self.damages.append((path.name, association, reason))
 
     def refusal(self) -> str | None:
@@ -54,7 +54,7 @@ class FakeSpool:
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         self._listening.append(changed)
-        return lambda: self._listening.remove(changed)
+        return lambda: self._listening.remove(changed) if changed in self._listening else None
 
     def set_full(self, reason: str | None) -> None:
         self.full = reason

@@ -92,13 +92,20 @@ class RawScu:
     def receive(self) -> tuple[int, bytes]:
         """The next PDU: type and content; (0, b"") when the peer has closed, or reset."""
         try:
-            header = self.sock.recv(6, socket.MSG_WAITALL)
+            header = self._exactly(6)
             if len(header) < 6:
                 return 0, b""
             kind, length = struct.unpack(">BxI", header)
-            return kind, self.sock.recv(length, socket.MSG_WAITALL) if length else b""
+            return kind, self._exactly(length)
         except ConnectionError:
             return 0, b""
+
+    def _exactly(self, count: int) -> bytes:
+        """So many bytes, fewer when the peer closes. MSG_WAITALL does not wait on a socket that has a timeout."""
+        data = b""
+        while len(data) < count and (more := self.sock.recv(count - len(data))):
+            data += more
+        return data
 
     def rest(self) -> list[int]:
         """The types of all PDUs that still come, until the peer closes."""

@@ -1,4 +1,4 @@
-"""What a hostile or broken peer does costs nothing: no process, no descriptor, no directory, and nobody else's object."""
+"""What a hostile or broken peer does costs nothing: no process, descriptor or directory, and nobody else's object."""
 
 from __future__ import annotations
 
@@ -192,7 +192,14 @@ async def test_a_pdu_of_four_gigabytes(inbound: Any, eventually: Any) -> None:
     assert not running.spool.arrivals
 
 
-@pytest.mark.parametrize("uid", [b"../../x", b"/etc/x", b"", b"." * 64, b"@/etc/hostname", b"1.2\n3", b"$(id)", b"a b;c"])
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+UIDS = [b"../../x", b"/etc/x", b"", b"." * 64, b"@/etc/hostname", b"1.2\n3", b"$(id)", b"a b;c"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
 @pytest_twisted.ensureDeferred
 async def test_instance_uids(inbound: Any, eventually: Any, tmp_path: Path, study: MadeStudy, uid: bytes) -> None:
     """A SOP Instance UID names no path: what is accepted is written where it belongs, and nothing beside that."""
@@ -203,11 +210,11 @@ async def test_instance_uids(inbound: Any, eventually: Any, tmp_path: Path, stud
             assert scu.associate()[0] == ASSOCIATE_AC
             scu.store(uid, [data_set_of(study.files[0])])
 
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    before = files_below(tmp_path)
     await running.in_thread(send)
     await eventually(lambda: not running.engine.association_count())
     await running.scp.taken()
-    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    written = files_below(tmp_path) - before
     assert {path.parent for path in written} <= {running.spool.folder}
     assert not (tmp_path.parent / "x").exists()
     assert set(running.spool.uids) <= {study.sop_uids[0]}

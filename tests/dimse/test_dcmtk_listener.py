@@ -147,9 +147,9 @@ async def test_taken_port_is_explained(inbound: Any, tmp_path: Path) -> None:
     running = await inbound()
     engine = running.engine
     await running.scp.pause()
-    with socket.create_server(("127.0.0.1", running.port)):
-        with pytest.raises(Unavailable, match=f"port {running.port} is held by pid"):
-            await running.scp.resume(running.config)
+    held = pytest.raises(Unavailable, match=f"port {running.port} is held by pid")
+    with socket.create_server(("127.0.0.1", running.port)), held:
+        await running.scp.resume(running.config)
     assert isinstance(engine, DcmtkEngine)
     await running.scp.resume(running.config)
 
