@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import struct
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.dimse.dcmtk import argv
+from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch, SharedInotify
 from harmonyd.dimse.dcmtk.log_config import receiver_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
@@ -24,11 +24,8 @@ from harmonyd.supervision.waiters import Waiters
 MIN_BYTES = 1000
 """An association that brought less than this within its timeout is ended: the peer sends a byte now and then."""
 MAX_LOG_BYTES = 64_000
-MAX_REMEMBERED = 10_000
-"""Objects of one association whose Move Originator is remembered."""
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 """``tcpi_bytes_received`` in ``struct tcp_info`` (linux/tcp.h)."""
-_FIELD = re.compile(rb"@DEBUG\|(Affected SOP Instance UID|Move Originator AE Title) *: (.*)")
 
 
 class Receiving(Protocol):
@@ -80,8 +77,7 @@ class InboundAssociation:
         self._sock = sock
         self.receiving = receiving
         self._on_end = on_end
-        self._originators: dict[str, str] = {}
-        self._instance = ""
+        self.announced = Announced()
         self._watch: FolderWatch | None = None
         self._child: OnceChild | None = None
         self._idle_call: Any = None
@@ -144,7 +140,7 @@ class InboundAssociation:
 
     def originator_of(self, sop_instance_uid: str) -> str:
         """Move Originator AE title of an object that came over it; empty when it named none."""
-        return self._originators.get(sop_instance_uid, "")
+        return self.announced.originator_of(sop_instance_uid)
 
     def settled(self, path: Path) -> None:
         """The owner is done with a file. The folder goes with the last one."""
@@ -156,13 +152,8 @@ class InboundAssociation:
     # --- what the child says and writes
 
     def _line(self, line: bytes) -> None:
-        matched = _FIELD.match(line)
-        if matched is not None:
-            value = matched[2].decode("latin-1").strip()
-            if matched[1].startswith(b"Affected"):
-                self._instance = value
-            elif len(self._originators) < MAX_REMEMBERED:
-                self._originators[self._instance] = value
+        if self.announced.heard(line):
+            pass
         elif line == b"@INFO|Association Release":
             self.released = True
         elif line.startswith((b"@WARN|", b"@ERROR|", b"@FATAL|")):

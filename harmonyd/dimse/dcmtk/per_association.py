@@ -17,7 +17,7 @@ from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
-from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 
 SWEEP_SECS = 30.0
 """How often folders are looked through that no association writes to any more, but hold something."""
@@ -109,7 +109,7 @@ class PerAssociationScp:
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
         """See ``inetd.Receiving``."""
-        self.taking.add(OfAssociation(self._box, association, self._handler), path)
+        self.taking.add(OfAssociation(self._box, association, self._handler, self._admission), path)
 
     def ended(self, association: InboundAssociation) -> None:
         """See ``inetd.Receiving``."""
@@ -135,29 +135,43 @@ class OfAssociation:
 
     _log = Logger()
 
-    def __init__(self, box: Toolbox, association: InboundAssociation, handler: ObjectHandler) -> None:
+    def __init__(
+        self, box: Toolbox, association: InboundAssociation, handler: ObjectHandler, admission: Admission
+    ) -> None:
         self._box = box
+        self._admission = admission
         self._inbound = association
         self._handler = handler
 
     def arrival(self, path: Path, header: InstanceHeader) -> Arrival:
         """See ``taking.Source``."""
         inbound = self._inbound
+        inbound.announced.arrived(header.sop_instance_uid)
         return Arrival(
             instance_of(path, header), inbound.association, inbound.originator_of(header.sop_instance_uid)
         )
 
     async def damaged(self, path: Path, reason: str) -> None:
-        """See ``taking.Source``. A transfer that was cut was acknowledged to nobody: what there is of it may go."""
+        """See ``taking.Source``. A transfer that was cut was acknowledged to nobody: what there is of it may go.
+
+        It is not one when the disk is full: storescp acknowledges small objects that it could not write. The
+        association is ended then, before it brings more of these.
+        """
         inbound = self._inbound
-        await inbound.when_ended()
-        if path == inbound.newest and not inbound.released:
+        ends_by_itself = self._admission.refusal() is None
+        if ends_by_itself:
+            await inbound.when_ended()
+        else:
+            await inbound.stop()
+        has_header = bool(await self._box.in_thread(claimed_uid, path))
+        if has_header and ends_by_itself and path == inbound.newest and not inbound.released:
             await self._box.in_thread(path.unlink, True)
             self._log.info(
                 "{calling} ended its association in the middle of an object, which it was not told to have arrived",
                 calling=inbound.association.calling_aet, child=f"storescp:{inbound.association.id}",
             )  # fmt: skip
         else:
+            reason += "" if has_header else inbound.announced.candidates()
             await self._handler.damaged(path, inbound.association, reason)
 
     def settled(self, path: Path) -> None:
