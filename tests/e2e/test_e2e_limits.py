@@ -226,7 +226,7 @@ def test_retention_by_age_and_size(tmp_path: Path) -> None:
     strangers = [_old_artifact(own, name, 9 * DAY_SECS) for name in ("dcmtk_get_mine", "notes", "received")]
     kept = [
         _old_artifact(own / "quarantine", "x", 9 * DAY_SECS),
-        _old_artifact(own / "spool" / "inbound", "ready", 9 * DAY_SECS),
+        _old_artifact(own / "spool" / "receiving" / "inbound", "incoming", 9 * DAY_SECS),
         _old_artifact(own / "incoming" / "11123", "y", 9 * DAY_SECS),
     ]
     sections = {"storage": {"options": {"retention_max_age_hours": 24, "retention_max_gb": 0.001}}}

@@ -18,7 +18,7 @@ from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
-from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 
 SWEEP_SECS = 30.0
 """How often folders are looked through that no association writes to any more, but hold something."""
@@ -120,7 +120,7 @@ class PerAssociationScp:
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
         """See ``inetd.Receiving``."""
-        self.taking.add(OfAssociation(association, self._handler), path)
+        self.taking.add(OfAssociation(self._box, association, self._handler, self._admission), path)
 
     def ended(self, association: InboundAssociation) -> None:
         """See ``inetd.Receiving``."""
@@ -147,19 +147,33 @@ class PerAssociationScp:
 class OfAssociation:
     """Implements ``taking.Source`` for a file of an association."""
 
-    def __init__(self, association: InboundAssociation, handler: ObjectHandler) -> None:
+    def __init__(
+        self, box: Toolbox, association: InboundAssociation, handler: ObjectHandler, admission: Admission
+    ) -> None:
+        self._box = box
+        self._admission = admission
         self._inbound = association
         self._handler = handler
 
     def arrival(self, path: Path, header: InstanceHeader) -> Arrival:
         """See ``taking.Source``."""
         inbound = self._inbound
+        inbound.announced.arrived(header.sop_instance_uid)
         originator = inbound.originator_of(header.sop_instance_uid)
         return Arrival(instance_of(path, header), inbound.association, originator)
 
     async def damaged(self, path: Path, reason: str) -> None:
-        """See ``taking.Source``. What the owner is told of was acknowledged."""
-        await self._handler.damaged(path, self._inbound.association, reason)
+        """See ``taking.Source``. What the owner is told of was acknowledged.
+
+        storescp acknowledges small objects that it could not write: on a full disk its association is ended, before it
+        brings more of these.
+        """
+        inbound = self._inbound
+        if self._admission.refusal() is not None:
+            await inbound.stop()
+        if not await self._box.in_thread(claimed_uid, path):
+            reason += inbound.announced.candidates()
+        await self._handler.damaged(path, inbound.association, reason)
 
     def settled(self, path: Path) -> None:
         """See ``taking.Source``."""

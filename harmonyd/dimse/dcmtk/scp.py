@@ -16,11 +16,13 @@ from twisted.logger import Logger
 
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.accept import instance_of
+from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.log_config import kept_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, Association, ObjectHandler, StoreScpConfig
-from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 from harmonyd.supervision.api import KeptChild, KeptSpec
 
 SWEEP_SECS = 30.0
@@ -41,6 +43,7 @@ class DcmtkStoreScp:
         self._admission = admission
         self._incoming = folder / config.name / "incoming"
         self._taking = Taking(box, handler, config.name)
+        self._announced = Announced()
         self._watch: FolderWatch | None = None
         self._sweep_call: Any = None
         self._child: KeptChild | None = None
@@ -117,8 +120,15 @@ class DcmtkStoreScp:
             folder=self._incoming,
             max_pdu=config.max_pdu,
             association_timeout_secs=config.association_timeout_secs,
+            log_config=kept_log_file(self._box.scratch),
         )
-        on_line = self._box.kept_line(f"storescp:{config.name}")
+        told = self._box.kept_line(f"storescp:{config.name}")
+
+        def on_line(line: bytes) -> None:
+            self._announced.heard(line)
+            if told is not None:
+                told(line)
+
         spec = KeptSpec("storescp", config.name, tuple(command), config.port, config.local_aet, on_line=on_line)
         return self._box.supervisor.keep(spec)
 
@@ -138,6 +148,7 @@ class DcmtkStoreScp:
 
     def arrival(self, path: Path, header: InstanceHeader) -> Arrival:
         """See ``taking.Source``. storescp tells of no association: the file knows who sent it (0002,0016)."""
+        self._announced.arrived(header.sop_instance_uid)
         return Arrival(instance_of(path, header), self._association(header.source_aet))
 
     def _association(self, calling_aet: str) -> Association:
@@ -145,6 +156,8 @@ class DcmtkStoreScp:
 
     async def damaged(self, path: Path, reason: str) -> None:
         """See ``taking.Source``."""
+        has_header = bool(await self._box.in_thread(claimed_uid, path))
+        reason += "" if has_header else self._announced.candidates()
         await self._handler.damaged(path, self._association(""), reason)
 
     def settled(self, path: Path) -> None:

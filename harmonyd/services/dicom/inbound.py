@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, Engine, StoreScp, StoreScpConfig
 from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
+from harmonyd.dimse.part10 import claimed_uid
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, NotTried
@@ -110,7 +111,8 @@ class DicomEndpoint:
         await self._spool.take(self.name, entries, list(self._pipeline.backends))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
-        metadata = {**_metadata(association), "sop_instance_uid": "", "study_instance_uid": ""}
+        uid = await self._in_thread(claimed_uid, path)
+        metadata = {**_metadata(association), "sop_instance_uid": uid, "study_instance_uid": ""}
         entry = NewEntry(path, await self._in_thread(_size, path), metadata, uuid.uuid4().hex)
         await self._spool.put_aside(self.name, entry, reason)
 
