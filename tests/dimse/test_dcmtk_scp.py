@@ -131,6 +131,17 @@ async def test_left_by_an_earlier_run(made: Made, files: list[Path], until: Any)
 
 
 @pytest_twisted.ensureDeferred
+async def test_left_by_another_kind_of_receiver(made: Made, files: list[Path], until: Any) -> None:
+    """What lies in the folder of an association is taken, too, and the folder goes."""
+    folder = made.incoming / ("a" * 32)
+    folder.mkdir(parents=True)
+    uid = made.put(files[0], f"{folder.name}/CT.0")
+    await made.scp.start()
+    await until(lambda: made.spool.uids == [uid] and made.is_empty)
+    assert made.spool.arrivals[0].association.id == folder.name
+
+
+@pytest_twisted.ensureDeferred
 async def test_damaged_files(made: Made, files: list[Path], until: Any) -> None:
     """A file that is not whole is told as damaged, with the reason, and others are taken all the same."""
     await made.scp.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
-from harmonyd.dimse.dcmtk.leftovers import Leftovers
+from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
 from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.run import Toolbox
@@ -47,6 +47,7 @@ class PerAssociationScp:
         self._listeners = listeners
         self._listener: AssociationListener | None = None
         self._sweep_call: Any = None
+        self._stopped = False
         self._unsubscribe: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -74,6 +75,7 @@ class PerAssociationScp:
 
     async def stop(self) -> None:
         """Stop receiving, then taking; what was not taken is offered by the next ``start``."""
+        self._stopped = True
         self._unsubscribe()
         await self.pause()
         if self._sweep_call is not None and self._sweep_call.active():
@@ -129,14 +131,16 @@ class PerAssociationScp:
 
     async def _sweep(self) -> None:
         # Listed first: an association that begins from now on is not in the list.
-        folders = await self._box.in_thread(_folders, self.folder)
+        folders = await self._box.in_thread(folders_in, self.folder)
         busy = {item.folder for item in self._listener.associations} if self._listener is not None else set()
         idle = [folder for folder in folders if folder not in busy]
-        found = await self._box.in_thread(_leftovers, [self.folder, *idle], self._config.local_aet, self._handler)
+        aet = self._config.local_aet
+        found = await self._box.in_thread(find_leftovers, self.folder, idle, aet, self._handler)
         for leftovers in found:
             for path in leftovers.paths:
                 self.taking.add(leftovers, path)
-        self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep_again)
+        if not self._stopped:
+            self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep_again)
 
     def _sweep_again(self) -> None:
         Deferred.fromCoroutine(self._sweep()).addErrback(
@@ -180,16 +184,3 @@ class OfAssociation:
         self._inbound.settled(path)
 
     failed = settled
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [folder for folder in parent.iterdir() if folder.is_dir() and not folder.is_symlink()]
-
-
-def _leftovers(folders: Sequence[Path], called_aet: str, handler: ObjectHandler) -> list[Leftovers]:
-    """The first is the parent of the others, which are removed when they are empty."""
-    found = [Leftovers(folder, called_aet, handler) for folder in folders]
-    for leftovers in found[1:]:
-        if not leftovers.paths:
-            leftovers.settled(leftovers.folder)
-    return found

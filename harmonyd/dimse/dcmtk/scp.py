@@ -18,6 +18,7 @@ from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
 from harmonyd.dimse.dcmtk.log_config import kept_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
@@ -58,6 +59,7 @@ class DcmtkStoreScp:
         self._unsubscribe = self._admission.subscribe(self._admission_changed)
         self._wanted = True
         await self._settle()
+        await self._take_leftovers()
         self._sweep()
 
     async def pause(self) -> None:
@@ -131,6 +133,15 @@ class DcmtkStoreScp:
 
         spec = KeptSpec("storescp", config.name, tuple(command), config.port, config.local_aet, on_line=on_line)
         return self._box.supervisor.keep(spec)
+
+    async def _take_leftovers(self) -> None:
+        """Offer what another kind of receiver left in folders of its own."""
+        folders = await self._box.in_thread(folders_in, self._incoming)
+        aet = self._config.local_aet
+        found = await self._box.in_thread(find_leftovers, self._incoming, folders, aet, self._handler)
+        for leftovers in found[1:]:
+            for path in leftovers.paths:
+                self._taking.add(leftovers, path)
 
     # --- what it receives
 

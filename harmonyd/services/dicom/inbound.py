@@ -63,6 +63,8 @@ class DicomEndpoint:
         self._in_thread = in_thread
         self._spool = spool
         self._running: set[Deferred[Sequence[Result]]] = set()
+        self._engine = engine
+        self._mode = options.store_scp
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
 
     async def start(self) -> None:
@@ -89,8 +91,15 @@ class DicomEndpoint:
         await self._scp.pause()
 
     async def resume(self) -> None:
-        """Receive again. Raises what starting a receiver raises."""
-        await self._scp.resume(scp_config(self.name, self._options))
+        """Receive again, with another kind of receiver if need be. Raises what starting one raises."""
+        config = scp_config(self.name, self._options)
+        if config.store_scp == self._mode:
+            await self._scp.resume(config)
+            return
+        await self._scp.stop()
+        self._mode = config.store_scp
+        self._scp = self._engine.store_scp(config, self, self._spool.admission)
+        await self._scp.start()
 
     async def handed_on(self) -> None:
         """Return when nothing that was received waits for its delivery."""
