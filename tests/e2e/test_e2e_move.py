@@ -166,7 +166,11 @@ def test_ten_at_once_take_turns(gateway: RunningDaemon) -> None:
 
 @pytest.mark.parametrize(
     ("accept", "mode"),
-    [(JSON, "persistent"), (MULTIPART, "persistent"), (DICOM, "persistent"), (MULTIPART, "transient"), (JSON, "per-association")],
+    [
+        *((accept, "persistent") for accept in (JSON, MULTIPART, DICOM)),
+        (MULTIPART, "transient"),
+        (JSON, "per-association"),
+    ],
 )
 def test_nothing_matched(gateway: RunningDaemon, accept: str, mode: str) -> None:
     """A study that is not there is 404."""
