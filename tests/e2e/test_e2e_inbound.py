@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from inbound_kit import WebServer, endpoint, send, spooled, wait_delivered
+from endpoint_kit import WebServer, endpoint, send, spooled, wait_delivered
 from pydicom import dcmread
 from retrieve_kit import assert_same_objects, ct_bytes, storage
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from inbound_kit import wait_delivered
+from endpoint_kit import wait_delivered
 from misbehaving import STUDY_UID
 from pynetdicom import AE
 from pynetdicom.association import Association

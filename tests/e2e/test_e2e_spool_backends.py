@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inbound_kit import (
+from endpoint_kit import (
     MODES,
     Receiver,
     WebServer,

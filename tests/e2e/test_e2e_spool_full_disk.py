@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inbound_kit import (
+from endpoint_kit import (
     MODES,
     Sender,
     acknowledged,
