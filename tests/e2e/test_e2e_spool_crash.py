@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pytest
 from inbound_kit import (
@@ -14,18 +13,12 @@ from inbound_kit import (
     acknowledged,
     assert_kept,
     endpoint,
-    entries,
-    receiving,
     senders,
-    spooled,
-    wait_delivered,
+    settle,
     wait_more,
 )
 from pydicom import dcmread
-from retrieve_kit import storage
 
-from harmonyd.spool.api import EntryState
-from harmonyd.spool.folder import SpoolFolder
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.pacs import RunningPacs
@@ -56,23 +49,6 @@ def kill_again_and_again(running: RunningDaemon, of: Collection[Sender], kills: 
 def lines(running: RunningDaemon) -> int:
     """How many lines it has logged, over all starts."""
     return running.log_file.read_bytes().count(b"\n") if running.log_file.exists() else 0
-
-
-def settle(running: RunningDaemon) -> None:
-    """Wait until all is handed on. Transfers that a kill has cut are kept as damaged, and discarded here."""
-    wait_until(lambda: not receiving(running), "nothing lies where it was received", 30)
-    left = wait_until(lambda: only_damaged(running), "nothing waits for its delivery", 30)
-    with SpoolFolder(storage(running)) as spool:
-        assert spool.discard([info.entry.id for info in left[1]]) == len(left[1])
-        assert spool.summary().entries == 0
-    wait_delivered(running)
-
-
-def only_damaged(running: RunningDaemon) -> Any:
-    """True and what the spool holds, when all of it is damaged."""
-    left = entries(running)
-    states = {delivery.state for info in left for delivery in info.deliveries}
-    return states <= {EntryState.DAMAGED} and len(spooled(running)) == len(left) and (True, left)
 
 
 @pytest.mark.deadline(240)

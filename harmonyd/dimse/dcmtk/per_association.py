@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 
+LEAST_ROOM_BYTES = 1_000_000
+"""With less, what storescp was about to write may be missing, whatever it has answered."""
 SWEEP_SECS = 30.0
 """How often folders are looked through that no association writes to any more, but hold something."""
 
@@ -158,20 +161,19 @@ class OfAssociation:
         association is ended then, before it brings more of these.
         """
         inbound = self._inbound
-        ends_by_itself = self._admission.refusal() is None
-        if ends_by_itself:
-            await inbound.when_ended()
-        else:
+        is_full = self._admission.refusal() is not None or await self._box.in_thread(_is_full, path.parent)
+        if is_full:
             await inbound.stop()
-        has_header = bool(await self._box.in_thread(claimed_uid, path))
-        if has_header and ends_by_itself and path == inbound.newest and not inbound.released:
+        await inbound.when_ended()
+        if path == inbound.newest and not inbound.released and not is_full:
             await self._box.in_thread(path.unlink, True)
             self._log.info(
                 "{calling} ended its association in the middle of an object, which it was not told to have arrived",
                 calling=inbound.association.calling_aet, child=f"storescp:{inbound.association.id}",
             )  # fmt: skip
         else:
-            reason += "" if has_header else inbound.announced.candidates()
+            if not await self._box.in_thread(claimed_uid, path):
+                reason += inbound.announced.candidates()
             await self._handler.damaged(path, inbound.association, reason)
 
     def settled(self, path: Path) -> None:
@@ -179,6 +181,10 @@ class OfAssociation:
         self._inbound.settled(path)
 
     failed = settled
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < LEAST_ROOM_BYTES
 
 
 def _leftovers(parent: Path, busy: set[Path], called_aet: str, handler: ObjectHandler) -> list[Leftovers]:

@@ -59,11 +59,17 @@ class DicomEndpoint:
         """``pipeline`` has at least one backend."""
         self.name = name
         self._options = options
+        self._mode = options.store_scp
+        """Of the receiver there is."""
         self._pipeline = pipeline
         self._in_thread = in_thread
         self._spool = spool
         self._running: set[Deferred[Sequence[Result]]] = set()
-        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
+        self._engine = engine
+        self._scp = self._receiver()
+
+    def _receiver(self) -> StoreScp:
+        return self._engine.store_scp(scp_config(self.name, self._options), self, self._spool.admission)
 
     async def start(self) -> None:
         """Deliver what is in the spool, and receive. Raises what starting a receiver raises."""
@@ -90,7 +96,12 @@ class DicomEndpoint:
 
     async def resume(self) -> None:
         """Receive again. Raises what starting a receiver raises."""
-        await self._scp.resume(scp_config(self.name, self._options))
+        if self._mode == self._options.store_scp:
+            await self._scp.resume(scp_config(self.name, self._options))
+            return
+        await self._scp.stop()
+        self._mode, self._scp = self._options.store_scp, self._receiver()
+        await self._scp.start()
 
     async def handed_on(self) -> None:
         """Return when nothing that was received waits for its delivery."""
