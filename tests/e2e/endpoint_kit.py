@@ -20,7 +20,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage
 from retrieve_kit import storage
 
-from harmonyd.spool.api import EntryInfo
+from harmonyd.spool.api import EntryInfo, EntryState
 from harmonyd.spool.folder import SpoolFolder
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import EXPLICIT_LITTLE_ENDIAN, make_ct, uid_for
@@ -63,6 +63,23 @@ def entries(daemon: RunningDaemon) -> list[EntryInfo]:
 def receiving(daemon: RunningDaemon, name: str = "inbound") -> list[Path]:
     """Files and folders where an endpoint receives."""
     return list((storage(daemon) / "spool" / "receiving" / name / "incoming").iterdir())
+
+
+def settle(running: RunningDaemon) -> None:
+    """Wait until all is handed on. Transfers that were cut may be kept as damaged; they are discarded here."""
+    wait_until(lambda: not receiving(running), "nothing lies where it was received", 30)
+    left = wait_until(lambda: only_damaged(running), "nothing waits for its delivery", 30)
+    with SpoolFolder(storage(running)) as spool:
+        assert spool.discard([info.entry.id for info in left[1]]) == len(left[1])
+        assert spool.summary().entries == 0
+    wait_delivered(running)
+
+
+def only_damaged(running: RunningDaemon) -> Any:
+    """True and what the spool holds, when all of it is damaged."""
+    left = entries(running)
+    states = {delivery.state for info in left for delivery in info.deliveries}
+    return states <= {EntryState.DAMAGED} and len(spooled(running)) == len(left) and (True, left)
 
 
 # --- objects

@@ -14,15 +14,13 @@ from endpoint_kit import (
     acknowledged,
     assert_kept,
     endpoint,
-    entries,
-    receiving,
     senders,
-    wait_delivered,
+    settle,
     wait_more,
 )
 from reload_kit import Host
 
-from harmonyd.testing.processes import free_port, port_is_free, wait_until
+from harmonyd.testing.processes import free_port, port_is_free
 
 Hosts = Callable[..., Host]
 MODE_CHANGES = ("per-association", "persistent", "per-association", "persistent")
@@ -40,13 +38,6 @@ def keeping(folder: Path) -> dict[str, Any]:
     return {"service": "storage", "path": str(folder)}
 
 
-def settle(host: Host) -> None:
-    """Wait until all is handed on, and see that nothing is left or damaged."""
-    wait_until(lambda: not receiving(host.daemon), "nothing lies where it was received", 30)
-    wait_delivered(host.daemon, 30)
-    wait_until(lambda: not entries(host.daemon), "the journal is empty")
-
-
 def assert_all_kept(folder: Path, sending: Any) -> None:
     assert_kept(folder, acknowledged(sending), [uid for sender in sending for uid in sender.sent])
 
@@ -61,7 +52,7 @@ def test_the_mode_changes(hosts: Hosts, tmp_path: Path) -> None:
             wait_more(sending, 30)
             assert "storescp:inbound" in host.reload(backends=backends, endpoints=endpoint(port, store_scp=mode))
         wait_more(sending, 30)
-    settle(host)
+    settle(host.daemon)
     assert_all_kept(tmp_path / "kept", sending)
 
 
@@ -78,7 +69,7 @@ def test_the_port_changes(hosts: Hosts, tmp_path: Path, mode: str) -> None:
             host.reload(backends=backends, endpoints=endpoint(ports[-1], store_scp=mode))
             assert port_is_free(ports[-2])
         wait_more(sending, 30)
-    settle(host)
+    settle(host.daemon)
     assert_all_kept(tmp_path / "kept", sending)
 
 
@@ -100,7 +91,7 @@ def test_backends_and_order_change(hosts: Hosts, tmp_path: Path, mode: str) -> N
             wait_more(sending, 30)
         for sender in sending:
             sender.__exit__()
-        settle(host)
+        settle(host.daemon)
         added = acknowledged(sending).keys() - known
         assert len(added) > 30
         assert added <= node.files.keys()

@@ -65,16 +65,24 @@ def gateway(tmp_path: Path) -> Iterator[Gateways]:
 # --- equal
 
 
-@pytest.fixture(scope="module")
-def originals() -> dict[str, Path]:
-    """By SOP Instance UID: files in eleven transfer syntaxes, and others of several frames."""
-    paths = [shipped_folder() / name for name in (*SHIPPED_SYNTAXES, *MULTI_FRAME)]
+@pytest.fixture
+def originals(tmp_path: Path) -> dict[str, Path]:
+    """By SOP Instance UID: files in eight transfer syntaxes and more, and some of several frames."""
+    paths = [padded(shipped_folder() / name, tmp_path) for name in (*SHIPPED_SYNTAXES, *MULTI_FRAME)]
     found = {str(dcmread(path, stop_before_pixels=True).SOPInstanceUID): path for path in paths}
     frames = [dcmread(found_path).get("NumberOfFrames", 1) for found_path in found.values()]
     syntaxes = {dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID for path in found.values()}
     assert len(syntaxes) >= 8
     assert sum(int(number) > 1 for number in frames) == len(MULTI_FRAME)
     return found
+
+
+def padded(path: Path, folder: Path) -> Path:
+    """A copy with an even data set: on the network there is no other (PS3.8 section 9.3.5.1, PS3.5 section A.5)."""
+    content = path.read_bytes()
+    copy = folder / path.name
+    copy.write_bytes(content + b"\0" * (len(data_set(content)) % 2))
+    return copy
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 
 SWEEP_SECS = 30.0
 """How often folders are looked through that no association writes to any more, but hold something."""
+
+
+LEAST_ROOM_BYTES = 1_000_000
+"""With less than this free, a damaged file is taken to be one that found no room."""
 
 
 class PerAssociationScp:
@@ -173,7 +178,7 @@ class OfAssociation:
         brings more of these.
         """
         inbound = self._inbound
-        if self._admission.refusal() is not None:
+        if self._admission.refusal() is not None or await self._box.in_thread(_is_full, path.parent):
             await inbound.stop()
         if not await self._box.in_thread(claimed_uid, path):
             reason += inbound.announced.candidates()
@@ -184,3 +189,7 @@ class OfAssociation:
         self._inbound.settled(path)
 
     failed = settled
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < LEAST_ROOM_BYTES
