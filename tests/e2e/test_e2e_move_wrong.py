@@ -155,7 +155,9 @@ def test_a_delivery_that_is_half(wrong: Stage, kind: str) -> None:
     before = quarantined(wrong.daemon)
     told = wrong.ask("move", f"{kind}short").json()
     assert (told["complete"], told["file_count"]) == (False, 2)
-    assert "1 received files were damaged and are in quarantine" in told["incomplete_reason"]
+    # Deflated, it does not even say which move it is for, where that is looked for.
+    expected = "3 instances delivered, 2 arrived" if kind else "1 received files were damaged and are in quarantine"
+    assert expected in told["incomplete_reason"]
     (reason,) = new_in_quarantine(wrong.daemon, before, 1).values()
     assert reason.startswith("damaged: ")
 

@@ -153,8 +153,8 @@ class MoveDeliveries:
             return
         association.settled(path)
         self._log.warn(
-            "an object nobody asked for is in quarantine: {target}",
-            target=str(target), child=f"storescp:{association.association.id}",
+            "an object is in quarantine: {target} ({reason})",
+            target=str(target), reason=reason, child=f"storescp:{association.association.id}",
         )  # fmt: skip
         if not self._may_put_aside(size):
             self._log.error(
