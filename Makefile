@@ -49,7 +49,7 @@ demo: dcmtk $(VENV)/.ready-demo
 	@exec $(BIN)/python -m harmonyd demo $(if $(ONCE),--once) --config examples/default/config.toml
 
 .PHONY: test
-test: dcmtk systemd lint
+test: dcmtk orthanc systemd lint
 	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
 
 .PHONY: lint
@@ -106,6 +106,13 @@ dcmtk:
 	[ -n "$$lacking" ] || exit 0
 	if may_install; then apt_install dcmtk || true; lacking=$$(missing); fi
 	[ -z "$$lacking" ] || give_up "needs DCMTK 3.6.7 or later ("$$lacking" not found): 'sudo apt-get install dcmtk' (Debian, Ubuntu) or 'brew install dcmtk'"
+
+# A second PACS for the tests, which sends to harmonyd and receives from it.
+.PHONY: orthanc
+orthanc:
+	@$(setup)
+	PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v Orthanc >/dev/null && exit 0
+	{ may_install && apt_install orthanc; } || give_up "its tests need Orthanc: 'sudo apt-get install orthanc' (Debian, Ubuntu)"
 
 # What the tests need that boot a systemd of their own; they run as root only.
 .PHONY: systemd
