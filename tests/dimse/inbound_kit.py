@@ -42,7 +42,7 @@ class FakeSpool:
             self.arrivals.append(replace(arrival, instance=replace(arrival.instance, path=target)))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
-        path.unlink()
+        path.unlink()  # noqa: ASYNC240 - a test's own
         self.damages.append((path.name, association, reason))
 
     def refusal(self) -> str | None:
@@ -103,7 +103,7 @@ class Inbound:
 
 
 def descriptors() -> dict[int, str]:
-    """What this process has open, but for the random device and the thread pool's own."""
+    """What this process has open, by number."""
     found = {}
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - as the names of files they do not exist for long
         try:

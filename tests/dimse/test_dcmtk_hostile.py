@@ -1,4 +1,4 @@
-"""What a hostile or broken peer does costs nothing: no process, no descriptor, no directory, and nobody else's object."""
+"""A hostile or broken peer costs no process, no descriptor, no directory, and nobody else's object."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from harmonyd.testing.data import MadeStudy
 from harmonyd.testing.processes import wait_until
 
 CONNECTIONS = 200
-BUFFER_BYTES = 4096
 
 
 def answers_to(port: int, *pieces: bytes, half_close: bool = False) -> list[int]:
@@ -192,7 +191,13 @@ async def test_a_pdu_of_four_gigabytes(inbound: Any, eventually: Any) -> None:
     assert not running.spool.arrivals
 
 
-@pytest.mark.parametrize("uid", [b"../../x", b"/etc/x", b"", b"." * 64, b"@/etc/hostname", b"1.2\n3", b"$(id)", b"a b;c"])
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "uid", [b"../../x", b"/etc/x", b"", b"." * 64, b"@/etc/hostname", b"1.2\n3", b"$(id)", b"a b;c"]
+)
 @pytest_twisted.ensureDeferred
 async def test_instance_uids(inbound: Any, eventually: Any, tmp_path: Path, study: MadeStudy, uid: bytes) -> None:
     """A SOP Instance UID names no path: what is accepted is written where it belongs, and nothing beside that."""
@@ -203,11 +208,11 @@ async def test_instance_uids(inbound: Any, eventually: Any, tmp_path: Path, stud
             assert scu.associate()[0] == ASSOCIATE_AC
             scu.store(uid, [data_set_of(study.files[0])])
 
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    before = files_below(tmp_path)
     await running.in_thread(send)
     await eventually(lambda: not running.engine.association_count())
     await running.scp.taken()
-    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    written = files_below(tmp_path) - before
     assert {path.parent for path in written} <= {running.spool.folder}
     assert not (tmp_path.parent / "x").exists()
     assert set(running.spool.uids) <= {study.sop_uids[0]}
@@ -278,9 +283,7 @@ async def test_200_connections_at_once(inbound: Any, eventually: Any, study: Mad
 
 
 @pytest_twisted.ensureDeferred
-async def test_silent_connections_make_room(
-    inbound: Any, monkeypatch: pytest.MonkeyPatch, study: MadeStudy
-) -> None:
+async def test_silent_connections_make_room(inbound: Any, monkeypatch: pytest.MonkeyPatch, study: MadeStudy) -> None:
     """However many are connected and say nothing, who asks for an association gets it."""
     monkeypatch.setattr(listener, "MAX_PENDING", 20)
     running = await inbound()
@@ -324,32 +327,35 @@ async def test_ended_in_the_middle(inbound: Any, eventually: Any, study: MadeStu
 
 @pytest.mark.parametrize("whole_looking", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_storescp_is_killed(
-    inbound: Any, eventually: Any, study: MadeStudy, tmp_path: Path, whole_looking: bool
-) -> None:
+async def test_storescp_is_killed(inbound: Any, eventually: Any, study: MadeStudy, whole_looking: bool) -> None:
     """The peer sees the end at once; acknowledged objects are handed over, and what there is of the last one is not.
 
     Not even when it was cut between two elements, so that it looks whole.
     """
     running = await inbound()
-    one = data_set_of(study.files[0])
-    two = data_set_of(study.files[1])
-    if whole_looking:  # storescp's buffer ends there, and an element, too
-        header = two[: two.index(b"\xe0\x7f\x10\x00OW")]
-        filler = BUFFER_BYTES * 3
-        two = header + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, filler) + bytes(filler)
+    uid, one = study.sop_uids[0].encode(), data_set_of(study.files[0])
 
     def send() -> None:
         with RawScu(running.port) as scu:
             assert scu.associate()[0] == ASSOCIATE_AC
             (child,) = running.children
-            assert scu.store(study.sop_uids[0].encode(), [one]) == P_DATA
-            scu.send(store_rq(study.sop_uids[1].encode()))
-            for at in range(0, len(two), 8000):
+            assert scu.store(uid, [one]) == P_DATA
+            wait_until(lambda: running.spool.arrivals, "the first object is handed over")
+            meta_bytes = running.spool.arrivals[0].instance.size_bytes - len(one)
+            scu.send(store_rq(uid))
+            for at in range(0, len(two := one + tail(meta_bytes + len(one))), 8000):
                 scu.send(p_data(two[at : at + 8000], 0))
             wait_until(lambda: written(child), "storescp writes the second object")
             os.killpg(child, signal.SIGKILL)
             assert not scu.rest()
+
+    def tail(offset: int) -> bytes:
+        """What is cut anywhere, or, at a multiple of eight bytes of the file, between two empty elements."""
+        if not whole_looking:
+            return struct.pack("<HH2sHI", 0x7FE1, 0x1010, b"OB", 0, 100_000) + bytes(50_000)
+        padding = -offset % 8
+        first = struct.pack("<HH2sH", 0x7FE1, 0x1000, b"LO", padding) + bytes(padding)
+        return first + b"".join(struct.pack("<HH2sH", 0x7FE1, 0x1001 + number, b"LO", 0) for number in range(6000))
 
     def written(child: int) -> bool:
         paths = [Path(os.readlink(path)) for path in Path(f"/proc/{child}/fd").iterdir()]  # noqa: PTH115

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -57,10 +58,8 @@ def test_any_bytes(junk: bytes, at: int) -> None:
     good = associate_rq()
     content = (good[:at] + junk + good[at + len(junk) :])[6:]
     for candidate in (junk, pdu(1, content)):
-        try:
+        with contextlib.suppress(NotAnAssociateRequest):
             assert isinstance(read_request(candidate), AssociateRequest)
-        except NotAnAssociateRequest:
-            pass
 
 
 def test_size_from_the_header() -> None:
