@@ -49,7 +49,7 @@ demo: dcmtk $(VENV)/.ready-demo
 	@exec $(BIN)/python -m harmonyd demo $(if $(ONCE),--once) --config examples/default/config.toml
 
 .PHONY: test
-test: dcmtk systemd lint
+test: dcmtk orthanc systemd lint
 	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
 
 .PHONY: lint
@@ -106,6 +106,15 @@ dcmtk:
 	[ -n "$$lacking" ] || exit 0
 	if may_install; then apt_install dcmtk || true; lacking=$$(missing); fi
 	[ -z "$$lacking" ] || give_up "needs DCMTK 3.6.7 or later ("$$lacking" not found): 'sudo apt-get install dcmtk' (Debian, Ubuntu) or 'brew install dcmtk'"
+
+# Another PACS for the tests. It is started by them only: as a service it would take the port of many a PACS.
+.PHONY: orthanc
+orthanc:
+	@$(setup)
+	if PATH="$$PATH:/usr/sbin" command -v Orthanc >/dev/null; then exit 0; fi
+	may_install || give_up "its tests need Orthanc: 'sudo apt-get install orthanc', and 'sudo systemctl disable --now orthanc'"
+	as_root ln -sf /dev/null /etc/systemd/system/orthanc.service
+	apt_install orthanc
 
 # What the tests need that boot a systemd of their own; they run as root only.
 .PHONY: systemd

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from harmonyd import config as configuration
-from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions
+from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, StorageBackendOptions
 from harmonyd.daemon.build import asked_over_http, needs_dicom
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
@@ -74,6 +74,8 @@ def _folders(config: Config) -> Iterator[Finding]:
             options = configured[name].options
             if isinstance(options, DicomBackendOptions | DicomEndpointOptions) and options.storage_dir is not None:
                 folders[options.storage_dir] = f"storage_dir of {kind} {name}"
+            elif isinstance(options, StorageBackendOptions):
+                folders[options.path] = f"path of {kind} {name}"
     for folder, what in folders.items():
         existing = next(parent for parent in (folder, *folder.parents) if _exists(parent))
         if not existing.is_dir():

@@ -1,16 +1,20 @@
-"""The command line: ``harmonyd run | check | demo | version``."""
+"""The command line: ``harmonyd run | check | demo | spool | version``."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harmonyd import __version__
 
 DEFAULT_CONFIG = Path("/etc/harmonyd/config.toml")
 EXIT_INTERRUPTED = 130
 """What shells report for a command that SIGINT ended."""
+_DIGITS = 19
+"""A number of fewer digits is one that SQLite can hold."""
 
 _DESCRIPTION = """\
 harmonyd is a gateway between HTTP and DICOM networks. An HTTP client asks, harmonyd performs the
@@ -72,6 +76,41 @@ example:
 exit status: 0 all four answers were right; 1 one was not, or the demo could not start; 2 wrong configuration
 """
 
+_SPOOL = """\
+What was received and is not everywhere yet where it belongs: see it, have it tried again, remove it, copy it.
+Works while the daemon runs and when it does not.
+"""
+
+_SPOOL_EPILOG = """\
+examples, each with --config FILE (default: /etc/harmonyd/config.toml):
+  harmonyd spool list --state QUARANTINED     what was given up, and why
+  harmonyd spool retry --all                  try all now: a backend was mended
+  harmonyd spool export 17 /tmp/look          copy an object, to look at it
+
+harmonyd spool COMMAND --help says more about each. What to do when: docs/spool.md.
+
+exit status: 0 done; 1 nothing done, or not found; 2 wrong usage or configuration
+"""
+
+_LIST = """\
+A line with the summary, then a line for each delivery that was not made: id, when it came (UTC), endpoint, SOP
+Instance UID, bytes, backend and state, failed attempts, the next attempt, and why the last one failed.
+"""
+
+_SHOW = "All that is known about one object: where it lies, where it came from, and each delivery."
+
+_RETRY = """\
+Try these now, also when they were given up, with all attempts before them. A running daemon begins within 5
+seconds. What is damaged cannot be delivered.
+"""
+
+_DISCARD = "Remove these for good. One that is being delivered just now may arrive all the same."
+
+_EXPORT = """\
+Copy an object to FOLDER/ID.dcm, and what is known about it to FOLDER/ID.json. It stays in the spool. The copy
+holds patient data.
+"""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -96,8 +135,55 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--probe", action="store_true", help="also send a C-ECHO to the node of every dicom backend")
     demo = add("demo", "a PACS, harmonyd, and four requests with their answers", _DEMO, _DEMO_EPILOG)
     demo.add_argument("--once", action="store_true", help="end after the four requests")
+    _add_spool(commands)
     commands.add_parser("version", help="print the version", description="Print the version of harmonyd.")
     return parser
+
+
+def _add_spool(commands: Any) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    spool = commands.add_parser(
+        "spool",
+        help="see what was received and not delivered, retry, discard, export",
+        description=_SPOOL,
+        epilog=_SPOOL_EPILOG,
+        formatter_class=raw,
+    )
+    below = spool.add_subparsers(dest="spool_command", required=True, metavar="COMMAND", title="commands")
+
+    def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = below.add_parser(
+            name, help=summary, description=description, formatter_class=raw
+        )
+        which = "config.toml (default: %(default)s)"
+        command.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=which)
+        return command
+
+    listing = add("list", "what is in the spool, and why", _LIST)
+    listing.add_argument("--state", choices=["WAITING", "QUARANTINED", "DAMAGED"], help="only what is in this state")
+    listing.add_argument("--endpoint", metavar="NAME", help="only what this endpoint received")
+    listing.add_argument("--limit", type=_positive, default=100, metavar="N", help="so many objects (default: 100)")
+    listing.add_argument("--json", action="store_true", help="the same as JSON")
+    show = add("show", "all about one object", _SHOW)
+    show.add_argument("id", type=_positive, metavar="ID")
+    show.add_argument("--json", action="store_true", help="the same as JSON")
+    retry = add("retry", "try objects now", _RETRY)
+    which = retry.add_mutually_exclusive_group(required=True)
+    which.add_argument("ids", type=_positive, nargs="*", default=[], metavar="ID")
+    which.add_argument("--all", action="store_true", help="all that wait or are in quarantine")
+    discard = add("discard", "remove objects for good", _DISCARD)
+    discard.add_argument("ids", type=_positive, nargs="+", metavar="ID")
+    discard.add_argument("--yes", action="store_true", help="needed for more than one")
+    export = add("export", "copy an object into a folder", _EXPORT)
+    export.add_argument("id", type=_positive, metavar="ID")
+    export.add_argument("folder", type=Path, metavar="FOLDER")
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,6 +208,32 @@ def _run(arguments: argparse.Namespace) -> int:
         from harmonyd.demo import demo
 
         return demo(arguments.config, once=arguments.once)
+    if arguments.command == "spool":
+        return _run_spool(arguments)
+    return _daemon(arguments.config)
+
+
+def _run_spool(arguments: argparse.Namespace) -> int:
+    from harmonyd import spool_command as spool
+
+    match arguments.spool_command:
+        case "list":
+            action = spool.listing(arguments.state, arguments.endpoint, arguments.limit, as_json=arguments.json)
+        case "show":
+            action = spool.showing(arguments.id, as_json=arguments.json)
+        case "retry":
+            action = spool.retrying(None if arguments.all else arguments.ids)
+        case "discard":
+            action = spool.discarding(arguments.ids, is_sure=arguments.yes)
+        case _:
+            action = spool.exporting(arguments.id, arguments.folder)
+    return spool.run(arguments.config, action)
+
+
+def _daemon(config: Path) -> int:
+    gc.disable()  # imports leave nothing to collect, and looking for it is a tenth of their time
     from harmonyd.daemon.process import run
 
-    return run(arguments.config)
+    gc.freeze()  # nor is there a need to look through all of it again later
+    gc.enable()
+    return run(config)

@@ -143,7 +143,7 @@ def test_an_address_that_is_not_ours(tmp_path: Path, checked: Callable[..., Repo
 
 
 def test_folders_that_are_files(tmp_path: Path, checked: Callable[..., Report]) -> None:
-    """Storage path, log folder and the storage folders of backend and endpoint: each is named."""
+    """Storage path, log folder, and the folders of backends and endpoint: each is named."""
     (tmp_path / "file").touch()
     endpoints = {
         "http": {"service": "http", "path_prefix": "/d"},
@@ -151,7 +151,10 @@ def test_folders_that_are_files(tmp_path: Path, checked: Callable[..., Report]) 
     }
     config = configured(
         tmp_path,
-        backends={"pacs": backend(storage_dir="../file/b")},
+        backends={
+            "pacs": backend(storage_dir="../file/b"),
+            "archive": {"service": "storage", "path": "../file/archive"},
+        },
         endpoints=endpoints,
         sections={"storage": {"options": {"path": "../file"}}, "logging": {"log_file_path": "../file/log/x.log"}},
     )
@@ -161,6 +164,7 @@ def test_folders_that_are_files(tmp_path: Path, checked: Callable[..., Report]) 
         "storage path",
         "log folder",
         "storage_dir of backend pacs",
+        "path of backend archive",
         "storage_dir of endpoint scp",
     ]
     assert all(f"{tmp_path}/file is no folder" in line for line in errors(lines))

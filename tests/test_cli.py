@@ -53,16 +53,21 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert printed.out == ""
     assert printed.err.startswith("usage: harmonyd")
     if arguments == ["frobnicate"]:
-        assert "choose from 'run', 'check', 'demo', 'version'" in printed.err
+        assert "choose from 'run', 'check', 'demo', 'spool', 'version'" in printed.err
 
 
 @pytest.mark.parametrize(
     ("command", "taught"),
     [
-        ([], ["run", "check", "demo", "version", "examples/default/config.toml", "exit status: 0"]),
+        ([], ["run", "check", "demo", "spool", "version", "examples/default/config.toml", "exit status: 0"]),
         (["run"], ["SIGTERM", "/readyz", "HARMONY_TEST_DEBUG=1", "HARMONY_TEST_VERBOSE_DCMTK=1", "exit status: 0"]),
         (["check"], ["--probe", "C-ECHO", "ports", "exit status: 0"]),
         (["demo"], ["--once", "dcmqrscp", "dev/samples", "Ctrl-C", "exit status: 0"]),
+        (["spool"], ["list", "show", "retry", "discard", "export", "docs/spool.md", "exit status: 0"]),
+        (["spool", "list"], ["--state", "--endpoint", "--limit", "--json", "SOP"]),
+        (["spool", "retry"], ["--all", "5"]),
+        (["spool", "discard"], ["--yes", "for good"]),
+        (["spool", "export"], ["FOLDER/ID.dcm", "patient data"]),
         (["version"], ["version of harmonyd"]),
     ],
 )

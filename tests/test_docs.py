@@ -85,13 +85,18 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 
 def commands() -> dict[str, set[str]]:
-    """The subcommands and their flags."""
-    actions = cli._parser()._actions
-    subparsers = next(action for action in actions if isinstance(action, argparse._SubParsersAction))
-    return {
-        name: {flag for action in parser._actions for flag in action.option_strings}
-        for name, parser in subparsers.choices.items()
-    }
+    """The subcommands and their flags, those of their own subcommands too."""
+    return {name: flags_of(parser) for name, parser in subcommands(cli._parser()).items()}
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    below = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {name: command for action in below for name, command in action.choices.items()}
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    own = {flag for action in parser._actions for flag in action.option_strings}
+    return own.union(*map(flags_of, subcommands(parser).values()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=id_of)

@@ -32,10 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
-    "control": {"errors", "config", "supervision", "telemetry"},
+    "control": {"errors", "config", "supervision", "telemetry", "spool"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
-EVERYTHING = {"cli", "check", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from harmonyd.config.dicom import ANY_ADDRESS, PER_ASSOCIATION, settle_receiver
@@ -15,10 +16,12 @@ from harmonyd.config.model import (
     DicomDefaults,
     DicomEndpointOptions,
     PipelineConfig,
+    StorageBackendOptions,
 )
 from harmonyd.config.pipelines import Parts
 
 BUILT_IN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
+_OWN_FOLDERS = ("spool", "quarantine", "run", "log")
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _DEFAULTS = (("local_aet", "aet"), ("bind_addr", "bind_address"), ("port", "bind_port"))
 """Key of a dicom endpoint, and the key of ``[network.NAME.dicom]`` that is its default."""
@@ -150,6 +153,24 @@ def _check_built_in(section: Section, prefix: str, management_base: str) -> None
     elif prefix == management_base:
         what = "the path of the management API ([management] base_path)"
         section.problem("path_prefix", what, "choose another path, or another base_path")
+
+
+def check_folders(parts: Parts, storage: Path) -> None:
+    """Objects are not kept among what harmonyd looks after by itself."""
+    for kind, key, name, folder in _kept_folders(parts):
+        for own in _OWN_FOLDERS:
+            if folder.is_relative_to(storage / own):
+                what = f'"{own}" below the storage path is harmonyd\'s own'
+                parts.tables[kind][name].table("options").problem(key, what, "choose a folder beside it")
+
+
+def _kept_folders(parts: Parts) -> Iterator[tuple[str, str, str, Path]]:
+    for name, backend in parts.backends.items():
+        if isinstance(backend.options, StorageBackendOptions):
+            yield "backends", "path", name, backend.options.path
+    for name, endpoint in parts.endpoints.items():
+        if isinstance(endpoint.options, DicomEndpointOptions) and endpoint.options.storage_dir is not None:
+            yield "endpoints", "storage_dir", name, endpoint.options.storage_dir
 
 
 def check_once(parts: Parts) -> None:

@@ -161,6 +161,16 @@ class Section:
         """Every key of this table as a table of its own, by name."""
         return {key: self.table(key) for key in self}
 
+    def list_of_tables(self, key: str) -> list[Section]:
+        """A list of tables, each under the name ``TABLE.KEY[0]``; empty when absent."""
+        value = self.raw(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            return self._wrong(key, "not a list of tables", f"write [[{self._below(key)}]]", [])
+        name = self._below(key)
+        return [Section(self.report, self.file, f"{name}[{number}]", item, self) for number, item in enumerate(value)]
+
     def string_table(self, key: str) -> dict[str, str]:
         """A table of strings."""
         section = self.table(key)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harmonyd.config import checks
+from harmonyd.config import checks, keywords, route
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import MiddlewareConfig
@@ -18,8 +17,7 @@ _NOT_BUILT_TYPES = (
     *("dicomweb_bridge", "dicomweb"),
 )
 _OUT_OF_SCOPE_TYPES = ("auth", "connect", "jmix_builder")
-_VRS_WITHOUT_TEXT = ("SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN")
-_TAG = re.compile(r"[0-9A-Fa-f]{8}\Z")
+_FIRST_GROUP = 0x0008
 
 
 def middleware(name: str, section: Section) -> MiddlewareConfig | None:
@@ -93,10 +91,10 @@ def _identifier(section: Section) -> dict[str, str]:
     values: dict[str, str] = {}
     for key in section:
         value = section.text(key, "", _query_value)
-        tag = _tag(key)
+        tag = keywords.tag_of(key)
         if tag is None:
             what = "not a DICOM keyword, nor a tag of eight hexadecimal digits"
-            section.problem(key, what, "write for example PatientID or 00100020", _nearest_keyword(key))
+            section.problem(key, what, "write for example PatientID or 00100020", keywords.nearest_keyword(key))
             continue
         complaint, name = _query_key(tag)
         if complaint or name in values:
@@ -109,34 +107,26 @@ def _query_value(value: str) -> str | None:
     return None if value.isprintable() else "a query value has no control characters"
 
 
-def _tag(key: str) -> int | None:
-    # Imported here, as below: the dictionary takes a moment to load, and few configurations force query keys.
-    from pydicom.datadict import tag_for_keyword
-
-    return int(key, 16) if _TAG.match(key) else tag_for_keyword(key)
-
-
 def _query_key(tag: int) -> tuple[str | None, str]:
-    """A complaint or None, and the name of the tag: its keyword, or ``GGGGEEEE`` for those without."""
-    from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR
-
-    if tag >> 16 < 0x0008:
+    """A complaint or None, and the name of the tag."""
+    if tag >> 16 < _FIRST_GROUP:
         return "not an attribute of a query identifier (PS3.4 section C.2.2)", f"{tag:08X}"
-    if not dictionary_has_tag(tag):
-        return None, f"{tag:08X}"
-    vr = dictionary_VR(tag)
-    complaint = f"its VR is {vr}, which no text can be a value of" if vr[:2] in _VRS_WITHOUT_TEXT else None
-    return complaint, dictionary_keyword(tag) or f"{tag:08X}"
+    return keywords.textless(tag), keywords.name_of(tag)
 
 
-def _nearest_keyword(key: str) -> str | None:
-    from pydicom.datadict import keyword_dict
-
-    return nearest(key.replace("_", ""), (keyword for keyword in keyword_dict if keyword))
+def chosen_backends(link: MiddlewareConfig) -> list[tuple[str, str]]:
+    """The backends that a middleware may choose, each once: the key that names it, and its name."""
+    if link.type == "route":
+        return list(dict.fromkeys(route.chosen(link.options)))
+    if link.type != "metadata":
+        return []
+    names = link.options.get("backend", link.options["set"].get("backend"))
+    return [] if names is None else [("backend", name.strip()) for name in str(names).split(",")]
 
 
 _PARSERS: Mapping[str, Callable[[Section], Mapping[str, Any]]] = {
     "passthru": _passthru,
     "path_filter": _path_filter,
     "metadata": _metadata,
+    "route": route.options,
 }

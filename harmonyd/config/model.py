@@ -240,6 +240,15 @@ class BackendConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteRule:
+    """One rule of ``type = "route"``: all of ``when`` must match."""
+
+    when: Mapping[str, tuple[str, ...]]
+    """By metadata key, or tag as ``GGGGEEEE``: patterns, one of which must match."""
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MiddlewareConfig:
     """``options``: the validated keys of its type (see ``harmonyd.middleware``), keys of ``options`` merged in."""
 

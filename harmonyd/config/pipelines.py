@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section, shown
+from harmonyd.config.middleware import chosen_backends
 from harmonyd.config.model import (
     BackendConfig,
     DicomEndpointOptions,
@@ -75,9 +76,9 @@ def check_references(parts: Parts) -> None:
             _check_names(section, key, kind, names, parts.tables[kind])
         _check_reachable(section, item, parts)
         for link in item.middleware:
-            _check_chosen_backend(item, link, parts)
+            _check_chosen_backends(item, link, parts)
     for name, link_config in parts.middleware.items():
-        _check_known_backend(parts.tables["middleware"][name], link_config, parts)
+        _check_known_backends(parts.tables["middleware"][name], link_config, parts)
     _tell_unused(parts)
 
 
@@ -109,25 +110,19 @@ def _tell_unused(parts: Parts) -> None:
                 section.warn(None, "no pipeline names it, so it is not started")
 
 
-def _chosen_backend(link: MiddlewareConfig) -> str | None:
-    if link.type != "metadata":
-        return None
-    chosen = link.options.get("backend", link.options["set"].get("backend"))
-    return str(chosen) if chosen is not None else None
-
-
-def _check_known_backend(section: Section, link: MiddlewareConfig, parts: Parts) -> None:
-    chosen = _chosen_backend(link)
+def _check_known_backends(section: Section, link: MiddlewareConfig, parts: Parts) -> None:
     known = parts.tables["backends"]
-    if chosen is not None and chosen not in known:
-        what = f"backend {shown(chosen)} is not defined"
-        section.problem("backend", what, f"[backends.…] has: {listing(known)}", nearest(chosen, known))
+    for key, chosen in chosen_backends(link):
+        if chosen not in known:
+            what = f"backend {shown(chosen)} is not defined"
+            section.problem(key, what, f"[backends.…] has: {listing(known)}", nearest(chosen, known))
 
 
-def _check_chosen_backend(item: PipelineConfig, link: str, parts: Parts) -> None:
+def _check_chosen_backends(item: PipelineConfig, link: str, parts: Parts) -> None:
     """Middleware may only choose among the backends of the pipeline it is used in."""
-    chosen = _chosen_backend(parts.middleware[link]) if link in parts.middleware else None
-    if chosen is not None and chosen in parts.tables["backends"] and chosen not in item.backends:
-        what = f'"{link}" chooses backend "{chosen}", which is not one of this pipeline'
-        section = parts.tables["pipelines"][item.name]
-        section.problem("middleware", what, f"add it to backends, which has: {listing(item.backends)}")
+    names = [name for _, name in chosen_backends(parts.middleware[link])] if link in parts.middleware else []
+    for chosen in dict.fromkeys(names):
+        if chosen in parts.tables["backends"] and chosen not in item.backends:
+            what = f'"{link}" chooses backend "{chosen}", which is not one of this pipeline'
+            section = parts.tables["pipelines"][item.name]
+            section.problem("middleware", what, f"add it to backends, which has: {listing(item.backends)}")

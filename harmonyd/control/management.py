@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from harmonyd import __version__
 from harmonyd.config.model import (
@@ -20,12 +20,24 @@ from harmonyd.config.model import (
     HttpBackendOptions,
     HttpEndpointOptions,
     PipelineConfig,
+    StorageBackendOptions,
 )
 from harmonyd.control.api import Child, Controlled
 from harmonyd.control.info import description
 from harmonyd.control.names import full_name, in_order
 
 Document = Callable[[], Awaitable[Any]]
+
+
+class Resource(Protocol):
+    """What has paths below its name, and methods of its own."""
+
+    async def __call__(self, method: str, path: Sequence[str], query: Mapping[str, Sequence[str]]) -> Any:
+        """The JSON-ready answer; ``path``: the segments below the name. HEAD comes as GET.
+
+        Raises NotFound, MethodNotAllowed, BadRequest.
+        """
+        ...
 
 
 class Management:
@@ -66,7 +78,7 @@ class Management:
             "version": __version__,
             "pid": os.getpid(),
             "state": "STOPPING" if self._daemon.is_stopping else "RUNNING",
-            "started_at": _utc(self._started_at),
+            "started_at": utc(self._started_at),
             "uptime_secs": self._secs_since(self._started_at),
             "config": str(self.config.path),
             "storage": str(self.config.storage.path),
@@ -121,8 +133,8 @@ class Management:
             "state": child.state,
             "description": description(child, self._now()),
             "pid": child.pid,
-            "started_at": _utc(child.started_at),
-            "stopped_at": _utc(child.stopped_at),
+            "started_at": utc(child.started_at),
+            "stopped_at": utc(child.stopped_at),
             "uptime_secs": self._secs_since(child.started_at) if runs else None,
             "restarts": max(0, child.starts - 1),
             "last_exit_code": child.exit_code,
@@ -155,7 +167,8 @@ class Management:
         return round(max(0.0, self._now() - when), 1)
 
 
-def _utc(when: float) -> str | None:
+def utc(when: float | None) -> str | None:
+    """Seconds since the epoch as text; None for never (0, None)."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when)) if when else None
 
 
@@ -176,4 +189,6 @@ def _backend(backend: BackendConfig) -> dict[str, Any]:
         shown |= {"aet": options.aet, "host": options.host, "port": options.port, "local_aet": options.local_aet}
     elif isinstance(options, HttpBackendOptions):
         shown |= {"base_url": options.base_url}
+    elif isinstance(options, StorageBackendOptions):
+        shown |= {"path": str(options.path)}
     return shown

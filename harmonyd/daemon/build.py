@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, HttpListener, NetworkConfig
-from harmonyd.control.management import Document
+from harmonyd.control.management import Document, Resource
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.middleware import registry as middleware_registry
@@ -94,7 +94,7 @@ def needs_dicom(config: Config) -> bool:
 
 
 class Builder:
-    """Makes parts, and starts none. ``management``: what the management API tells, where that is enabled."""
+    """Makes parts, and starts none. ``documents``, ``resources``: the management API, where that is enabled."""
 
     def __init__(
         self,
@@ -103,14 +103,16 @@ class Builder:
         health: Health,
         folders: Folders,
         spool: Spool,
-        management: Mapping[str, Document],
+        documents: Mapping[str, Document],
+        resources: Mapping[str, Resource],
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
         self._health = health
         self._folders = folders
         self._spool = spool
-        self._management = management
+        self._documents = documents
+        self._resources = resources
 
     def all(self, config: Config, tools: Mapping[str, Tool] | None) -> Parts:
         """Every part. ``tools`` is None when ``needs_dicom`` says no. Raises ``HarmonydError``."""
@@ -194,7 +196,7 @@ class Builder:
             if endpoint.service in registry.HTTP_ENDPOINTS
         ]
         if config.management.enabled and config.management.network == network:
-            routes.append(management_route(config.management.base_path, self._management))
+            routes.append(management_route(config.management.base_path, self._documents, self._resources))
         return routes
 
     def health_on(self, config: Config, network: str) -> Health | None:

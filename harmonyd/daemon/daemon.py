@@ -16,6 +16,7 @@ from harmonyd import config as configuration
 from harmonyd.config.model import Config
 from harmonyd.control.management import Management
 from harmonyd.control.server import ControlServer
+from harmonyd.control.spool import SpoolResource
 from harmonyd.daemon.build import Builder, Folders, active_operations, dicom_endpoints, operations_by_backend
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import RunLock
@@ -75,8 +76,9 @@ class Daemon:
             config, self.operated, self.operated.sampler.refresh, self._operations, reactor.seconds
         )
         self.spool = DurableSpool(reactor, config.storage.path, config.spool)
+        resources = {"spool": SpoolResource(self.spool, reactor.seconds)}
         self._builder = Builder(
-            reactor, self.supervisor, self.health, folders, self.spool, self._management.documents
+            reactor, self.supervisor, self.health, folders, self.spool, self._management.documents, resources
         )
         self._parts = self._builder.all(config, tools)
         self._disk = DiskWritable(reactor, config.storage.path)

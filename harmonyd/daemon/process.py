@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from harmonyd import config as configuration
 from harmonyd.config.model import Config
-from harmonyd.daemon.again import start_again
+from harmonyd.daemon.again import hold_signals, start_again, take_signals
 from harmonyd.daemon.build import needs_dicom
 from harmonyd.daemon.daemon import Daemon
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
@@ -122,6 +122,7 @@ def _run_reactor(
     running: list[Deferred[None]] = []
 
     def begin() -> None:
+        take_signals()  # the reactor has its handlers now; children must not inherit that signals are held
         running.append(Deferred.fromCoroutine(go()).addErrback(_unless_stopping))
 
     def _unless_stopping(failure: Failure) -> None:
@@ -148,12 +149,20 @@ def _run_reactor(
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()
     if daemon.restarting and status == EXIT_OK:
-        try:
-            start_again(notifier)
-        except OSError as error:
-            say(f"harmonyd: cannot start again: {error}")
-            return EXIT_FAILED
+        return _start_again(daemon, notifier)
     return status
+
+
+def _start_again(daemon: Daemon, notifier: Notifier) -> int:
+    """Start again in place, unless we are told to stop until now; a signal that comes later waits for the next run."""
+    hold_signals()
+    if not daemon.restarting:
+        return EXIT_OK
+    try:
+        start_again(notifier)
+    except OSError as error:
+        say(f"harmonyd: cannot start again: {error}")
+    return EXIT_FAILED
 
 
 def _take_no_more_signals(reactor: Any, daemon: Daemon) -> None:

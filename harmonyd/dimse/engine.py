@@ -217,8 +217,12 @@ class Admission(Protocol):
         """Why no association may be accepted now, for people; None when it may. Cheap, never blocks."""
         ...
 
+    def must_end(self) -> bool:
+        """Room runs out under way: associations that bring objects have to end before it is gone."""
+        ...
+
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Have ``changed`` called whenever ``refusal`` begins or ceases to refuse; returns what ends that."""
+        """Have ``changed`` called whenever one of the two answers changes; returns what ends that, twice too."""
         ...
 
 

@@ -41,7 +41,7 @@ from harmonyd.dimse.elements import (
 )
 from harmonyd.dimse.errors import DimseError
 
-__all__ = ["DamagedFile", "InstanceHeader", "check_complete", "read_header"]
+__all__ = ["DamagedFile", "InstanceHeader", "check_complete", "claimed_uid", "read_header"]
 
 _CHARSET = 0x00080005
 _SOP_CLASS = 0x00080016
@@ -93,6 +93,18 @@ def check_complete(path: Path) -> InstanceHeader:
     Raises ``DamagedFile``, and ``OSError`` when the file cannot be read.
     """
     return _read(path, last_tag=_LAST_TAG)
+
+
+def claimed_uid(path: Path) -> str:
+    """The SOP Instance UID that a damaged file has in its header; empty when there is none. Blocks.
+
+    Raises ``OSError`` when the file cannot be read.
+    """
+    with FileSource(path) as source:
+        try:
+            return read_file_meta(Cursor(b"", source)).sop_instance_uid
+        except MalformedDataset:
+            return ""
 
 
 def _read(path: Path, last_tag: int) -> InstanceHeader:

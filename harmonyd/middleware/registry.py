@@ -10,11 +10,13 @@ from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.metadata import Metadata
 from harmonyd.middleware.passthru import Passthru
 from harmonyd.middleware.path_filter import PathFilter
+from harmonyd.middleware.route import Route
 
 MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig], Middleware]] = {
     "passthru": lambda config: Passthru(config.name),
     "path_filter": lambda config: PathFilter(config.name, config.options["rules"]),
     "metadata": lambda config: Metadata(config.name, config.options),
+    "route": lambda config: Route(config.name, config.options["rules"], config.options["otherwise"]),
 }
 
 

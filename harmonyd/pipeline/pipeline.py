@@ -71,7 +71,7 @@ class Pipeline:
             else:
                 if passed is not None:
                     chosen[number] = passed
-        answers = await self._send_all(backend, [requests[number] for number in chosen])
+        answers = await self._send_all(backend, [requests[number] for number in chosen]) if chosen else []
         for (number, passed), answer in zip(chosen.items(), answers, strict=True):
             outcomes[number] = await self._outcome(requests[number], answer, passed)
         return outcomes

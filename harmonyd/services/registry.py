@@ -19,7 +19,6 @@ from harmonyd.dimse.engine import Engine
 from harmonyd.services.base import Backend, HttpEndpoint
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
-from harmonyd.services.http.backend import HttpBackend
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
 from harmonyd.services.storage import StorageBackend
 
@@ -58,6 +57,8 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
 
 
 def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
+    from harmonyd.services.http.backend import HttpBackend  # with Twisted's HTTP client, which takes its time
+
     return HttpBackend(config.name, cast(HttpBackendOptions, config.options), resources.reactor)
 
 

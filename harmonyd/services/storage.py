@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
+import hashlib
 import json
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,9 @@ from harmonyd.errors import BadRequest, UnsupportedMediaType
 from harmonyd.services.dicom.objects import ObjectBody
 
 InThread = Callable[..., Awaitable[Any]]
+_LEFT_SECS = 24 * 3600.0
+"""A file that was not written to for so long belongs to nobody; others may be at work in the same folder."""
+_MAKING = threading.Lock()
 _NAMING = threading.Lock()
 """Held from the look whether a name is free to its taking, where the file system cannot do both at once."""
 
@@ -35,7 +42,8 @@ class StorageBackend:
         self._in_thread = in_thread
 
     async def start(self) -> None:
-        """Do nothing: the folder is made with the first object."""
+        """Remove what a crash left half written. The folder is made with the first object."""
+        await self._in_thread(_sweep, self.folder, time.time() - _LEFT_SECS)
 
     async def stop(self) -> None:
         """Do nothing."""
@@ -58,7 +66,7 @@ class StorageBackend:
                 f"A storage backend takes application/dicom, not {kind[:100] or 'a body without a type'}",
                 hint="Send one DICOM file, with 'Content-Type: application/dicom'.",
             )
-        upload = self.folder / f".{uuid.uuid4().hex}.upload"
+        upload = _temporary(self.folder)
         try:
             await self._write(request.body, upload)
             kept: Path = await self._in_thread(_keep_checked, upload, self.folder)
@@ -69,11 +77,22 @@ class StorageBackend:
             await self._in_thread(upload.unlink, True)
 
     async def _write(self, body: Body, target: Path) -> None:
-        await self._in_thread(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        await self._in_thread(_make_folder, self.folder)
         with target.open("wb") as file:
             async for chunk in body.chunks():
                 await self._in_thread(file.write, chunk)
             await self._in_thread(_flush, file)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f".{uuid.uuid4().hex}.part"
+
+
+def _sweep(folder: Path, before: float) -> None:
+    with suppress(OSError):
+        for path in folder.glob(".*.part"):
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
 
 
 def _flush(file: Any) -> None:
@@ -94,37 +113,49 @@ def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
 
     The file that is there already stays where it is, too: a second name for it where the file system allows, else a
     copy. The same object is kept once. Another one of the same UID, which a sender must not make but some do, is kept
-    beside it with a longer name: both were acknowledged. UIDs that are none become "unknown".
+    beside it, its name longer by a hash of its content: both were acknowledged. UIDs that are none become "unknown",
+    and an object without one is named by the hash alone.
     """
-    study, series, instance = (
-        uid if is_uid(uid) else "unknown"
-        for uid in (header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    study, series = (
+        uid if is_uid(uid) else "unknown" for uid in (header.study_instance_uid, header.series_instance_uid)
     )
-    name = instance if instance != "unknown" else path.stem
-    target = folder / study / series / f"{name}.dcm"
-    new_folders = [made for made in (target.parent, target.parent.parent, folder) if not made.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not _put(path, target):
-        target = target.with_name(f"{name}_{path.stem}.dcm")
-        _put(path, target)
-    for changed in (target.parent, *(made.parent for made in new_folders)):
-        _sync_folder(changed)
+    instance = header.sop_instance_uid
+    target = folder / study / series / f"{instance if is_uid(instance) else _hash(path)}.dcm"
+    _make_folder(target.parent)
+    if not _put(path, target, folder):
+        target = target.with_name(f"{target.stem}_{_hash(path)}.dcm")
+        if not _put(path, target, folder):
+            raise FileExistsError(errno.EEXIST, "another file has the name", str(target))
+    _sync_folder(target.parent)
     return target
 
 
-def _put(path: Path, target: Path) -> bool:
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it and those above it, durably. One at a time: who finds a folder there relies on it."""
+    with _MAKING:
+        missing = [made for made in (folder, *folder.parents) if not made.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            _sync_folder(made.parent)
+
+
+def _put(path: Path, target: Path, folder: Path) -> bool:
     """Give the file this name, all at once; False when another object has it."""
     try:
         os.link(path, target)
     except FileExistsError:
         return filecmp.cmp(path, target, shallow=False)
     except OSError:  # another file system, or one without links
-        return _copy(path, target)
+        return _copy(path, target, _temporary(folder))
     return True
 
 
-def _copy(path: Path, target: Path) -> bool:
-    temporary = target.with_name(f".{uuid.uuid4().hex}.part")
+def _copy(path: Path, target: Path, temporary: Path) -> bool:
     try:
         with path.open("rb") as source, temporary.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1024 * 1024)

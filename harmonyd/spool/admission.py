@@ -38,6 +38,7 @@ class SpoolAdmission:
         self._kept = Totals(0, 0)
         self._refused: dict[str, str] = {}
         """The limits that are passed, and what to say of each."""
+        self._must_end = False
         self._subscribers: list[Callable[[], None]] = []
         self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.check()))
         self._loop.clock = reactor
@@ -49,8 +50,12 @@ class SpoolAdmission:
         """Why nothing more is accepted now; None when it is."""
         return "; ".join(self._refused.values()) or None
 
+    def must_end(self) -> bool:
+        """Whether so little room is left that what is being received has to end; the ballast is for the rest of it."""
+        return self._free_bytes < self._config.ballast_bytes // 2
+
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Have this called whenever ``refusal`` changes; returns how to end that."""
+        """Have this called whenever ``refusal`` or ``must_end`` changes; returns how to end that."""
         self._subscribers.append(changed)
         return lambda: self._subscribers.remove(changed) if changed in self._subscribers else None
 
@@ -104,7 +109,7 @@ class SpoolAdmission:
     # --- the limits ---
 
     def _judge(self) -> None:
-        before = self.refusal()
+        before = self.refusal(), self._must_end
         config, kept = self._config, self._kept
         floor = f"less than {config.min_free_bytes / _MB:g} MB are free where the spool is"
         self._limit("room", floor, max(config.min_free_bytes, 1), self._free_bytes + 1)
@@ -115,7 +120,8 @@ class SpoolAdmission:
             self._limit("bytes", much, kept.bytes, config.max_waiting_bytes)
         else:
             self._refused.pop("bytes", None)
-        if before != self.refusal():
+        self._must_end = self.must_end()
+        if before != (self.refusal(), self._must_end):
             self._changed()
 
     def _limit(self, name: str, text: str, value: float, most: float) -> None:
@@ -128,7 +134,8 @@ class SpoolAdmission:
     def _changed(self) -> None:
         refusal = self.refusal()
         if refusal:
-            self._log.error("nothing more is received: {reason}", reason=refusal)
+            ends = ", and what is being received is ended" if self._must_end else ""
+            self._log.error("nothing more is received{ends}: {reason}", reason=refusal, ends=ends)
         else:
             self._log.info("objects are received again")
         for changed in list(self._subscribers):

@@ -50,6 +50,8 @@ class ExitRecord:
     runtime_secs: float
     ended_because: str = ""
     """Why we ended it, where that has to be told to whoever waits for its work."""
+    last_line: bytes = b""
+    """The last line with anything in it, also when ``output`` ends long before."""
 
 
 class OnceChild(Protocol):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.base import DelayedCall
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
@@ -23,12 +21,12 @@ from harmonyd.supervision.history import History
 from harmonyd.supervision.logs import ChildLog
 from harmonyd.supervision.ports import holder_text, problem_text, try_port
 from harmonyd.supervision.process import ChildProcess, exit_text, in_thread
-from harmonyd.supervision.readiness import Examiner, ProbeFunction, Verdict
+from harmonyd.supervision.readiness import Examiner, Finding, ProbeFunction, Verdict
 from harmonyd.supervision.states import Event, State, Timer
+from harmonyd.supervision.task import Task
+from harmonyd.supervision.timers import Timers, duration_secs
 from harmonyd.supervision.waiters import Waiters
 
-READY_POLL_SECS = (0.05, 0.5)
-"""First and longest delay between looks at a child that starts."""
 LAST_LINES = 5
 
 Launch = Callable[["Kept", ChildProcess], None]
@@ -71,8 +69,8 @@ class Kept:
         self._why = "not started"
         self._process: ChildProcess | None = None
         self._discarded = False
-        self._task: Deferred[Event] | None = None
-        self._timers: dict[Timer, DelayedCall] = {}
+        self._task = Task(self._post, self._task_failed)
+        self._timers = Timers(reactor, self._timer_fired)
         self._events: deque[Event] = deque()
         self._posting = False
         self._ready: Waiters[None] = Waiters()
@@ -104,7 +102,7 @@ class Kept:
         """Whether a task or a timer will take it out of its state, where one must."""
         if self._state is State.BACKOFF:
             return Timer.RESTART in self._timers
-        return self._task is not None or self._state not in (State.STARTING, State.RUNNING)
+        return self._task.runs or self._state not in (State.STARTING, State.RUNNING)
 
     @property
     def description(self) -> str:
@@ -112,8 +110,8 @@ class Kept:
             minutes, secs = divmod(int(self._reactor.seconds() - self._state_since), 60)
             uptime = f"pid {self.pid}, uptime {minutes // 60}:{minutes % 60:02}:{secs:02}"
             return f"{uptime}, {self._why}" if self._why else uptime
-        due = self._timers.get(Timer.RESTART) or self._timers.get(Timer.RETRY)
-        return f"{self._why}; next try in {due.getTime() - self._reactor.seconds():.0f} s" if due else self._why
+        due_secs = self._timers.due_secs(Timer.RESTART, Timer.RETRY)
+        return self._why if due_secs is None else f"{self._why}; next try in {due_secs:.0f} s"
 
     def when_ready(self) -> Deferred[None]:
         waiter = self._ready.wait()
@@ -190,11 +188,11 @@ class Kept:
     def _execute(self, effect: states.Effect) -> None:
         match effect:
             case states.Spawn():
-                self._run_task(self._bring_up())
+                self._task.run(self._bring_up())
             case states.Probe():
-                self._run_task(self._watch_over())
+                self._task.run(self._watch_over())
             case states.StopProbe():
-                self._end_task()
+                self._task.end()
             case states.Signal(signum):
                 self._signal(signum)
             case states.Discard():
@@ -202,9 +200,9 @@ class Kept:
             case states.ArmTimer(Timer.RESTART):
                 self._arm_restart()
             case states.ArmTimer(timer):
-                self._arm(timer, self._timer_secs(timer))
+                self._timers.arm(timer, duration_secs(timer, self._config))
             case states.CancelTimer(timer):
-                self._cancel(timer)
+                self._timers.cancel(timer)
             case states.ResetBackoff():
                 self._backoff.reset()
             case states.Record():
@@ -229,56 +227,21 @@ class Kept:
 
     # --- timers
 
-    def _timer_secs(self, timer: Timer) -> float:
-        config = self._config
-        return {
-            Timer.STARTUP: config.startup_deadline_secs,
-            Timer.STABLE: config.stable_after_secs,
-            Timer.RETRY: config.fatal_retry_secs,
-            Timer.GRACE: config.stop_grace_secs,
-        }[timer]
-
-    def _arm(self, timer: Timer, delay_secs: float) -> None:
-        self._timers[timer] = self._reactor.callLater(delay_secs, self._timer_fired, timer)
-
     def _arm_restart(self) -> None:
         delay_secs = self._backoff.failed(self._reactor.seconds())
         if delay_secs is None:
             self._post(Event.GIVE_UP)
         else:
-            self._arm(Timer.RESTART, delay_secs)
-
-    def _cancel(self, timer: Timer) -> None:
-        call = self._timers.pop(timer, None)
-        if call is not None:
-            call.cancel()
+            self._timers.arm(Timer.RESTART, delay_secs)
 
     def _timer_fired(self, timer: Timer) -> None:
-        del self._timers[timer]
         if timer is Timer.STARTUP:
             self._why = f"not ready after {self._config.startup_deadline_secs:g} s: {self._why}"
         self._post(timer.value)
 
     # --- the task of the state: bringing up, or watching over
 
-    def _run_task(self, coroutine: Coroutine[Deferred[Any], Any, Event]) -> None:
-        task = Deferred.fromCoroutine(coroutine)
-        self._task = task
-        task.addCallbacks(self._task_done, self._task_failed)
-
-    def _end_task(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-
-    def _task_done(self, event: Event) -> None:
-        self._task = None
-        self._post(event)
-
     def _task_failed(self, failure: Failure) -> None:
-        if isinstance(failure.value, CancelledError):
-            return
-        self._task = None
         self.log.failure("{child}: its supervision failed", failure, child=self.full_name)
         self._why = f"internal error: {failure.getErrorMessage()}"
         self._post(Event.NOT_STARTED if self._state is State.STARTING else Event.HUNG)
@@ -297,7 +260,7 @@ class Kept:
         except SpawnError as failed:
             self._why = failed.detail
             return Event.UNUSABLE if isinstance(failed, UnusableProgram) else Event.NOT_STARTED
-        await self._until_ready(self._examiner(process))
+        await self._examiner(process).until_ready(self._found)
         return Event.READY
 
     def _spawn(self) -> ChildProcess:
@@ -313,35 +276,20 @@ class Kept:
         self.history.started(self._reactor.seconds())
         return process
 
-    def _examiner(self, process: ChildProcess) -> Examiner:
-        return Examiner(
-            self._reactor, process, self.spec.port, self.spec.called_aet, self._probe,
-            probe_timeout_secs=self._config.probe_timeout_secs,
-            association_timeout_secs=self.spec.association_timeout_secs,
-        )  # fmt: skip
-
-    async def _until_ready(self, examiner: Examiner) -> None:
-        delay_secs, longest_secs = READY_POLL_SECS
-        while True:
-            await deferLater(self._reactor, delay_secs)
-            found = await examiner.ready()
-            if found.verdict is Verdict.WELL:
-                return
-            self._why = found.why
-            delay_secs = min(1.5 * delay_secs, longest_secs)
-
     async def _watch_over(self) -> Event:
-        """Probe now and then; return HUNG when too many probes in a row were missed."""
         assert self._process is not None
-        examiner = self._examiner(self._process)
-        misses = 0
-        while misses < self._config.probe_misses:
-            await deferLater(self._reactor, self._config.probe_interval_secs)
-            found = await examiner.examine()
-            misses = misses + 1 if found.verdict is Verdict.MISSED else 0
-            self._why = "busy" if found.verdict is Verdict.BUSY else found.why
+        await self._examiner(self._process).until_hung(self._found)
         self._why = f"hung: {self._why}"
         return Event.HUNG
+
+    def _examiner(self, process: ChildProcess) -> Examiner:
+        return Examiner(self._reactor, process, self.spec, self._probe, lambda: self._config)
+
+    def _found(self, found: Finding) -> None:
+        self._why = found.why
+        if found.verdict is Verdict.BUSY and Timer.STARTUP in self._timers:
+            # While it serves somebody, it is not late.
+            self._timers.put_off(Timer.STARTUP, self._config.startup_deadline_secs)
 
     # --- the process
 

@@ -62,10 +62,21 @@ def established(port: int) -> int:
     return sum(found.state == _ESTABLISHED for found in sockets(port))
 
 
+def open_sockets(pid: int) -> int:
+    """How many sockets a process has open; 0 also where we may not see them."""
+    return sum(name.startswith("socket:") for name in _open_files(pid))
+
+
 def owned_by_session(port: int, session: int) -> bool:
     """Does a process of this session listen on the port?"""
     inodes = {found.inode for found in sockets(port) if found.state == _LISTEN}
     return bool(inodes) and _holder(inodes, (stat.pid for stat in members(session))) is not None
+
+
+def visible_holder(port: int) -> str | None:
+    """"pid N (command line)" of a process that listens on the port; None when we may see none."""
+    pid = _holder({found.inode for found in sockets(port) if found.state == _LISTEN}, all_pids())
+    return None if pid is None else f"pid {pid} ({command_line(pid)})"
 
 
 def holder_text(port: int) -> str:
@@ -73,9 +84,9 @@ def holder_text(port: int) -> str:
     listening = [found for found in sockets(port) if found.state == _LISTEN]
     if not listening:
         return f"port {port} was held by a process that is gone now"
-    pid = _holder({found.inode for found in listening}, all_pids())
-    if pid is not None:
-        return f"port {port} is held by pid {pid} ({command_line(pid)}): end it, or configure another port"
+    visible = visible_holder(port)
+    if visible is not None:
+        return f"port {port} is held by {visible}: end it, or configure another port"
     uid = listening[0].uid
     return f"port {port} is held by a process of user {_user_name(uid)} we may not see: end it, or use another port"
 

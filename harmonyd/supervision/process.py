@@ -65,6 +65,7 @@ class ChildProcess(ProcessProtocol):
         self._gone_waiters: Waiters[None] = Waiters()
         self._splitters = {1: LineSplitter(), 2: LineSplitter(), 3: LineSplitter()}
         self._output: list[bytes] = []
+        self._last_line = b""
         self._room_bytes = max_output_bytes
         self.output_bytes = 0
         """Everything the process has written so far, kept or not."""
@@ -112,8 +113,9 @@ class ChildProcess(ProcessProtocol):
         """How it ended; meaningful once ``drained``."""
         output = b"".join(self._output)
         return ExitRecord(
-            self.pid, self.exit_code, self.exit_signal, output, self._runtime_secs, self.ended_because
-        )
+            self.pid, self.exit_code, self.exit_signal, output, self._runtime_secs, self.ended_because,
+            self._last_line,
+        )  # fmt: skip
 
     def _signal_group(self, signum: int) -> bool:
         try:
@@ -168,6 +170,7 @@ class ChildProcess(ProcessProtocol):
             kept = (b"\n".join(lines) + b"\n")[: self._room_bytes]
             self._room_bytes -= len(kept)
             self._output.append(kept)
+        self._last_line = next(filter(None, reversed(lines)), self._last_line)
         self._on_lines(lines)
 
     def _drain(self, steps_left: int, quiet: int, seen_bytes: int) -> None:
@@ -221,5 +224,6 @@ def in_thread(reactor: Any, function: Callable[..., Any], *args: Any) -> Deferre
 def exit_text(exit_code: int | None, exit_signal: int | None) -> str:
     """How a process ended, in words."""
     if exit_signal is not None:
-        return f"ended by {signal.Signals(exit_signal).name}"
+        named = exit_signal in set(signal.Signals)  # most real-time signals have no name
+        return f"ended by {signal.Signals(exit_signal).name if named else f'signal {exit_signal}'}"
     return f"exited with code {exit_code}"

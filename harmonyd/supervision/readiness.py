@@ -11,15 +11,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from twisted.internet.task import deferLater
+
+from harmonyd.config.model import SupervisionConfig
+from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ProbeFailed
-from harmonyd.supervision.ports import established, owned_by_session
+from harmonyd.supervision.ports import established, open_sockets, owned_by_session
 from harmonyd.supervision.process import ChildProcess, in_thread
-from harmonyd.supervision.watcher import members
+from harmonyd.supervision.watcher import members, read_stat
 
 ProbeFunction = Callable[[Any, str, int, str, float], Awaitable[None]]
 """(reactor, host, port, called AE title, timeout in seconds); raises ``ProbeFailed``: ``probe.c_echo``."""
 
 HOST = "127.0.0.1"
+READY_POLL_SECS = (0.02, 0.5)
+"""First and longest delay between looks at a child that starts."""
 
 
 class Verdict(Enum):
@@ -34,6 +40,9 @@ class Finding:
     why: str = ""
 
 
+OnFinding = Callable[[Finding], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What /proc says about a child."""
@@ -46,10 +55,15 @@ class Reading:
 
 
 def read_child(session: int, port: int) -> Reading:
-    """Take a reading. Reads many files: call it in a thread."""
-    stats = members(session)
-    stopped = any(stat.pid == session and stat.state in "Tt" for stat in stats)
-    return Reading(stopped, established(port), sum(stat.cpu_ticks for stat in stats))
+    """Take a reading. May read many files: call it in a thread.
+
+    The tables of all connections and processes cost milliseconds. They are read only if the child has more open than
+    the socket it listens on: an idle one accepts at once, so that a connection it has not accepted is no work of its.
+    """
+    leader = read_stat(session)
+    connections = established(port) if open_sockets(session) != 1 else 0
+    cpu_ticks = sum(stat.cpu_ticks for stat in members(session)) if connections else 0
+    return Reading(leader is not None and leader.state in "Tt", connections, cpu_ticks)
 
 
 class Movement:
@@ -75,37 +89,54 @@ def judge(reading: Reading, still_secs: float, association_timeout_secs: float) 
         return None
     if still_secs >= association_timeout_secs:
         return Finding(Verdict.MISSED, f"it has a connection open, and nothing about it moved for {still_secs:.0f} s")
-    return Finding(Verdict.BUSY)
+    return Finding(Verdict.BUSY, "busy")
 
 
 class Examiner:
-    """Examines one process that listens on ``port``."""
+    """Examines one process of a child. ``config`` is asked each time, because a reload may change it."""
 
     def __init__(
         self,
         reactor: Any,
         process: ChildProcess,
-        port: int,
-        called_aet: str,
+        spec: KeptSpec,
         probe: ProbeFunction,
-        *,
-        probe_timeout_secs: float,
-        association_timeout_secs: float,
+        config: Callable[[], SupervisionConfig],
     ) -> None:
         self._reactor = reactor
         self._process = process
-        self._port = port
-        self._called_aet = called_aet
+        self._spec = spec
         self._probe = probe
-        self._probe_timeout_secs = probe_timeout_secs
-        self._association_timeout_secs = association_timeout_secs
+        self._config = config
         self._movement = Movement(reactor.seconds())
 
+    async def until_ready(self, on_finding: OnFinding) -> None:
+        """Return when the child is ready; ``on_finding`` gets what is found before."""
+        delay_secs, longest_secs = READY_POLL_SECS
+        while True:
+            await deferLater(self._reactor, delay_secs)
+            found = await self.ready()
+            if found.verdict is Verdict.WELL:
+                return
+            on_finding(found)
+            delay_secs = min(1.5 * delay_secs, longest_secs)
+
+    async def until_hung(self, on_finding: OnFinding) -> None:
+        """Probe now and then, sooner after a miss; return when too many probes in a row were missed."""
+        misses = 0
+        while misses < self._config().probe_misses:
+            config = self._config()
+            longest_secs = config.probe_timeout_secs if misses else config.probe_interval_secs
+            await deferLater(self._reactor, min(config.probe_interval_secs, longest_secs))
+            found = await self.examine()
+            misses = misses + 1 if found.verdict is Verdict.MISSED else 0
+            on_finding(found)
+
     async def ready(self) -> Finding:
-        """WELL when the port is its own and a C-ECHO succeeded, else MISSED with what is not so."""
-        if not await in_thread(self._reactor, owned_by_session, self._port, self._process.pid):
-            return Finding(Verdict.MISSED, f"it does not listen on port {self._port}")
-        return await self._echo()
+        """WELL when the port is its own and a C-ECHO succeeded; BUSY when somebody got in first; else MISSED."""
+        if not await in_thread(self._reactor, owned_by_session, self._spec.port, self._process.pid):
+            return Finding(Verdict.MISSED, f"it does not listen on port {self._spec.port}")
+        return await self.examine()
 
     async def examine(self) -> Finding:
         """WELL, BUSY or MISSED.
@@ -121,14 +152,15 @@ class Examiner:
         return await self._look() or echoed
 
     async def _look(self) -> Finding | None:
-        reading = await in_thread(self._reactor, read_child, self._process.pid, self._port)
+        reading = await in_thread(self._reactor, read_child, self._process.pid, self._spec.port)
         now = self._reactor.seconds()
         still_secs = self._movement.still_secs(now, self._process.output_bytes, reading.cpu_ticks)
-        return judge(reading, still_secs, self._association_timeout_secs)
+        return judge(reading, still_secs, self._spec.association_timeout_secs)
 
     async def _echo(self) -> Finding:
+        timeout_secs = self._config().probe_timeout_secs
         try:
-            await self._probe(self._reactor, HOST, self._port, self._called_aet, self._probe_timeout_secs)
+            await self._probe(self._reactor, HOST, self._spec.port, self._spec.called_aet, timeout_secs)
         except ProbeFailed as error:
             return Finding(Verdict.MISSED, f"C-ECHO failed: {error.detail}")
         return Finding(Verdict.WELL)

@@ -10,6 +10,7 @@ PLAIN = {State.STARTING: "starting", State.RUNNING: "", State.STOPPING: "stoppin
 """What is said of a child that comes into one of these states; failures say theirs before."""
 _NOT_EXECUTED = (126, 127)
 """Exit codes of setpriv and setsid when the program behind them cannot be run."""
+_MAX_LINE_BYTES = 200
 # DCMTK's command line parser says "error: ..." without a level, and only about options.
 _OPTIONS = b"error: "
 # What storescp says of a port below 1024 to everybody but root, whatever the kernel would allow.
@@ -18,8 +19,7 @@ _PRIVILEGED_PORT = b"insufficient privileges"
 
 def explained(record: ExitRecord) -> str:
     """The exit, and the last line that was said."""
-    lines = record.output.splitlines()
-    last = lines[-1].decode("utf-8", "replace") if lines else "it said nothing"
+    last = record.last_line[:_MAX_LINE_BYTES].decode("utf-8", "replace") or "it said nothing"
     return f"{exit_text(record.exit_code, None)}: {last}"
 
 

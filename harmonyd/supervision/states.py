@@ -1,9 +1,8 @@
 """The life of a kept child as a table: ``(state, event) → (new state, effects)``. No I/O, no clock, no randomness.
 
-    STOPPED ─start▶ STARTING ─ready▶ RUNNING ─exit, hung▶ BACKOFF ─timer▶ STARTING
-                       └─ exit, deadline, not started ▶ BACKOFF ─ too many fast failures ▶ FATAL ─timer▶ STARTING
-                       └─ unusable program or options ▶ FATAL (no timer: only a start or a new configuration helps)
-    any of STARTING, RUNNING, BACKOFF, FATAL ─stop▶ STOPPING ─group gone▶ STOPPED
+The diagram is in docs/operations.md, made from the table by ``diagram``. In short: what fails is in BACKOFF until a
+timer starts it again, and FATAL after too many fast failures, from where a slower timer does. FATAL for an unusable
+program or option has no timer: only a start or a new configuration helps. A stop leads through STOPPING to STOPPED.
 
 A process may still be dying while its child is in BACKOFF or FATAL; ``Spawn`` waits for it, and ``GONE`` is an event
 only where somebody waits for it (STOPPING). An event that a state does not know raises and changes nothing.

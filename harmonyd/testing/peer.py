@@ -88,6 +88,8 @@ class PeerOptions:
     """Send the sub-operation counters (they are optional in PS3.7)."""
     originator: bool = True
     """C-MOVE: name the move originator in the sub-operations."""
+    originator_aet: str = ""
+    """Who is named; empty: who asked."""
     store_statuses: tuple[int, ...] = (0x0000,)
     """Answers to C-STORE, in turn, over all associations."""
     reject: tuple[int, int, int] = (2, 3, 2)

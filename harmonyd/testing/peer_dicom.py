@@ -240,7 +240,8 @@ class _Conversation:
             raise _Over from error
 
     def _send_there(self, association: Any, instance: Dataset, number: int) -> None:
-        named = {"originator_aet": self._assoc.requestor.ae_title, "originator_id": self._request.MessageID}
+        asked_by = self._options.originator_aet or self._assoc.requestor.ae_title
+        named = {"originator_aet": asked_by, "originator_id": self._request.MessageID}
         try:
             association.send_c_store(
                 instance, msg_id=number % 60000 + 1, **(named if self._options.originator else {})

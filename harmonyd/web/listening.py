@@ -10,15 +10,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 
 from harmonyd.config.model import HttpListener
 from harmonyd.errors import HarmonydError
+from harmonyd.supervision.ports import visible_holder
 
-__all__ = ["CannotBind", "PortTaken", "listen", "passed_sockets", "port_holder"]
+__all__ = ["CannotBind", "PortTaken", "listen", "passed_sockets"]
 
 _SYSTEMD = "systemd:"
 
@@ -83,7 +83,7 @@ async def _explain(listener: HttpListener, error: Any) -> CannotBind:
     where = f"{listener.bind_address} port {listener.bind_port}"
     number = getattr(error, "errno", None)
     if number == errno.EADDRINUSE:
-        holder = await deferToThread(port_holder, listener.bind_port)
+        holder = await deferToThread(visible_holder, listener.bind_port)
         return PortTaken(
             f"{where} is taken by {holder or 'a process that this user may not see (root may: ss -ltnp)'}.",
             hint="End that process, or change bind_port of the network in the configuration.",
@@ -95,13 +95,3 @@ async def _explain(listener: HttpListener, error: Any) -> CannotBind:
     }
     reason = getattr(error, "strerror", None) or str(error)
     return CannotBind(f"Cannot listen on {where}: {reason}.", hint=hints.get(number or 0, "Check bind_address."))
-
-
-def port_holder(port: int) -> str | None:
-    """Return "pid N (command line)" of a process that listens on a TCP port, None when none can be seen. Blocks."""
-    try:
-        listeners = [item for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN]
-        pid = next((item.pid for item in listeners if item.laddr.port == port and item.pid), None)
-        return None if pid is None else f"pid {pid} ({' '.join(psutil.Process(pid).cmdline())})"
-    except (psutil.Error, OSError):
-        return None

@@ -1,26 +1,29 @@
-"""The management API as a route like any other: ``GET {base}/NAME`` for each of its documents."""
+"""The management API as a route like any other: ``GET {base}/NAME`` for each document, and resources with more."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from harmonyd.bodies import BytesBody
-from harmonyd.control.hosts import names_this_machine
-from harmonyd.control.management import Document
+from harmonyd.control.hosts import is_from_another_site, names_this_machine
+from harmonyd.control.management import Document, Resource
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
-from harmonyd.errors import Forbidden, NotFound
+from harmonyd.errors import Forbidden, MethodNotAllowed, NotFound
 from harmonyd.services.base import HttpAnswer, HttpRequest
 from harmonyd.web.route import Route
 
 __all__ = ["management_route"]
 
+READING = ("GET", "HEAD")
+
 
 class ManagementEndpoint:
-    """Serves documents to those who ask for this machine by its address."""
+    """Serves those who ask for this machine by its address."""
 
     name = "management"
-    methods: tuple[str, ...] = ("GET", "HEAD")
+    methods: tuple[str, ...] = ("GET", "HEAD", "POST", "DELETE")
 
     def __init__(self, base_path: str) -> None:
         self.path_prefix = base_path
@@ -31,12 +34,17 @@ class ManagementEndpoint:
             raise Forbidden(
                 "The management API answers only to this machine's own names.", hint="Ask for 127.0.0.1 or localhost."
             )
+        if request.method not in READING and is_from_another_site(request.headers):
+            raise Forbidden(
+                "A page of another site may change nothing here.", hint="Ask without a browser, or from its own page."
+            )
         return RequestEnvelope(
             protocol="http",
             method=request.method,
             uri=request.uri,
             path=request.path,
             body=request.body,
+            query=request.query,
             id=request.id,
         )
 
@@ -47,15 +55,22 @@ class ManagementEndpoint:
         return HttpAnswer(response.status, dict(response.headers), body.chunks(), body.length)
 
 
-def management_route(base_path: str, documents: Mapping[str, Document]) -> Route:
-    """Serve ``documents``, by name, below ``base_path``."""
+def management_route(base_path: str, documents: Mapping[str, Document], resources: Mapping[str, Resource]) -> Route:
+    """Serve ``documents`` and ``resources``, by name, below ``base_path``."""
+
+    async def found(request: RequestEnvelope) -> Any:
+        name, *below = request.path.strip("/").split("/")
+        if name in resources:
+            return await resources[name]("GET" if request.method == "HEAD" else request.method, below, request.query)
+        if below or name not in documents:
+            known = ", ".join(f"{base_path}/{name}" for name in (*documents, *resources))
+            raise NotFound("The management API has nothing at this path.", hint=f"It has {known}.")
+        if request.method not in READING:
+            raise MethodNotAllowed(f"{request.method} is not allowed here; GET, HEAD is.", allow=READING)
+        return await documents[name]()
 
     async def handle(request: RequestEnvelope) -> ResponseEnvelope:
-        document = documents.get(request.path.strip("/"))
-        if document is None:
-            known = ", ".join(f"{base_path}/{name}" for name in documents)
-            raise NotFound("The management API has nothing at this path.", hint=f"It has {known}.")
-        text = json.dumps(await document(), ensure_ascii=False, indent=2)
+        text = json.dumps(await found(request), ensure_ascii=False, indent=2)
         return ResponseEnvelope(
             headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
             body=BytesBody(text.encode("utf-8", "backslashreplace") + b"\n"),

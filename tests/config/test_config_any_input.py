@@ -18,9 +18,10 @@ KEYS = sorted(
     | {"service", "options", "type", "set", "identifier", "rules", "backend", "dimse_op", "path_prefix", "methods"}
     | {"base_url", "networks", "endpoints", "backends", "middleware", "http", "dicom", "bind_address", "bind_port"}
     | {"module", "network", "enabled", "base_path", "id", "pipelines_path", "path", "tls", "targets", "use_tls"}
-    | {"PatientID", "00100020", "a", ""}
+    | {"PatientID", "00100020", "a", "", "when", "otherwise", "calling_aet"}
 )
 TEXTS = ["http", "dicom", "echo", "passthru", "metadata", "path_filter", "a", "b", "/a", "127.0.0.1", "find", "\n", "ä"]
+TEXTS += ["route", "storage"]
 TABLES = ["proxy", "network", "storage", "limits", "logging", "management", "telemetry", "control", "supervision"]
 TABLES += ["spool"]
 DEFINITIONS = ["pipelines", "endpoints", "backends", "middleware", "services", "middleware_types", "cloud", "x"]
@@ -28,7 +29,7 @@ DEFINITIONS = ["pipelines", "endpoints", "backends", "middleware", "services", "
 plain = st.one_of(st.sampled_from(TEXTS), st.integers(-1, 70000), st.booleans(), st.floats(), st.sampled_from([[]]))
 values = st.recursive(
     plain | st.lists(st.sampled_from(TEXTS), max_size=3),
-    lambda below: st.dictionaries(st.sampled_from(KEYS), below, max_size=5),
+    lambda below: (tables := st.dictionaries(st.sampled_from(KEYS), below, max_size=5)) | st.lists(tables, max_size=2),
     max_leaves=12,
 )
 named = st.dictionaries(st.sampled_from(["a", "b", "..", "http"]), values, max_size=3)

@@ -196,10 +196,35 @@ def test_defaults_count_as_ports(problems):
     assert places(found) == [("endpoints.b.options", "port")]
 
 
-def test_a_default_address_that_storescp_cannot_listen_on(loaded, problems):
-    """Another bind address is refused when an endpoint takes it, and not before."""
+def test_a_default_address_that_a_persistent_storescp_cannot_listen_on(loaded, problems):
+    """An endpoint that takes another bind address from its network receives per association, or says that it cannot."""
     main = PROXY + DEFAULT + '[network.d.dicom]\nbind_address = "127.0.0.1"\n'
-    assert loaded(scp("a") + pipe("p", ["a"]), main=main)
-    found = problems(scp("a") + pipe("p", ["a"], networks=["d"]), main=main)
+    options = loaded(scp("a") + pipe("p", ["a"], networks=["d"]), main=main).endpoints["a"].options
+    assert (options.bind_addr, options.store_scp) == ("127.0.0.1", "per-association")
+    found = problems(scp("a", "store_scp = 'persistent'") + pipe("p", ["a"], networks=["d"]), main=main)
     assert places(found) == [("endpoints.a.options", "bind_addr")]
-    assert "not built yet" in found[0].what
+    assert "per-association" in found[0].remedy
+
+
+def test_endpoints_of_different_titles_share_a_port(loaded, problems):
+    """Ports of our own are shared by AE titles; one title has one owner, and a persistent storescp shares nothing."""
+    own = "store_scp = 'per-association', port = 104, local_aet = "
+    pipes = pipe("p", ["a", "b"])
+    assert loaded(scp("a", own + "'A'") + scp("b", own + "'B'") + pipes)
+    found = problems(scp("a", own + "'A'") + scp("b", own + "'A'") + pipes)
+    assert [problem.what for problem in found] == ["[endpoints.a.options] answers to A on port 104 already"]
+    assert problems(scp("a", own + "'A'") + scp("b", "port = 104") + pipes)
+
+
+@pytest.mark.parametrize("folder", ["tmp/spool", "tmp/quarantine/x", "tmp/run", "tmp/log"])
+def test_objects_are_not_kept_among_our_own_files(problems, folder):
+    """Neither a storage backend nor an endpoint keeps objects where spool, quarantine, locks or logs are."""
+    backend = f'[backends.b]\nservice = "storage"\noptions = {{ path = "{folder}" }}\n'
+    found = problems(backend + scp("a", f"storage_dir = '{folder}'"))
+    assert sorted(places(found)) == [("backends.b.options", "path"), ("endpoints.a.options", "storage_dir")]
+
+
+def test_objects_may_be_kept_below_the_storage_path(loaded):
+    """Beside harmonyd's own folders there is room, and two may share a folder."""
+    backend = '[backends.{0}]\nservice = "storage"\noptions = {{ path = "tmp/received/a" }}\n'
+    assert loaded(backend.format("b") + backend.format("c"))

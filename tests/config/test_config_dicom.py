@@ -103,7 +103,7 @@ def test_a_host_that_could_be_something_else(problems, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["use_tls = true", "tls = { ca = 'x' }", "tls = {}", "engine = 'native'", "store_scp = 'per-association'"],
+    ["use_tls = true", "tls = { ca = 'x' }", "tls = {}", "engine = 'native'"],
 )
 def test_what_is_not_built_yet_in_a_backend(problems, text):
     """Options of later features are refused with the reason."""
@@ -129,7 +129,9 @@ def test_endpoint_values_reach_the_model(loaded, tmp_path):
     """Each key sets its field."""
     text = "local_aet = 'ME'\nport = 104\nmax_pdu = 16384\nstorage_dir = 'in'\nbind_addr = '0.0.0.0'\n"
     options = loaded(ENDPOINT + text + "store_scp = 'persistent'\nallowed_calling_aets = []\n").endpoints["e"].options
-    assert options == DicomEndpointOptions("ME", "0.0.0.0", 104, 16384, "persistent", tmp_path / "in")
+    assert options == DicomEndpointOptions(
+        local_aet="ME", port=104, max_pdu=16384, storage_dir=tmp_path / "in"
+    )
 
 
 @pytest.mark.parametrize("key", ["host", "aet", "use_tls", "engine", "incoming_store_port", "dimse_retrieve_mode"])
@@ -142,17 +144,10 @@ def test_a_backend_key_in_an_endpoint(problems, key):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "allowed_calling_aets = ['A']",
-        "bind_addr = '127.0.0.1'",
-        "max_associations = 3",
-        "store_scp = 'per-association'",
-        "tls = {}",
-        "transfer_syntaxes = []",
-    ],
+    ["tls = {}", "transfer_syntaxes = []"],
 )
 def test_what_is_not_built_yet_in_an_endpoint(problems, text):
-    """Options that a storescp of its own cannot honour are refused with the reason."""
+    """Options of later features are refused with the reason."""
     found = problems(ENDPOINT + text)
     assert len(found) == 1
     assert "not built yet" in found[0].what
@@ -161,4 +156,55 @@ def test_what_is_not_built_yet_in_an_endpoint(problems, text):
 @pytest.mark.parametrize(("key", "value"), [("port", "0"), ("port", "65536"), ("port", "'104'"), ("bind_addr", "'x'")])
 def test_one_mistake_in_an_endpoint(problems, key, value):
     """Ports out of range and things that are no address are told at their key."""
+    assert [problem.key for problem in problems(ENDPOINT + f"{key} = {value}\n")] == [key]
+
+
+NEEDS_PER_ASSOCIATION = [
+    "allowed_calling_aets = ['A']",
+    "bind_addr = '127.0.0.1'",
+    "bind_addr = '::1'",
+    "max_associations = 3",
+    "max_associations_per_peer = 3",
+]
+
+
+@pytest.mark.parametrize("text", NEEDS_PER_ASSOCIATION)
+def test_the_receiver_is_chosen_by_what_is_asked_of_it(loaded, text):
+    """Left open, the receiver is the one that can do it, and a warning says so."""
+    config = loaded(ENDPOINT + text)
+    assert config.endpoints["e"].options.store_scp == "per-association"
+    assert any(f'"per-association" was chosen: {text.split()[0]} needs it' in line for line in config.warnings)
+
+
+@pytest.mark.parametrize("text", NEEDS_PER_ASSOCIATION)
+def test_a_persistent_receiver_that_cannot_do_it(loaded, problems, text):
+    """Asked for by name it is a mistake that says which can; the other one takes it without a word."""
+    [problem] = problems(ENDPOINT + text + "\nstore_scp = 'persistent'")
+    assert problem.key == text.split()[0]
+    assert "per-association" in problem.remedy
+    assert loaded(ENDPOINT + text + "\nstore_scp = 'per-association'")
+
+
+def test_a_receiver_without_wishes_is_persistent(loaded):
+    """What both can do chooses nothing."""
+    options = loaded(ENDPOINT + "association_timeout_ms = 5000\nin_order = true").endpoints["e"].options
+    assert (options.store_scp, options.association_timeout_secs, options.in_order) == ("persistent", 5.0, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_associations", "0"),
+        ("max_associations", "201"),
+        ("max_associations_per_peer", "0"),
+        ("association_timeout_ms", "0"),
+        ("allowed_calling_aets", "'A'"),
+        ("allowed_calling_aets", "['A_TITLE_THAT_IS_TOO_LONG']"),
+        ("bind_addr", "'localhost'"),
+        ("in_order", "1"),
+        ("store_scp", "'transient'"),
+    ],
+)
+def test_one_wrong_wish_of_a_receiver(problems, key, value):
+    """Wrong types, values out of range and unknown modes are told at their key."""
     assert [problem.key for problem in problems(ENDPOINT + f"{key} = {value}\n")] == [key]

@@ -32,7 +32,7 @@ use_tls = true
 endpoints = ["scp"]
 [endpoints.scp]
 service = "dicom"
-options = { local_aet = "HARMONY_SCP", bind_addr = "127.0.0.1" }
+options = { local_aet = "HARMONY_SCP", bind_addr = "127.0.0.1", store_scp = "persistent" }
 """,
 }
 WRONG_MAIN = """
@@ -51,6 +51,19 @@ def test_the_first_configuration_loads(loaded):
     config = loaded(pipelines, main=main)
     assert config.warnings == ()
     assert config.backends["pacs"].options.aet == "ORTHANC"
+
+
+def test_the_example_of_routing_loads(loaded):
+    """Rules and pipeline of the page, put together, make a configuration without a warning."""
+    [rules] = re.findall(r"```\n(\[middleware.by_modality].*?)```", PAGE, re.DOTALL)
+    [pipeline] = re.findall(r"```\n(\[pipelines.inbound].*?)```", PAGE, re.DOTALL)
+    config = loaded(pipeline + rules)
+    assert config.warnings == ()
+    assert [rule.backends for rule in config.middleware["by_modality"].options["rules"]] == [
+        ("archive",),
+        ("archive", "ai"),
+        (),
+    ]
 
 
 def test_the_sample_of_mistakes_is_real(write):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harmonyd.config import services
-from harmonyd.config.model import EchoOptions, HttpBackendOptions, HttpEndpointOptions
+from harmonyd.config.model import EchoOptions, HttpBackendOptions, HttpEndpointOptions, StorageBackendOptions
 
 
 @pytest.mark.parametrize(("written", "prefix"), [("/", ""), ("/a", "/a"), ("/a/", "/a"), ("/a/b", "/a/b")])
@@ -94,3 +94,16 @@ def test_an_option_outside_of_options(problems):
 def test_options_that_are_no_table(problems):
     """Options are a table; nothing more is said about those that are not."""
     assert [problem.what for problem in problems("[endpoints.x]\nservice = 'http'\noptions = 3\n")] == ["not a table"]
+
+
+def test_a_storage_backend(loaded, tmp_path):
+    """Its path is taken from the folder of config.toml."""
+    config = loaded("[backends.b]\nservice = 'storage'\noptions = { path = 'kept' }\n")
+    assert config.backends["b"].options == StorageBackendOptions(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(("options", "key"), [("", "path"), ("path = 3", "path"), ("path = 'x', dir = 'y'", "dir")])
+def test_one_mistake_in_a_storage_backend(problems, options, key):
+    """A path is all it has, and it needs one."""
+    text = f"[backends.b]\nservice = 'storage'\noptions = {{ {options} }}\n"
+    assert [(problem.table, problem.key) for problem in problems(text)] == [("backends.b.options", key)]

@@ -13,9 +13,10 @@ from harmonyd import __version__
 from harmonyd.bodies import EmptyBody
 from harmonyd.config import load
 from harmonyd.control.management import Management
-from harmonyd.errors import Forbidden, NotFound
+from harmonyd.errors import Forbidden, MethodNotAllowed, NotFound
 from harmonyd.services.base import HttpRequest
 from harmonyd.supervision.figures import Figures
+from harmonyd.testing.config_files import write_config
 from harmonyd.testing.control import FakeChild, FakeDaemon
 from harmonyd.web.management import management_route
 
@@ -90,14 +91,23 @@ async def test_pipelines_and_routes(kit) -> None:
     json.dumps([pipelines, routes])
 
 
-def request(path: str, host: str = "127.0.0.1:8080") -> HttpRequest:
+@pytest_twisted.ensureDeferred
+async def test_a_storage_backend_has_its_path(kit, tmp_path) -> None:
+    """Where objects are kept is no secret."""
+    given = {"endpoints": {"scp": {"service": "dicom"}}, "backends": {"kept": {"service": "storage", "path": "/srv"}}}
+    kit.management.config = load(write_config(tmp_path, http_port=8080, **given))
+    [pipeline] = await kit.management.pipelines()
+    assert pipeline["backends"] == [{"name": "kept", "service": "storage", "path": "/srv"}]
+
+
+def request(path: str, host: str = "127.0.0.1:8080", method: str = "GET") -> HttpRequest:
     """What the front end hands over."""
-    return HttpRequest("1", "GET", f"/admin{path}", path, "/admin", {"host": host}, {}, EmptyBody(), "127.0.0.1")
+    return HttpRequest("1", method, f"/admin{path}", path, "/admin", {"host": host}, {}, EmptyBody(), "127.0.0.1")
 
 
 async def get(kit: Kit, path: str) -> Any:
     """The body at a path below the base."""
-    route = management_route("/admin", kit.management.documents)
+    route = management_route("/admin", kit.management.documents, {})
     envelope = route.endpoint.request(request(path))
     answer = await route.endpoint.answer(envelope, await route.handle(envelope))
     assert answer.chunks is not None
@@ -120,21 +130,32 @@ async def test_nothing_else_is_served(kit, path) -> None:
     assert "/admin/children" in caught.value.hint
 
 
-def test_only_get(kit) -> None:
-    """Nothing can be changed."""
-    route = management_route("/admin", kit.management.documents)
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest_twisted.ensureDeferred
+async def test_documents_are_only_read(kit, method) -> None:
+    """Nothing of them can be changed."""
+    route = management_route("/admin", kit.management.documents, {})
+    with pytest.raises(MethodNotAllowed) as caught:
+        await route.handle(route.endpoint.request(request("/info", method=method)))
+    assert caught.value.extra["allow"] == ("GET", "HEAD")
+
+
+def test_what_no_resource_takes_is_refused_at_once(kit) -> None:
+    """PUT and PATCH never get in."""
+    route = management_route("/admin", kit.management.documents, {})
     assert route.allows("GET")
-    assert not any(route.allows(method) for method in ("POST", "PUT", "DELETE", "PATCH"))
+    assert not any(route.allows(method) for method in ("PUT", "PATCH", "OPTIONS"))
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "", "127.0.0.1.evil.example", "a:b"])
 def test_names_of_others_are_refused(kit, host) -> None:
     """A web page could have pointed its own name at this machine."""
     with pytest.raises(Forbidden):
-        management_route("/admin", kit.management.documents).endpoint.request(request("/info", host))
+        management_route("/admin", kit.management.documents, {}).endpoint.request(request("/info", host))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8080", "[::1]:8080", "LOCALHOST"])
 def test_own_names_are_answered(kit, host) -> None:
     """Addresses and localhost, with and without a port."""
-    assert management_route("/admin", kit.management.documents).endpoint.request(request("/info", host)).path == "/info"
+    endpoint = management_route("/admin", kit.management.documents, {}).endpoint
+    assert endpoint.request(request("/info", host)).path == "/info"

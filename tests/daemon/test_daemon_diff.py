@@ -88,6 +88,18 @@ def test_listeners_and_settings(config: Change) -> None:
     assert diff.changes(config(), config(sections={"network": network})).added == ("network:extra",)
 
 
+def test_rules_and_folders_are_changes_of_their_own(config: Change) -> None:
+    """Another rule concerns the pipeline only, another folder the backend that keeps objects there."""
+
+    def made(folder: str = "a", pattern: str = "CT") -> Config:
+        rule = {"when": {"00080060": pattern}, "backends": ["kept"]}
+        backends = {**BACKENDS, "kept": {"service": "storage", "path": folder}}
+        return config(backends=backends, middleware={"by": {"type": "route", "rules": [rule]}})
+
+    assert diff.changes(made(), made(pattern="MR")) == Changes(changed=("pipeline:test",))
+    assert diff.changes(made(), made("b")) == Changes(changed=("backend:kept",))
+
+
 def test_an_unused_definition_is_no_change(config: Change) -> None:
     """Only what a pipeline names is there."""
     pipelines = {"test": {"networks": ["default"], "endpoints": ["http"], "backends": ["answer"]}}

@@ -30,6 +30,7 @@ class FakeSpool:
         self.refused: set[str] = set()
         """SOP Instance UIDs that are not taken."""
         self.full: str | None = None
+        self.ends = False
         self._listening: list[Callable[[], None]] = []
 
     async def __call__(self, arrivals: Sequence[Arrival]) -> None:
@@ -42,15 +43,18 @@ class FakeSpool:
             self.arrivals.append(replace(arrival, instance=replace(arrival.instance, path=target)))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
-        path.unlink()  # noqa: ASYNC240 - a test's own
+        path.unlink()  # noqa: ASYNC240 - in a test
         self.damages.append((path.name, association, reason))
 
     def refusal(self) -> str | None:
         return self.full
 
+    def must_end(self) -> bool:
+        return self.ends
+
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         self._listening.append(changed)
-        return lambda: self._listening.remove(changed)
+        return lambda: self._listening.remove(changed) if changed in self._listening else None
 
     def set_full(self, reason: str | None) -> None:
         self.full = reason
@@ -103,7 +107,7 @@ class Inbound:
 
 
 def descriptors() -> dict[int, str]:
-    """What this process has open, by number."""
+    """What this process has open, but for the random device and the thread pool's own."""
     found = {}
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - as the names of files they do not exist for long
         try:

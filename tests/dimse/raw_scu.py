@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 from collections.abc import Sequence
@@ -92,19 +91,21 @@ class RawScu:
 
     def receive(self) -> tuple[int, bytes]:
         """The next PDU: type and content; (0, b"") when the peer has closed, or reset."""
-        header = self._exactly(6)
-        if len(header) < 6:
+        try:
+            header = self._exactly(6)
+            if len(header) < 6:
+                return 0, b""
+            kind, length = struct.unpack(">BxI", header)
+            return kind, self._exactly(length)
+        except ConnectionError:
             return 0, b""
-        kind, length = struct.unpack(">BxI", header)
-        return kind, self._exactly(length)
 
     def _exactly(self, count: int) -> bytes:
-        """So many bytes, or fewer when the peer has closed. A socket with a timeout knows no MSG_WAITALL."""
-        content = b""
-        with contextlib.suppress(ConnectionError):
-            while len(content) < count and (more := self.sock.recv(count - len(content))):
-                content += more
-        return content
+        """So many bytes, fewer when the peer closes. MSG_WAITALL does not wait on a socket that has a timeout."""
+        data = b""
+        while len(data) < count and (more := self.sock.recv(count - len(data))):
+            data += more
+        return data
 
     def rest(self) -> list[int]:
         """The types of all PDUs that still come, until the peer closes."""

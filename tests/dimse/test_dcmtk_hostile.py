@@ -1,4 +1,4 @@
-"""A hostile or broken peer costs no process, no descriptor, no directory, and nobody else's object."""
+"""What a hostile or broken peer does costs nothing: no process, descriptor or directory, and nobody else's object."""
 
 from __future__ import annotations
 
@@ -195,9 +195,10 @@ def files_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "uid", [b"../../x", b"/etc/x", b"", b"." * 64, b"@/etc/hostname", b"1.2\n3", b"$(id)", b"a b;c"]
-)
+UIDS = [b"../../x", b"/etc/x", b"", b"." * 64, b"@/etc/hostname", b"1.2\n3", b"$(id)", b"a b;c"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
 @pytest_twisted.ensureDeferred
 async def test_instance_uids(inbound: Any, eventually: Any, tmp_path: Path, study: MadeStudy, uid: bytes) -> None:
     """A SOP Instance UID names no path: what is accepted is written where it belongs, and nothing beside that."""
@@ -283,7 +284,9 @@ async def test_200_connections_at_once(inbound: Any, eventually: Any, study: Mad
 
 
 @pytest_twisted.ensureDeferred
-async def test_silent_connections_make_room(inbound: Any, monkeypatch: pytest.MonkeyPatch, study: MadeStudy) -> None:
+async def test_silent_connections_make_room(
+    inbound: Any, monkeypatch: pytest.MonkeyPatch, study: MadeStudy
+) -> None:
     """However many are connected and say nothing, who asks for an association gets it."""
     monkeypatch.setattr(listener, "MAX_PENDING", 20)
     running = await inbound()

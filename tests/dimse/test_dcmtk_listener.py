@@ -12,6 +12,7 @@ import pytest
 import pytest_twisted
 from raw_scu import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RP, RawScu, data_set_of
 
+from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.errors import Unavailable
 from harmonyd.testing.data import MadeStudy
 from harmonyd.testing.processes import dcmtk, port_is_free
@@ -141,13 +142,15 @@ async def test_all_addresses(inbound: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_taken_port_is_explained(inbound: Any) -> None:
+async def test_taken_port_is_explained(inbound: Any, tmp_path: Path) -> None:
     """A port that somebody else holds is named, together with the holder."""
     running = await inbound()
+    engine = running.engine
     await running.scp.pause()
-    taken = pytest.raises(Unavailable, match=f"port {running.port} is held by pid")
-    with socket.create_server(("127.0.0.1", running.port)), taken:
+    held = pytest.raises(Unavailable, match=f"port {running.port} is held by pid")
+    with socket.create_server(("127.0.0.1", running.port)), held:
         await running.scp.resume(running.config)
+    assert isinstance(engine, DcmtkEngine)
     await running.scp.resume(running.config)
 
 
@@ -173,8 +176,10 @@ async def test_what_an_earlier_run_left(inbound: Any, eventually: Any, study: Ma
     folder = running.incoming / ("a" * 32)
     folder.mkdir()
     (running.incoming / ("b" * 32)).mkdir()
-    shutil.copy(study.files[0], folder / "CT.X.1")
-    (folder / "later").write_bytes(study.files[0].read_bytes()[:-10])
+    assert await running.in_thread(storescu_into, folder, running, study.files[0])
+    whole = next(folder.iterdir())
+    cut = folder / "later"
+    cut.write_bytes(whole.read_bytes()[:-10])
     second = running.engine.store_scp(running.config, running.spool, running.spool)
     await second.start()
     await eventually(lambda: running.spool.damages and running.spool.arrivals and not list(running.incoming.iterdir()))
@@ -182,6 +187,12 @@ async def test_what_an_earlier_run_left(inbound: Any, eventually: Any, study: Ma
     (arrival,) = running.spool.arrivals
     assert (arrival.association.id, arrival.association.called_aet) == ("a" * 32, "SCP")
     assert "cut short" in running.spool.damages[0][2]
+
+
+def storescu_into(folder: Path, running: Any, file: Path) -> bool:
+    """Put a file there as storescp would."""
+    shutil.copy(file, folder / "CT.X.1")
+    return True
 
 
 @pytest_twisted.ensureDeferred

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from pydicom import Dataset
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
 
+from harmonyd.dimse.dcmtk.listeners import Listeners
+from harmonyd.dimse.dcmtk.moves import Quota
 from harmonyd.dimse.dcmtk.receivers import MAX_WAITING, READY_SECS, KeptReceiver, Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.tools import Tool
-from harmonyd.dimse.engine import MoveReceiver, OperationContext
+from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, QueryLevel, QueryModel, RemoteNode
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ChildNotReady
@@ -27,7 +30,8 @@ from harmonyd.testing.processes import free_port
 
 PERSISTENT = MoveReceiver("persistent", "DEST", 11123)
 OTHER = MoveReceiver("persistent", "DEST", 11124)
-OP = OperationContext("0" * 32, "request", deadline=60.0)
+REMOTE = RemoteNode("pacs", "PACS", "127.0.0.1", 104, "HARMONY_SCU")
+QUERY = Query(QueryLevel.STUDY, QueryModel.STUDY_ROOT, Dataset())
 
 
 class FakeReactor:
@@ -80,7 +84,8 @@ class Bench:
         clocked = FakeReactor(reactor, self.clock)
         box = Toolbox(clocked, self.supervisor, tools, folder, folder, folder, False)  # type: ignore[arg-type]
         self.quarantine = folder / "quarantine"
-        self.receivers = Receivers(box, folder, self.quarantine)
+        quota = Quota(box, self.quarantine, 10**9)
+        self.receivers = Receivers(box, folder, self.quarantine, Listeners(box), quota)
 
     def reasons(self) -> list[str]:
         return [json.loads(note.read_text())["reason"] for note in self.quarantine.glob("*.json")]
@@ -100,7 +105,9 @@ class Turn:
         self.asked = Deferred.fromCoroutine(self._take(receivers, receiver, op))
 
     async def _take(self, receivers: Receivers, receiver: MoveReceiver, op: OperationContext) -> None:
-        self.kept = await self._stack.enter_async_context(receivers.turn(receiver, op))
+        delivery = await self._stack.enter_async_context(receivers.turn(receiver, REMOTE, QUERY, op))
+        assert delivery is None or isinstance(delivery, KeptReceiver)
+        self.kept = delivery
         self.has_it = True
 
     async def end(self) -> None:
@@ -221,7 +228,7 @@ async def test_deliveries_go_to_whose_turn_it_is(bench: Bench, until: Any) -> No
     turn = bench.asking()
     assert turn.kept is not None
     told: list[str] = []
-    turn.kept.listener = told.append
+    turn.kept.listen(told.append)
     shutil.copy(demo_files()[0], turn.kept.folder / "mine")
     await until(lambda: told)
     assert told == ["mine"]
@@ -239,7 +246,7 @@ async def test_what_a_turn_leaves_behind(bench: Bench, until: Any) -> None:
     turn = bench.asking()
     assert turn.kept is not None
     told: list[str] = []
-    turn.kept.listener = told.append
+    turn.kept.listen(told.append)
     shutil.copy(demo_files()[0], turn.kept.folder / "left")
     await until(lambda: told)
     await turn.end()
@@ -253,9 +260,9 @@ async def test_what_an_earlier_run_left(bench: Bench, tmp_path: Path) -> None:
     folder = tmp_path / "incoming" / "11123"
     folder.mkdir(parents=True)
     shutil.copy(demo_files()[0], folder / "CT.1")
-    kept = await bench.receivers.open(PERSISTENT)
+    await bench.receivers.open(PERSISTENT)
     assert len(bench.reasons()) == 1
-    assert not list(kept.folder.iterdir())
+    assert not list(folder.iterdir())
 
 
 @pytest_twisted.ensureDeferred

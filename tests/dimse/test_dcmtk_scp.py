@@ -1,65 +1,69 @@
-"""The small spool behind a store SCP: kept at once, handed on until taken, and nothing that blocks it."""
+"""The persistent store SCP: files are offered until they are taken, and nothing is received without room."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
+from inbound_kit import FakeSpool
 from twisted.internet.task import deferLater
 
+from harmonyd.dimse.dcmtk import scp as scp_module
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.scp import DcmtkStoreScp
 from harmonyd.dimse.dcmtk.tools import Tool
-from harmonyd.dimse.engine import Instance, StoreScpConfig
-from harmonyd.errors import RemoteError
+from harmonyd.dimse.engine import StoreScpConfig
+from harmonyd.dimse.part10 import check_complete
 from harmonyd.testing.data import demo_files
 
 
+class FakeChild:
+    """A child in name only: the tests put the files where storescp would."""
+
+    def __init__(self, supervisor: FakeSupervisor, spec: Any) -> None:
+        self.spec = spec
+        self._supervisor = supervisor
+
+    async def stop(self) -> None:
+        self._supervisor.running.remove(self)
+
+
 class FakeSupervisor:
-    """Keeps children in name only: the tests put the files where storescp would."""
-
-    def keep(self, spec: Any) -> FakeSupervisor:
-        return self
-
-    async def stop(self) -> None: ...
-
-
-class Handler:
-    """Takes objects, but for those whose file holds a UID in ``refused``."""
-
     def __init__(self) -> None:
-        self.taken: list[str] = []
-        self.refused: set[str] = set()
+        self.running: list[FakeChild] = []
 
-    async def __call__(self, instance: Instance, calling_aet: str | None) -> None:
-        if instance.sop_instance_uid in self.refused:
-            raise RemoteError("not now")
-        self.taken.append(instance.sop_instance_uid)
+    def keep(self, spec: Any) -> FakeChild:
+        self.running.append(FakeChild(self, spec))
+        return self.running[-1]
+
+    def drop(self, child: FakeChild) -> None:
+        assert child not in self.running
 
 
-class Spool:
+class Made:
     """A store SCP on a folder, and what is in there."""
 
-    def __init__(self, reactor: Any, folder: Path, handler: Any) -> None:
+    def __init__(self, reactor: Any, folder: Path) -> None:
+        self.supervisor = FakeSupervisor()
+        self.spool = FakeSpool(folder / "taken")
         tools = {"storescp": Tool("storescp", Path("/usr/bin/storescp"), (3, 6, 7))}
-        box = Toolbox(reactor, FakeSupervisor(), tools, folder, folder, folder, False)  # type: ignore[arg-type]
-        self.quarantine = folder / "quarantine"
-        self.incoming = folder / "spool" / "scp" / "incoming"
-        self.ready = folder / "spool" / "scp" / "ready"
-        config = StoreScpConfig("scp", "SCP", "0.0.0.0", 11112)
-        self.scp = DcmtkStoreScp(box, config, handler, folder / "spool", self.quarantine)
+        box = Toolbox(reactor, self.supervisor, tools, folder, folder, folder, False)  # type: ignore[arg-type]
+        self.config = StoreScpConfig("scp", "SCP", "0.0.0.0", 11112)
+        self.incoming = folder / "receiving" / "scp" / "incoming"
+        self.scp = DcmtkStoreScp(box, self.config, self.spool, self.spool, folder / "receiving")
 
-    def names(self) -> set[Path]:
-        return {*self.incoming.iterdir(), *self.ready.iterdir()}
+    def put(self, path: Path, name: str) -> str:
+        """Write a file as storescp would; its SOP Instance UID."""
+        shutil.copy(path, self.incoming / name)
+        return check_complete(path).sop_instance_uid
 
-    def reasons(self) -> list[str]:
-        return [json.loads(note.read_text())["reason"] for note in self.quarantine.glob("*.json")]
+    @property
+    def is_empty(self) -> bool:
+        return not any(self.incoming.iterdir())
 
 
 @pytest.fixture
@@ -68,18 +72,13 @@ def files() -> list[Path]:
     return [Path(path) for path in demo_files()[:3]]
 
 
-@pytest.fixture
-def spool(started_reactor: Any, tmp_path: Path) -> Iterator[Callable[[Any], Spool]]:
-    """Make spools on one folder; all are stopped at the end."""
-    made: list[Spool] = []
-
-    def make(handler: Any) -> Spool:
-        made.append(Spool(started_reactor, tmp_path, handler))
-        return made[-1]
-
-    yield make
-    for each in made:
-        pytest_twisted.blockon(Deferred.fromCoroutine(each.scp.stop()))
+@pytest_twisted.async_yield_fixture
+async def made(started_reactor: Any, tmp_path: Path) -> AsyncIterator[Made]:
+    """One that is not started yet, and stopped at the end."""
+    given = Made(started_reactor, tmp_path)
+    yield given
+    given.spool.refused.clear()
+    await given.scp.stop()
 
 
 @pytest.fixture
@@ -94,106 +93,100 @@ def until(started_reactor: Any) -> Callable[[Callable[[], object]], Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_taken_and_removed(spool: Any, files: list[Path], until: Any) -> None:
-    """A file that was written is handed on, and nothing of it stays."""
-    handler = Handler()
-    made = spool(handler)
+async def test_taken_at_once(made: Made, files: list[Path], until: Any) -> None:
+    """A file that was written is taken, and nothing of it stays."""
     await made.scp.start()
-    for number, file in enumerate(files):
-        shutil.copy(file, made.incoming / f"CT.{number}")
-    await until(lambda: len(handler.taken) == len(files) and not made.names())
+    uids = [made.put(file, f"CT.{number}") for number, file in enumerate(files)]
+    await until(lambda: len(made.spool.uids) == len(files))
+    assert sorted(made.spool.uids) == sorted(uids)
+    assert made.is_empty
+    assert {arrival.association.called_aet for arrival in made.spool.arrivals} == {"SCP"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_kept_while_others_wait(spool: Any, files: list[Path], until: Any) -> None:
-    """While an object waits for its next try, new ones are made durable and handed on."""
-
-    class Refusing(Handler):
-        async def __call__(self, instance: Instance, calling_aet: str | None) -> None:
-            if not self.refused:
-                self.refused.add(instance.sop_instance_uid)
-            await super().__call__(instance, calling_aet)
-
-    handler = Refusing()
-    made = spool(handler)
+async def test_offered_until_taken(
+    made: Made, files: list[Path], until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the handler does not take stays, holds up nothing, and is offered again."""
+    monkeypatch.setattr(scp_module, "SWEEP_SECS", 0.05)
     await made.scp.start()
-    shutil.copy(files[0], made.incoming / "CT.0")
-    await until(lambda: handler.refused)
-    shutil.copy(files[1], made.incoming / "CT.1")
-    await until(lambda: len(handler.taken) == 1)
-    assert not list(made.incoming.iterdir())
+    refused = check_complete(files[0]).sop_instance_uid
+    made.spool.refused.add(refused)
+    made.put(files[0], "CT.0")
+    await until(lambda: not made.scp._taking._known)  # it was offered, and not taken
+    assert not made.is_empty
+    taken = made.put(files[1], "CT.1")
+    made.spool.refused.clear()
+    await until(lambda: made.is_empty)
+    assert sorted(made.spool.uids) == sorted([refused, taken])
 
 
 @pytest_twisted.ensureDeferred
-async def test_left_by_an_earlier_run(spool: Any, files: list[Path], until: Any) -> None:
-    """What lies in both folders at the start is handed on."""
-    handler = Handler()
-    made = spool(handler)
+async def test_left_by_an_earlier_run(made: Made, files: list[Path], until: Any) -> None:
+    """What lies there at the start was acknowledged, and is taken."""
     made.incoming.mkdir(parents=True)
-    made.ready.mkdir()
-    shutil.copy(files[0], made.incoming / "CT.0")
-    shutil.copy(files[1], made.ready / "a.dcm")
+    uid = made.put(files[0], "CT.0")
     await made.scp.start()
-    await until(lambda: len(handler.taken) == 2 and not made.names())
+    await until(lambda: made.spool.uids == [uid])
 
 
 @pytest_twisted.ensureDeferred
-async def test_damaged_files(spool: Any, files: list[Path], until: Any) -> None:
-    """A damaged file goes to quarantine, from either folder, and the others pass."""
-    handler = Handler()
-    made = spool(handler)
-    made.incoming.mkdir(parents=True)
-    made.ready.mkdir()
-    for folder in (made.incoming, made.ready):
-        (folder / "1.dcm").write_bytes(files[0].read_bytes()[:-10])
-        (folder / "2.dcm").write_bytes(b"")
-    shutil.copy(files[1], made.ready / "3.dcm")
+async def test_left_by_another_kind_of_receiver(made: Made, files: list[Path], until: Any) -> None:
+    """What lies in the folder of an association is taken, too, and the folder goes."""
+    folder = made.incoming / ("a" * 32)
+    folder.mkdir(parents=True)
+    uid = made.put(files[0], f"{folder.name}/CT.0")
     await made.scp.start()
-    await until(lambda: handler.taken and len(made.reasons()) == 4 and not made.names())
-    assert all("damaged" in reason for reason in made.reasons())
+    await until(lambda: made.spool.uids == [uid] and made.is_empty)
+    assert made.spool.arrivals[0].association.id == folder.name
 
 
 @pytest_twisted.ensureDeferred
-async def test_gone_files(spool: Any, files: list[Path], until: Any) -> None:
-    """A file that somebody removed from the spool is not waited for."""
-    taken: list[Path] = []
-
-    async def take_and_remove_others(instance: Instance, calling_aet: str | None) -> None:
-        for other in instance.path.parent.iterdir():
-            if other != instance.path:
-                other.unlink()
-        taken.append(instance.path)
-
-    made = spool(take_and_remove_others)
-    made.incoming.mkdir(parents=True)
-    made.ready.mkdir()
-    for name in ("1.dcm", "2.dcm"):
-        shutil.copy(files[0], made.ready / name)
+async def test_damaged_files(made: Made, files: list[Path], until: Any) -> None:
+    """A file that is not whole is told as damaged, with the reason, and others are taken all the same."""
     await made.scp.start()
-    await until(lambda: taken and not made.names())
-    shutil.copy(files[1], made.incoming / "CT.1")
-    await until(lambda: len(taken) == 2 and not made.names())
+    (made.incoming / "CT.cut").write_bytes(files[0].read_bytes()[:-50])
+    uid = made.put(files[1], "CT.1")
+    await until(lambda: made.spool.damages and made.spool.uids)
+    [(name, association, reason)] = made.spool.damages
+    assert (name, association.called_aet) == ("CT.cut", "SCP")
+    assert "beyond the end" in reason
+    assert made.spool.uids == [uid]
 
 
 @pytest_twisted.ensureDeferred
-async def test_stopped_while_handing_on(spool: Any, files: list[Path], until: Any) -> None:
-    """Stopping cancels a delivery, waits until that has ended, and keeps the object for the next run."""
-    begun: list[str] = []
+async def test_files_that_are_gone(made: Made, files: list[Path], until: Any) -> None:
+    """A file that somebody removed is nobody's error."""
+    await made.scp.start()
+    made.put(files[0], "CT.0")
+    (made.incoming / "CT.0").unlink()
+    await made.scp.taken()
+    assert made.spool.damages == []
 
-    async def hang(instance: Instance, calling_aet: str | None) -> None:
-        begun.append("begun")
-        try:
-            await Deferred()
-        finally:
-            begun.append("ended")
 
-    first = spool(hang)
-    await first.scp.start()
-    shutil.copy(files[0], first.incoming / "CT.0")
-    await until(lambda: begun)
-    await first.scp.stop()
-    assert begun == ["begun", "ended"]
-    handler = Handler()
-    second = spool(handler)
-    await second.scp.start()
-    await until(lambda: handler.taken and not second.names())
+@pytest_twisted.ensureDeferred
+async def test_stopped_while_there_is_no_room(made: Made) -> None:
+    """storescp cannot refuse by itself, so it runs exactly while something may be received."""
+    made.spool.full = "the disk is full"
+    await made.scp.start()
+    assert made.supervisor.running == []
+    made.spool.set_full(None)
+    assert len(made.supervisor.running) == 1
+    made.spool.set_full("the disk is full")
+    assert made.supervisor.running == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_paused_and_resumed(made: Made, files: list[Path], until: Any) -> None:
+    """A paused one receives nothing, but what it received is taken; resumed it runs as it was told then."""
+    await made.scp.start()
+    await made.scp.pause()
+    assert made.supervisor.running == []
+    uid = made.put(files[0], "CT.0")
+    await until(lambda: made.spool.uids == [uid])
+    await made.scp.resume(StoreScpConfig("scp", "SCP", "0.0.0.0", 11113))
+    assert [child.spec.port for child in made.supervisor.running] == [11113]
+    made.spool.set_full("the disk is full")
+    await made.scp.pause()
+    made.spool.set_full(None)
+    assert made.supervisor.running == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -58,7 +58,7 @@ def test_any_bytes(junk: bytes, at: int) -> None:
     good = associate_rq()
     content = (good[:at] + junk + good[at + len(junk) :])[6:]
     for candidate in (junk, pdu(1, content)):
-        with contextlib.suppress(NotAnAssociateRequest):
+        with suppress(NotAnAssociateRequest):
             assert isinstance(read_request(candidate), AssociateRequest)
 
 

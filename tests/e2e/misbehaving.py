@@ -20,7 +20,8 @@ from harmonyd.testing.processes import free_port, wait_until
 OPERATIONS = ("echo", "find", "get", "move")
 STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
 OUR_AET = "HARMONY_SCU"
-TRANSIENT_AET = "TRANSIENT"
+AETS = {"persistent": OUR_AET, "transient": "TRANSIENT", "per-association": "OWN_PORT"}
+"""Move destinations by ``store_scp``."""
 SILENCE_SECS = 1
 """association_timeout_ms of every backend, in seconds: the least that DCMTK can be told."""
 
@@ -89,13 +90,10 @@ def stage(
     """Start a peer for each of ``scripts`` (script, options), and a daemon. Peers can move to us.
 
     ``backends`` are further ones, to a node of their own or to the peer that their ``peer`` names; ``options`` are for
-    all of them. Those with ``store_scp = "transient"`` share a port of their own.
+    all of them. Those with the same ``store_scp`` share a port.
     """
-    receiver_port, transient_port = free_port(), free_port()
-    destinations = {OUR_AET: receiver_port, TRANSIENT_AET: transient_port}
-    transient = {"move_destination_aet": TRANSIENT_AET, "incoming_store_port": transient_port}
-    silence_ms = SILENCE_SECS * 1000
-    common = {"incoming_store_port": receiver_port, "association_timeout_ms": silence_ms, **(options or {})}
+    destinations = {aet: free_port() for aet in AETS.values()}
+    common = {"association_timeout_ms": SILENCE_SECS * 1000, **(options or {})}
     with ExitStack() as stack:
         peers = {
             name: ScriptedPeer(script, destinations=destinations, **given)
@@ -106,10 +104,15 @@ def stage(
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(ScriptedPeer.start, peers.values()))
         wanted = {name: {"peer": name} for name in peers} | dict(backends or {})
-        receiving = {name: transient if given.get("store_scp") == "transient" else {} for name, given in wanted.items()}
-        tables = {name: {**common, **receiving[name], **_node(peers, given)} for name, given in wanted.items()}
+        tables = {name: _receiving({**common, **_node(peers, given)}, destinations) for name, given in wanted.items()}
         config = write_config(folder, http_port=free_port(), backends=tables)
         yield Stage(stack.enter_context(RunningDaemon(config)), peers)
+
+
+def _receiving(options: Mapping[str, Any], destinations: Mapping[str, int]) -> dict[str, Any]:
+    """The options of one backend, with the move destination of its mode."""
+    aet = AETS[options.get("store_scp", "persistent")]
+    return {"move_destination_aet": aet, "incoming_store_port": destinations[aet], **options}
 
 
 def _node(peers: Mapping[str, ScriptedPeer], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,11 +43,12 @@ DEADLINE_MS = 1000
 def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Peers that hang before the first item or after the second; one association at a time to each.
 
-    ``short-…`` are the same with a deadline for the whole operation.
+    ``short-…`` are the same with a deadline for the whole operation, ``own-…`` with a port of our own.
     """
     scripts = {name: ("serve", given) for name, given in SCRIPTS.items()}
     short = {"operation_timeout_ms": DEADLINE_MS}
     backends = {f"short-{name}": {"peer": name, **short} for name in SCRIPTS}
+    backends["own-after"] = {"peer": "after", "store_scp": "per-association"}
     options = {"association_timeout_ms": 60_000, "max_associations": 1}
     with stage(tmp_path_factory.mktemp("hanging"), scripts, backends, options) as running:
         yield running
@@ -104,17 +105,25 @@ def test_leaving_before_the_first_byte(hanging: Stage, operation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "accept"), [("find", NDJSON), ("get", MULTIPART), ("get", ZIP), ("move", MULTIPART), ("move", ZIP)]
+    ("operation", "accept", "backend"),
+    [
+        ("find", NDJSON, "after"),
+        ("get", MULTIPART, "after"),
+        ("get", ZIP, "after"),
+        ("move", MULTIPART, "after"),
+        ("move", ZIP, "after"),
+        ("move", MULTIPART, "own-after"),
+    ],
 )
-def test_leaving_after_the_first_byte(hanging: Stage, operation: str, accept: str) -> None:
+def test_leaving_after_the_first_byte(hanging: Stage, operation: str, accept: str, backend: str) -> None:
     """A client that leaves in the middle of an answer ends the child and the association, and frees the slot."""
     number = hung_so_far(hanging, "after") + 1
-    client = Leaver(hanging.daemon, operation, "after", accept)
+    client = Leaver(hanging.daemon, operation, backend, accept)
     assert client.read_some()
     association = hangs(hanging, "after", number)
     client.leave()
     wait_over(hanging, "after", association)
-    assert hanging.ask("echo", "after").status == 200
+    assert hanging.ask("echo", backend).status == 200
     wait_until(lambda: not incoming_files(hanging.daemon), "nothing is left in incoming")
 
 
@@ -217,11 +226,12 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> MadeStudy:
 @pytest.fixture(scope="module")
 def streaming(tmp_path_factory: pytest.TempPathFactory, heavy: MadeStudy) -> Iterator[RunningDaemon]:
     """A daemon at a dcmqrscp with the heavy study; one association at a time."""
-    ports = {"HARMONY_MOVE": free_port(), "TRANSIENT": free_port()}
+    ports = {aet: free_port() for aet in ("HARMONY_MOVE", "TRANSIENT", "OWN_PORT")}
     with RunningPacs(tmp_path_factory.mktemp("pacs"), files=heavy.files, destinations=ports) as archive:
         backends = {
             "persistent": pacs_backend(archive, max_associations=1),
             "transient": pacs_backend(archive, "TRANSIENT", store_scp="transient", max_associations=1),
+            "own": pacs_backend(archive, "OWN_PORT", store_scp="per-association", max_associations=1),
         }
         config = write_config(tmp_path_factory.mktemp("streaming"), http_port=free_port(), backends=backends)
         with RunningDaemon(config) as running:
@@ -230,7 +240,13 @@ def streaming(tmp_path_factory: pytest.TempPathFactory, heavy: MadeStudy) -> Ite
 
 @pytest.mark.parametrize(
     ("path", "accept"),
-    [("get", MULTIPART), ("get", ZIP), ("move", MULTIPART), ("move?backend=transient", MULTIPART)],
+    [
+        ("get", MULTIPART),
+        ("get", ZIP),
+        ("move", MULTIPART),
+        ("move?backend=transient", MULTIPART),
+        ("move?backend=own", MULTIPART),
+    ],
 )
 def test_a_slow_reader(streaming: RunningDaemon, heavy: MadeStudy, path: str, accept: str) -> None:
     """While a client takes its time the daemon's memory stays flat, and neither slot nor turn is held for it."""

@@ -226,7 +226,7 @@ def test_retention_by_age_and_size(tmp_path: Path) -> None:
     strangers = [_old_artifact(own, name, 9 * DAY_SECS) for name in ("dcmtk_get_mine", "notes", "received")]
     kept = [
         _old_artifact(own / "quarantine", "x", 9 * DAY_SECS),
-        _old_artifact(own / "spool" / "inbound", "ready", 9 * DAY_SECS),
+        _old_artifact(own / "spool" / "receiving" / "inbound", "incoming", 9 * DAY_SECS),
         _old_artifact(own / "incoming" / "11123", "y", 9 * DAY_SECS),
     ]
     sections = {"storage": {"options": {"retention_max_age_hours": 24, "retention_max_gb": 0.001}}}
@@ -255,11 +255,12 @@ def cramped(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> Iterator[Ru
     """A daemon whose storage path is that file system."""
     made = tmp_path_factory.mktemp("made")
     study = make_study(made, 4, size=256, patient_id="DISK", study_uid=QUERY["StudyInstanceUID"])
-    ports = {"HARMONY_MOVE": free_port(), "TRANSIENT": free_port()}
+    ports = {aet: free_port() for aet in ("HARMONY_MOVE", "TRANSIENT", "OWN_PORT")}
     with RunningPacs(tmp_path_factory.mktemp("pacs"), files=study.files, destinations=ports) as archive:
         backends = {
             "persistent": pacs_backend(archive),
             "transient": pacs_backend(archive, "TRANSIENT", store_scp="transient"),
+            "own": pacs_backend(archive, "OWN_PORT", store_scp="per-association"),
         }
         sections = {"storage": {"options": {"path": str(disk)}}}
         config = write_config(
@@ -284,7 +285,7 @@ def full(disk: Path, left_bytes: int = 0) -> Iterator[None]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("left_bytes", [0, 200_000])
-@pytest.mark.parametrize("path", ["find", "get", "move", "move?backend=transient", "store"])
+@pytest.mark.parametrize("path", ["find", "get", "move", "move?backend=transient", "move?backend=own", "store"])
 def test_a_full_disk(cramped: RunningDaemon, disk: Path, path: str, left_bytes: int, tmp_path: Path) -> None:
     """507 for what cannot be written, at once or under way; it works again when there is room."""
 

@@ -1,4 +1,4 @@
-"""C-MOVE end to end: real daemon, movescu, storescp and dcmqrscp, in both receiving modes."""
+"""C-MOVE end to end: real daemon, movescu, storescp and dcmqrscp, in every receiving mode."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def big_study(tmp_path_factory: pytest.TempPathFactory) -> MadeStudy:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory, big_study: MadeStudy) -> Iterator[RunningPacs]:
-    """dcmqrscp that can deliver to a persistent and to a transient receiver, and to a port where nobody listens."""
+    """dcmqrscp that can deliver to a receiver of each mode, and to a port where nobody listens."""
     files = [*demo_files(), *report_files(), *big_study.files]
-    ports = {aet: free_port() for aet in ("HARMONY_MOVE", "TRANSIENT", "NOWHERE")}
+    ports = {aet: free_port() for aet in ("HARMONY_MOVE", "TRANSIENT", "OWN_PORT", "NOWHERE")}
     with RunningPacs(tmp_path_factory.mktemp("archive"), files=files, destinations=ports) as running:
         yield running
 
@@ -58,6 +58,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, archive: RunningPacs) -> I
     backends = {
         "persistent": pacs_backend(archive),
         "transient": pacs_backend(archive, "TRANSIENT", persistent_store_scp=False),
+        "per-association": pacs_backend(archive, "OWN_PORT", store_scp="per-association"),
         "unknown": unknown | {"incoming_store_port": free_port(), "store_scp": "transient"},
         "nowhere": pacs_backend(archive, "NOWHERE", store_scp="transient") | {"incoming_store_port": free_port()},
     }
@@ -66,7 +67,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, archive: RunningPacs) -> I
         yield running
 
 
-MODES = pytest.mark.parametrize("mode", ["persistent", "transient"])
+MODES = pytest.mark.parametrize("mode", ["persistent", "transient", "per-association"])
 
 
 def move(daemon: RunningDaemon, study: str, *, backend: str = "persistent", accept: str = JSON) -> Answer:
@@ -75,10 +76,13 @@ def move(daemon: RunningDaemon, study: str, *, backend: str = "persistent", acce
 
 @pytest.mark.parametrize(
     ("study", "mode"),
-    [*((study, "persistent") for study in sorted(STUDIES)), *((study, "transient") for study in sorted(STUDIES)[:2])],
+    [
+        *((study, mode) for mode in ("persistent", "per-association") for study in sorted(STUDIES)),
+        *((study, "transient") for study in sorted(STUDIES)[:2]),
+    ],
 )
 def test_a_study_as_multipart(gateway: RunningDaemon, study: str, mode: str) -> None:
-    """Every instance of a study is one part, with the data set that the PACS has, in either mode."""
+    """Every instance of a study is one part, with the data set that the PACS has, in each mode."""
     answer = move(gateway, study, backend=mode, accept=MULTIPART)
     assert answer.status == 200
     assert_same_objects(parts_of(answer), STUDIES[study])
@@ -144,12 +148,12 @@ def test_the_same_study_twice_at_once(gateway: RunningDaemon, mode: str) -> None
 
 
 def test_ten_at_once_take_turns(gateway: RunningDaemon) -> None:
-    """Ten moves at once, of different studies and in both modes, each bring exactly their own."""
+    """Ten moves at once, of different studies and in all modes, each bring exactly their own."""
     studies = sorted(STUDIES)
 
     def one(number: int) -> None:
         study = studies[number % len(studies)]
-        mode = "transient" if number in (3, 7) else "persistent"
+        mode = {3: "transient", 7: "transient", 5: "per-association", 8: "per-association"}.get(number, "persistent")
         told = move(gateway, study, backend=mode).json()
         assert told["complete"] is True
         assert {item["00080018"]["Value"][0] for item in told["instances"]} == set(STUDIES[study])
@@ -162,7 +166,11 @@ def test_ten_at_once_take_turns(gateway: RunningDaemon) -> None:
 
 @pytest.mark.parametrize(
     ("accept", "mode"),
-    [(JSON, "persistent"), (MULTIPART, "persistent"), (DICOM, "persistent"), (MULTIPART, "transient")],
+    [
+        *[(accept, "persistent") for accept in (JSON, MULTIPART, DICOM)],
+        (MULTIPART, "transient"),
+        (JSON, "per-association"),
+    ],
 )
 def test_nothing_matched(gateway: RunningDaemon, accept: str, mode: str) -> None:
     """A study that is not there is 404."""
@@ -185,11 +193,12 @@ def test_destination_that_cannot_be_reached(gateway: RunningDaemon) -> None:
     assert "incoming_store_port" in answer.json()["hint"]
 
 
-def test_a_delivery_nobody_asked_for(archive: RunningPacs, gateway: RunningDaemon) -> None:
+@pytest.mark.parametrize("aet", ["HARMONY_MOVE", "OWN_PORT"])
+def test_a_delivery_nobody_asked_for(archive: RunningPacs, gateway: RunningDaemon, aet: str) -> None:
     """An object sent to the receiving port out of the blue is kept in quarantine, and a log line says so."""
-    port = archive.destinations["HARMONY_MOVE"]
+    port = archive.destinations[aet]
     before = set(quarantined(gateway))
-    argv = [dcmtk("storescu"), "-aet", "STRANGER", "-aec", "HARMONY_MOVE", "127.0.0.1", str(port)]
+    argv = [dcmtk("storescu"), "-aet", "STRANGER", "-aec", aet, "127.0.0.1", str(port)]
     subprocess.run([*argv, str(report_files()[0])], check=True, capture_output=True)
     (new,) = wait_until(lambda: set(quarantined(gateway)) - before, "the object is in quarantine")
     note = json.loads(new.with_suffix(".json").read_text())

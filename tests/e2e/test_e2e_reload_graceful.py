@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from endpoint_kit import wait_delivered
 from misbehaving import STUDY_UID
 from pynetdicom import AE
 from pynetdicom.association import Association
@@ -196,7 +197,7 @@ def test_received_objects_are_handed_on(hosts: Callable[..., Host], tmp_path: Pa
     with association(port) as assoc:
         assert assoc.send_c_store(ct(tmp_path)).Status == 0
         assoc.release()
-    wait_until(lambda: "could not be handed on" in host.daemon.log, "the backend is away")
+    wait_until(lambda: "pacs is away: " in host.daemon.log, "the backend is away")
     host.reload()
     assert host.children() == {}
     with ScriptedPeer("serve", port=free_port() if comes_back else away) as peer:
@@ -204,8 +205,7 @@ def test_received_objects_are_handed_on(hosts: Callable[..., Host], tmp_path: Pa
             host.reload(backends={"pacs": node(peer)}, endpoints=endpoints)
             assert host.pid("storescp:receive")
         wait_until(lambda: peer.events("stored"), "the object arrives", 30.0)
-        spool = host.folder / "tmp" / "spool" / "receive"
-        wait_until(lambda: not [path for path in spool.rglob("*") if path.is_file()], "nothing is left")
+        wait_delivered(host.daemon)
 
 
 # --- moves

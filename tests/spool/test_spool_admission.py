@@ -24,7 +24,8 @@ DISK_BYTES = 12_000_000
 def admission(clock, storage):
     layout = Layout(storage)
     layout.make()
-    return SpoolAdmission(clock, layout, SpoolConfig(min_free_bytes=1000, max_waiting=100, max_waiting_bytes=5000))
+    limits = {"min_free_bytes": 1000, "ballast_bytes": 0, "max_waiting": 100, "max_waiting_bytes": 5000}
+    return SpoolAdmission(clock, layout, SpoolConfig(**limits))
 
 
 def test_limits_and_their_margin(admission):
@@ -42,7 +43,7 @@ def test_limits_and_their_margin(admission):
         assert bool(admission.refusal()) is refused, entries
     admission.note_kept(Totals(1, 5000))
     assert "MB or more are in the spool" in admission.refusal()
-    admission.configure(SpoolConfig(min_free_bytes=1000))
+    admission.configure(SpoolConfig(min_free_bytes=1000, ballast_bytes=0))
     assert admission.refusal() is None
     assert [bool(refusal) for refusal in heard] == [True, False] * (len(heard) // 2)
     end()
@@ -50,6 +51,17 @@ def test_limits_and_their_margin(admission):
     admission.note_free(0)
     assert admission.refusal() is not None
     assert heard[-1] is None
+
+
+def test_what_is_being_received_must_end_before_the_room_is_gone(admission):
+    """With less left than half of the ballast, subscribers hear that associations have to end."""
+    admission.configure(SpoolConfig(min_free_bytes=1000, ballast_bytes=200))
+    admission.note_free(100)
+    heard = []
+    admission.subscribe(lambda: heard.append(admission.must_end()))
+    for free in (99, 50, 100, 2000):
+        admission.note_free(free)
+    assert heard == [True, False, False]  # the last: objects are accepted again
 
 
 @ensureDeferred

@@ -141,6 +141,17 @@ async def test_a_hung_child_is_replaced(supervise: Supervise, storescp: Spec, un
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_signal_without_a_name_is_an_exit_too(supervise: Supervise, storescp: Spec, until: Until) -> None:
+    """A storescp that a real-time signal ended, for most of which there are no names, is started again."""
+    child = supervise().keep(storescp())
+    await child.when_ready()
+    child.signal(signal.SIGRTMIN + 1)
+    await until(lambda: child.state != "RUNNING")
+    assert child.description.startswith(f"ended by signal {signal.SIGRTMIN + 1}")
+    await child.when_ready()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_busy_child_is_left_alone(
     supervise: Supervise, storescp: Spec, association: Association, until: Until
 ) -> None:
@@ -155,6 +166,35 @@ async def test_a_busy_child_is_left_alone(
     await until(lambda: child.output.ring.tail(100_000).count(b"Received Echo Request") > probes + 10)
     assert (child.pid, child.state) == (pid, "RUNNING")
     assert not child.description.endswith("busy")
+
+
+@pytest_twisted.ensureDeferred
+async def test_busy_from_the_start_is_left_alone(
+    started_reactor: Any,
+    supervise: Supervise,
+    fast: SupervisionConfig,
+    storescp: Spec,
+    association: Association,
+    until: Until,
+) -> None:
+    """A sender that gets in before our first C-ECHO may stay longer than the startup deadline."""
+    deadline_secs = 1.0
+    probed_first = True
+
+    async def probe(*args: object) -> None:
+        if probed_first:
+            raise ProbeFailed("somebody else was faster")
+
+    child = supervise(dataclasses.replace(fast, startup_deadline_secs=deadline_secs), probe=probe).keep(storescp())
+    await until(lambda: child.pid is not None and owned_by_session(child.spec.port, child.pid))
+    sock = association(child.spec.port, "ANY")
+    pid, connected_at = child.pid, started_reactor.seconds()
+    await until(lambda: started_reactor.seconds() - connected_at > 3 * deadline_secs)
+    assert (child.pid, child.state, child.description) == (pid, "STARTING", "busy")
+    sock.close()
+    probed_first = False
+    await child.when_ready()
+    assert child.pid == pid
 
 
 @pytest_twisted.ensureDeferred
@@ -240,6 +280,14 @@ async def test_a_stranger_on_the_port_is_not_readiness(
 # --- giving up
 
 
+@pytest_twisted.ensureDeferred
+async def test_the_last_words_of_a_talkative_child_are_told(supervise: Supervise, until: Until) -> None:
+    """Whatever it said before, its state tells the line before its end."""
+    child = supervise().keep(script("seq 5000; echo 'F: the disk is on fire'; exit 3"))
+    await until(lambda: len(child.exits) == 1)
+    assert "exited with code 3: F: the disk is on fire" in child.description
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -264,7 +312,7 @@ async def test_what_can_never_work_is_fatal_at_once(
     with pytest.raises(ChildNotReady, match=said):
         await child.when_ready()
     assert child.state == "FATAL"
-    assert not child._timers
+    assert "next try" not in child.description
     with pytest.raises(ChildNotReady, match="FATAL"):
         await child.when_ready()
 

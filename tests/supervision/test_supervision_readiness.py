@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
+from harmonyd.supervision.ports import open_sockets
 from harmonyd.supervision.readiness import Movement, Reading, Verdict, judge
 
 
@@ -33,3 +37,11 @@ def test_output_and_cpu_time_are_movement() -> None:
     assert movement.still_secs(20, output_bytes=1, cpu_ticks=0) == 0
     assert movement.still_secs(30, output_bytes=1, cpu_ticks=1) == 0
     assert movement.still_secs(31, output_bytes=1, cpu_ticks=1) == 1
+
+
+def test_open_sockets_are_counted() -> None:
+    """A process that listens has one socket more; of one that is gone, or hidden, none is seen."""
+    before = open_sockets(os.getpid())
+    with socket.socket():
+        assert open_sockets(os.getpid()) == before + 1
+    assert open_sockets(2**22 + 1) == 0

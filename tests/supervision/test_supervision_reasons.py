@@ -8,8 +8,8 @@ from harmonyd.supervision import reasons
 from harmonyd.supervision.api import ExitRecord
 
 
-def ended(code: int, output: bytes) -> ExitRecord:
-    return ExitRecord(7, code, None, output, 0.1)
+def ended(code: int, output: bytes, last_line: bytes = b"") -> ExitRecord:
+    return ExitRecord(7, code, None, output, 0.1, last_line=last_line)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,10 @@ def test_what_another_try_cannot_mend(code: int, output: bytes, for_good: bool) 
 
 
 def test_the_last_line_explains() -> None:
-    """What was said last stands behind the exit code."""
-    assert reasons.explained(ended(3, b"W: one\nF: two\n")) == "exited with code 3: F: two"
+    """What was said last stands behind the exit code, though of a talkative child the record has the beginning only."""
+    assert reasons.explained(ended(3, b"W: one\n", b"F: two")) == "exited with code 3: F: two"
     assert reasons.explained(ended(3, b"")) == "exited with code 3: it said nothing"
+    assert len(reasons.explained(ended(3, b"", b"x" * 60_000))) < 300
 
 
 def test_a_port_that_was_taken() -> None:

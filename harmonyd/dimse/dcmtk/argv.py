@@ -102,7 +102,14 @@ def storescp_inetd(
 
 
 def storescp(
-    tool: Path, *, local_aet: str, port: int, folder: Path, max_pdu: int, association_timeout_secs: float
+    tool: Path,
+    *,
+    local_aet: str,
+    port: int,
+    folder: Path,
+    max_pdu: int,
+    association_timeout_secs: float,
+    log_config: Path | None = None,
 ) -> list[str]:
     """``+B`` keeps every byte, ``+uf`` never overwrites, ``+xa`` takes every transfer syntax as it comes.
 
@@ -111,7 +118,8 @@ def storescp(
     silence = _seconds(association_timeout_secs)
     return [
         str(tool),
-        *("-v", "-dhl", "+B", "+uf", "+xa"),
+        *(("-v",) if log_config is None else ("-lc", str(log_config))),
+        *("-dhl", "+B", "+uf", "+xa"),
         *("-ta", "30", "-td", silence, "-ts", silence),
         *("-aet", local_aet, "-pdu", str(max_pdu)),
         *("-od", str(folder)),

@@ -25,6 +25,7 @@ from harmonyd.supervision.waiters import Waiters
 
 MAX_ASSOCIATIONS = 100
 """At once; a PACS opens one or a few for each move."""
+UNASKED = "while no C-MOVE was under way that could have asked for it"
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +45,7 @@ class Expectation:
 
 
 class MoveDeliveries:
-    """Implements ``listener.Owner`` for a move destination. ``unasked_bytes``: what may be put in quarantine yet."""
+    """Implements ``listener.Owner`` for a move destination."""
 
     max_pdu = 65536
     association_timeout_secs = 300.0
@@ -62,7 +63,9 @@ class MoveDeliveries:
         self._quarantine = quarantine_folder
         self._may_put_aside = may_put_aside
         self._expected: list[Expectation] = []
-        self._sorting = 0
+        self._guests: set[tuple[str, str]] = set()
+        """Calling AE titles and addresses that the fallback refuses: they are let in while a move runs."""
+        self._sorting: set[Path] = set()
         self._sorted: Waiters[None] = Waiters()
 
     def expect(self, expectation: Expectation) -> None:
@@ -70,10 +73,14 @@ class MoveDeliveries:
         self._expected.append(expectation)
 
     async def forget(self, expectation: Expectation) -> None:
-        """The move has ended; what still comes for it was asked for by nobody."""
+        """The move has ended. What it has not taken (its client left) is put aside, and so is what still comes."""
         self._expected.remove(expectation)
-        for path in list(expectation.inbound):
-            self.taken(expectation, path)
+        for path, association in list(expectation.inbound.items()):
+            try:
+                await self._put_aside(association, Path(path), "its C-MOVE ended before it was taken")
+            except OSError as error:
+                self._log.error("a delivered object stays where it was received: {error}", error=error)
+        expectation.inbound.clear()
 
     def taken(self, expectation: Expectation, path: str) -> None:
         """A file that was offered is no longer where it was."""
@@ -86,7 +93,8 @@ class MoveDeliveries:
         if self.listener is not None:
             for association in list(self.listener.associations):
                 association.look()
-        while self._sorting:
+        pending = set(self._sorting)
+        while pending & self._sorting:
             await self._sorted.wait()
 
     # --- listener.Owner
@@ -95,52 +103,58 @@ class MoveDeliveries:
         """See ``listener.Owner``."""
         if self.listener is not None and self.listener.count(self) >= MAX_ASSOCIATIONS:
             return Rejection.LOCAL_LIMIT_EXCEEDED
-        if self._expected:
-            return None
+        refused = None if self._may_put_aside(0) else Rejection.TEMPORARY_CONGESTION
         if self.fallback is not None:
-            return self.fallback.rejection(request, peer)
-        return None if self._may_put_aside(0) else Rejection.TEMPORARY_CONGESTION
+            refused = self.fallback.rejection(request, peer)
+        if refused is not None and self._expected:
+            self._guests.add((request.calling_aet, peer))
+            return None
+        self._guests.discard((request.calling_aet, peer))
+        return refused
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
         """See ``inetd.Receiving``."""
-        self._sorting += 1
-        Deferred.fromCoroutine(self._sort(association, path)).addBoth(self._has_sorted)
+        self._sorting.add(path)
+        Deferred.fromCoroutine(self._sort(association, path)).addBoth(self._has_sorted, path)
 
-    def _has_sorted(self, result: Any) -> None:
-        self._sorting -= 1
-        if not self._sorting:
-            self._sorted.fire(None)
+    def _has_sorted(self, result: Any, path: Path) -> None:
+        self._sorting.discard(path)
+        self._sorted.fire(None)
         if result is not None:
             self._log.failure("a delivered object stays where it was received", result)
 
     async def _sort(self, association: InboundAssociation, path: Path) -> None:
         header: InstanceHeader | None = None
+        reason = f"arrived at {association.association.called_aet} {UNASKED}"
         try:
             header = await self._box.in_thread(read_header, path)
         except FileNotFoundError:
             association.settled(path)
             return
-        except DamagedFile:
-            pass
+        except DamagedFile as damage:
+            reason = f"damaged: {damage.detail}"
         for expectation in self._expected:
             if header is not None and expectation.fits(header, association.originator_of(header.sop_instance_uid)):
                 expectation.inbound[str(path)] = association
                 expectation.offer(str(path))
                 return
-        if self.fallback is not None:
+        known = association.association
+        if self.fallback is not None and (known.calling_aet, known.peer) not in self._guests:
             self.fallback.file_closed(association, path)
         else:
-            await self._put_aside(association, path)
+            await self._put_aside(association, path, reason)
 
-    async def _put_aside(self, association: InboundAssociation, path: Path) -> None:
-        name = association.association.called_aet
-        reason = f"arrived at {name} while no C-MOVE was under way that could have asked for it"
-        size = await self._box.in_thread(_size, path)
-        target = await self._box.in_thread(quarantine, path, self._quarantine, reason)
+    async def _put_aside(self, association: InboundAssociation, path: Path, reason: str) -> None:
+        try:
+            size = await self._box.in_thread(_size, path)
+            target = await self._box.in_thread(quarantine, path, self._quarantine, reason)
+        except FileNotFoundError:  # a move that has just ended was taking it
+            association.settled(path)
+            return
         association.settled(path)
         self._log.warn(
-            "an object nobody asked for is in quarantine: {target}",
-            target=str(target), child=f"storescp:{association.association.id}",
+            "an object is in quarantine: {target} ({reason})",
+            target=str(target), reason=reason, child=f"storescp:{association.association.id}",
         )  # fmt: skip
         if not self._may_put_aside(size):
             self._log.error(
@@ -151,6 +165,9 @@ class MoveDeliveries:
 
     def ended(self, association: InboundAssociation) -> None:
         """See ``inetd.Receiving``."""
+        running = self.listener.associations if self.listener is not None else ()
+        callers = {(item.association.calling_aet, item.association.peer) for item in running if item is not association}
+        self._guests &= callers
 
 
 def _size(path: Path) -> int:

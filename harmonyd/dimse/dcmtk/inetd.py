@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.dimse.dcmtk import argv
+from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch, SharedInotify
 from harmonyd.dimse.dcmtk.log_config import receiver_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
@@ -29,11 +30,8 @@ from harmonyd.supervision.waiters import Waiters
 MIN_BYTES = 1000
 """An association that brought less than this within its timeout is ended: the peer sends a byte now and then."""
 MAX_LOG_BYTES = 64_000
-MAX_REMEMBERED = 10_000
-"""Objects of one association whose Move Originator is remembered."""
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 """``tcpi_bytes_received`` in ``struct tcp_info`` (linux/tcp.h)."""
-_FIELD = re.compile(rb"@DEBUG\|(Affected SOP Instance UID|Move Originator AE Title) *: (.*)")
 _REQUEST = re.compile(rb"@DEBUG\|Message Type *: C-STORE RQ")
 _ANSWER = re.compile(rb"@TRACE\|\(0000,0100\) US 32769 ")
 """Command Field of a C-STORE response (PS3.7 table 9.3-2)."""
@@ -85,6 +83,7 @@ class InboundAssociation:
         """Told to the owner, and not settled."""
         self._held: deque[Path] = deque()
         """Closed, and not known to have been acknowledged; at most the last one can have been cut by an abort."""
+        self.announced = Announced()
         self._log_of = _StoreLog()
         self._told = 0
         self._box = box
@@ -157,7 +156,7 @@ class InboundAssociation:
 
     def originator_of(self, sop_instance_uid: str) -> str:
         """Move Originator AE title of an object that came over it; empty when it named none."""
-        return self._log_of.originators.get(sop_instance_uid, "")
+        return self.announced.originator_of(sop_instance_uid)
 
     def settled(self, path: Path) -> None:
         """The owner is done with a file. The folder goes with the last one."""
@@ -169,6 +168,7 @@ class InboundAssociation:
     # --- what the child says and writes
 
     def _line(self, line: bytes) -> None:
+        self.announced.heard(line)
         self._log_of.feed(line)
         self._tell()
         if line == b"@INFO|Association Release":
@@ -264,12 +264,9 @@ class _StoreLog:
     def __init__(self) -> None:
         self.successes = 0
         """Requests that were answered with Success."""
-        self.originators: dict[str, str] = {}
-        """Move Originator AE title, by SOP Instance UID."""
         self._requests = 0
         self._answers = 0
         self._in_answer = False
-        self._instance = ""
 
     @property
     def is_cut(self) -> bool:
@@ -286,11 +283,3 @@ class _StoreLog:
         elif self._in_answer and (status := _STATUS.match(line)):
             self._in_answer = False
             self.successes += not int(status[1])
-        elif (field := _FIELD.match(line)) is not None:
-            self._note(field[1], field[2].decode("latin-1").strip())
-
-    def _note(self, name: bytes, value: str) -> None:
-        if name.startswith(b"Affected"):
-            self._instance = value
-        elif len(self.originators) < MAX_REMEMBERED:
-            self.originators[self._instance] = value

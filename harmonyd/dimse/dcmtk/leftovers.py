@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from twisted.logger import Logger
@@ -55,6 +56,25 @@ class Leftovers:
         name = self.folder.name
         is_id = len(name) == 32 and all(digit in "0123456789abcdef" for digit in name)
         return Association(name if is_id else uuid.uuid4().hex, self._called_aet, calling_aet)
+
+
+def folders_in(parent: Path) -> list[Path]:
+    """The folders of associations. Blocking."""
+    return [folder for folder in parent.iterdir() if folder.is_dir() and not folder.is_symlink()]
+
+
+def find_leftovers(
+    parent: Path, folders: Sequence[Path], called_aet: str, handler: ObjectHandler
+) -> list[Leftovers]:
+    """What lies in ``parent`` itself, and in those of its folders that nothing writes to. Blocking.
+
+    Folders in which nothing is left are removed.
+    """
+    found = [Leftovers(folder, called_aet, handler) for folder in (parent, *folders)]
+    for leftovers in found[1:]:
+        if not leftovers.paths:
+            leftovers.settled(leftovers.folder)
+    return found
 
 
 def _files(folder: Path) -> list[Path]:

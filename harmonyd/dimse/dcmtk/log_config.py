@@ -72,24 +72,34 @@ def receiver_log_config() -> str:
     """The same for ``storescp --inetd``: its standard error goes nowhere, so the log goes to descriptor 3.
 
     Of its messages below INFO, thousands of lines an association, only C-STORE requests and our responses get through:
-    they name the Move Originator, and say what was acknowledged.
+    they name the object and the Move Originator, and say what was acknowledged.
     """
-    filters: tuple[tuple[str, Mapping[str, str]], ...] = (
-        ("StringMatchFilter", {"StringToMatch": ": C-STORE RQ", "AcceptOnMatch": "true"}),
-        ("StringMatchFilter", {"StringToMatch": "DIMSE Command to send:", "AcceptOnMatch": "true"}),
-        ("LogLevelRangeFilter", {"LogLevelMin": "INFO", "AcceptOnMatch": "true"}),
-        ("DenyAllFilter", {}),
+    appender = (
+        "log4cplus.logger.dcmtk.dcmnet = TRACE\n"
+        "log4cplus.appender.A = log4cplus::FileAppender\n"
+        "log4cplus.appender.A.File = /dev/fd/3\n"
+        "log4cplus.appender.A.Append = true\n"
     )
+    return _receiver_log_config(appender, f"{MARK}%p|%m%n", ": C-STORE RQ", "DIMSE Command to send:")
+
+
+def kept_log_config() -> str:
+    """The same for a storescp that is kept running, in DCMTK's own layout: people read its log."""
+    appender = "log4cplus.appender.A = log4cplus::ConsoleAppender\nlog4cplus.appender.A.logToStdErr = true\n"
+    return _receiver_log_config(appender, "%P: %m%n", ": C-STORE RQ")
+
+
+def _receiver_log_config(appender: str, pattern: str, *let_through: str) -> str:
+    filters: list[tuple[str, Mapping[str, str]]] = [
+        ("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "true"}) for text in let_through
+    ]
+    filters += [("LogLevelRangeFilter", {"LogLevelMin": "INFO", "AcceptOnMatch": "true"}), ("DenyAllFilter", {})]
     head = f"""\
 log4cplus.rootLogger = WARN, A
 log4cplus.logger.dcmtk.apps.storescp = DEBUG
-log4cplus.logger.dcmtk.dcmnet = TRACE
-log4cplus.appender.A = log4cplus::FileAppender
-log4cplus.appender.A.File = /dev/fd/3
-log4cplus.appender.A.Append = true
-log4cplus.appender.A.ImmediateFlush = true
+{appender}log4cplus.appender.A.ImmediateFlush = true
 log4cplus.appender.A.layout = log4cplus::PatternLayout
-log4cplus.appender.A.layout.ConversionPattern = {MARK}%p|%m%n
+log4cplus.appender.A.layout.ConversionPattern = {pattern}
 """
     return head + _filter_lines(filters)
 
@@ -119,10 +129,16 @@ def receiver_log_file(folder: Path) -> Path:
     return folder / "dcmtk-receiver-log.cfg"
 
 
+def kept_log_file(folder: Path) -> Path:
+    """Where the log configuration for a storescp that is kept running is in ``folder``."""
+    return folder / "dcmtk-kept-log.cfg"
+
+
 def write_support_files(folder: Path) -> None:
     """Write log configurations and the small dictionary into ``folder``. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     config, dictionary = support_files(folder)
     config.write_text(log_config(), encoding="ascii")
     receiver_log_file(folder).write_text(receiver_log_config(), encoding="ascii")
+    kept_log_file(folder).write_text(kept_log_config(), encoding="ascii")
     dictionary.write_text(small_dictionary(), encoding="ascii")

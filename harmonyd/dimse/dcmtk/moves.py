@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -74,14 +73,12 @@ class MovePort:
     """One move destination: its AE title on a port of our own. Open from ``__init__`` to ``close``."""
 
     def __init__(
-        self, box: Toolbox, receiver: MoveReceiver, folder: Path, quarantine_folder: Path, quota: Quota,
-        listeners: Listeners,
+        self, box: Toolbox, receiver: MoveReceiver, folder: Path, quarantine_folder: Path, listeners: Listeners,
+        quota: Quota,
     ) -> None:
         """Raises ``Unavailable`` and ``EngineFailed``."""
         self.receiver = receiver
         self.turns = Turns(box.reactor, receiver.port)
-        self._box = box
-        self._quota = quota
         self._listeners = listeners
         self._deliveries = MoveDeliveries(box, folder, quarantine_folder, quota)
         self._listener: AssociationListener = listeners.claim(
@@ -90,9 +87,10 @@ class MovePort:
         self._deliveries.listener = self._listener
 
     async def close(self) -> None:
-        """Answer to this AE title no more."""
+        """Answer to this AE title no more; returns when nothing that came over it is where it was received."""
         self._listeners.release(self._listener, self.receiver.destination_aet, self._deliveries)
         await self._listener.end_associations(self._deliveries)
+        await self._deliveries.settle()
 
     @asynccontextmanager
     async def turn(self, remote: RemoteNode, query: Query, op: OperationContext) -> AsyncIterator[Delivery]:
@@ -101,15 +99,16 @@ class MovePort:
         Raises ``DeadlinePassed`` and ``Unavailable``.
         """
         wanted = wanted_keys(query)
-        await self._quota.count()
         await self.turns.acquire(wanted, op.deadline)
         expectation = Expectation(wanted, remote.local_aet, lambda name: None)
         self._deliveries.expect(expectation)
         try:
             yield PortDelivery(self._deliveries, expectation)
         finally:
-            await self._deliveries.forget(expectation)
-            self.turns.release(wanted)
+            try:
+                await self._deliveries.forget(expectation)
+            finally:
+                self.turns.release(wanted)
 
 
 class PortDelivery:
@@ -134,23 +133,24 @@ class PortDelivery:
             self._deliveries.taken(self._expectation, name)
 
 
-def put_aside_all(folder: Path, quarantine_folder: Path) -> int:
-    """Quarantine what an earlier run left below a folder that nothing writes to; return how many files. Blocking."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            quarantine(Path(parent) / name, quarantine_folder, "was delivered for a C-MOVE before harmonyd was ended")
-            count += 1
-    for left in folder.iterdir():
-        shutil.rmtree(left, ignore_errors=True)
-    return count
+def put_aside(paths: Sequence[Path], quarantine_folder: Path) -> None:
+    """Quarantine what an earlier run left: files, and folders with files, that nothing writes to. Blocking."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            put_aside(list(path.iterdir()), quarantine_folder)
+            path.rmdir()
+        else:
+            quarantine(path, quarantine_folder, "was delivered for a C-MOVE before harmonyd was ended")
 
 
 def _bytes_in(folder: Path) -> int:
     try:
-        with os.scandir(folder) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+        paths = list(folder.iterdir())
     except FileNotFoundError:
         return 0
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # somebody empties it
+            total += path.lstat().st_size
+    return total
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ from twisted.logger import Logger
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
-from harmonyd.dimse.dcmtk.leftovers import Leftovers
+from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
 from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
-from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 
 SWEEP_SECS = 30.0
 """How often folders are looked through that no association writes to any more, but hold something."""
+
+
+LEAST_ROOM_BYTES = 1_000_000
+"""With less than this free, a damaged file is taken to be one that found no room."""
 
 
 class PerAssociationScp:
@@ -47,11 +52,14 @@ class PerAssociationScp:
         self._listeners = listeners
         self._listener: AssociationListener | None = None
         self._sweep_call: Any = None
+        self._stopped = False
+        self._unsubscribe: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """See ``StoreScp``. Raises ``Unavailable``, ``EngineFailed`` and OSError."""
         await self._box.in_thread(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         await self._sweep()
+        self._unsubscribe = self._admission.subscribe(self._admission_changed)
         self._listen()
 
     async def pause(self) -> None:
@@ -72,10 +80,19 @@ class PerAssociationScp:
 
     async def stop(self) -> None:
         """Stop receiving, then taking; what was not taken is offered by the next ``start``."""
+        self._stopped = True
+        self._unsubscribe()
         await self.pause()
         if self._sweep_call is not None and self._sweep_call.active():
             self._sweep_call.cancel()
         await self.taking.all_settled()
+
+    def _admission_changed(self) -> None:
+        listener = self._listener
+        if listener is not None and self._admission.must_end():
+            Deferred.fromCoroutine(listener.end_associations(self)).addErrback(
+                lambda failure: self._log.failure("associations could not be ended", failure)
+            )
 
     def _listen(self) -> None:
         config = self._config
@@ -110,7 +127,7 @@ class PerAssociationScp:
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
         """See ``inetd.Receiving``."""
-        self.taking.add(OfAssociation(association, self._handler), path)
+        self.taking.add(OfAssociation(self._box, association, self._handler, self._admission), path)
 
     def ended(self, association: InboundAssociation) -> None:
         """See ``inetd.Receiving``."""
@@ -119,14 +136,16 @@ class PerAssociationScp:
 
     async def _sweep(self) -> None:
         # Listed first: an association that begins from now on is not in the list.
-        folders = await self._box.in_thread(_folders, self.folder)
+        folders = await self._box.in_thread(folders_in, self.folder)
         busy = {item.folder for item in self._listener.associations} if self._listener is not None else set()
         idle = [folder for folder in folders if folder not in busy]
-        found = await self._box.in_thread(_leftovers, [self.folder, *idle], self._config.local_aet, self._handler)
+        aet = self._config.local_aet
+        found = await self._box.in_thread(find_leftovers, self.folder, idle, aet, self._handler)
         for leftovers in found:
             for path in leftovers.paths:
                 self.taking.add(leftovers, path)
-        self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep_again)
+        if not self._stopped:
+            self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep_again)
 
     def _sweep_again(self) -> None:
         Deferred.fromCoroutine(self._sweep()).addErrback(
@@ -137,19 +156,33 @@ class PerAssociationScp:
 class OfAssociation:
     """Implements ``taking.Source`` for a file of an association."""
 
-    def __init__(self, association: InboundAssociation, handler: ObjectHandler) -> None:
+    def __init__(
+        self, box: Toolbox, association: InboundAssociation, handler: ObjectHandler, admission: Admission
+    ) -> None:
+        self._box = box
+        self._admission = admission
         self._inbound = association
         self._handler = handler
 
     def arrival(self, path: Path, header: InstanceHeader) -> Arrival:
         """See ``taking.Source``."""
         inbound = self._inbound
+        inbound.announced.arrived(header.sop_instance_uid)
         originator = inbound.originator_of(header.sop_instance_uid)
         return Arrival(instance_of(path, header), inbound.association, originator)
 
     async def damaged(self, path: Path, reason: str) -> None:
-        """See ``taking.Source``. What the owner is told of was acknowledged."""
-        await self._handler.damaged(path, self._inbound.association, reason)
+        """See ``taking.Source``. What the owner is told of was acknowledged.
+
+        storescp acknowledges small objects that it could not write: on a full disk its association is ended, before it
+        brings more of these.
+        """
+        inbound = self._inbound
+        if self._admission.refusal() is not None or await self._box.in_thread(_is_full, path.parent):
+            await inbound.stop()
+        if not await self._box.in_thread(claimed_uid, path):
+            reason += inbound.announced.candidates()
+        await self._handler.damaged(path, inbound.association, reason)
 
     def settled(self, path: Path) -> None:
         """See ``taking.Source``."""
@@ -158,14 +191,5 @@ class OfAssociation:
     failed = settled
 
 
-def _folders(parent: Path) -> list[Path]:
-    return [folder for folder in parent.iterdir() if folder.is_dir() and not folder.is_symlink()]
-
-
-def _leftovers(folders: Sequence[Path], called_aet: str, handler: ObjectHandler) -> list[Leftovers]:
-    """The first is the parent of the others, which are removed when they are empty."""
-    found = [Leftovers(folder, called_aet, handler) for folder in folders]
-    for leftovers in found[1:]:
-        if not leftovers.paths:
-            leftovers.settled(leftovers.folder)
-    return found
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < LEAST_ROOM_BYTES

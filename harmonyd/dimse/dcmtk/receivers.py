@@ -20,7 +20,7 @@ from harmonyd.dimse.dcmtk.accept import quarantine
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.artifacts import says_cannot_write
 from harmonyd.dimse.dcmtk.listeners import Listeners
-from harmonyd.dimse.dcmtk.moves import Delivery, MovePort, Quota, put_aside_all
+from harmonyd.dimse.dcmtk.moves import Delivery, MovePort, Quota, put_aside
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.turns import MAX_WAITING
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
@@ -141,6 +141,7 @@ class Receivers:
         self._listeners = listeners
         self._quota = quota
         self._ports: dict[tuple[int, str], MovePort] = {}
+        self._port_lock = DeferredLock()
         self._storage = storage
         self._quarantine = quarantine_folder
         self._kept: dict[int, KeptReceiver] = {}
@@ -148,23 +149,42 @@ class Receivers:
         self._wanted: Collection[MoveReceiver] | None = None
 
     async def open(self, receiver: MoveReceiver) -> None:
-        """Start receiving for these deliveries unless that is done already.
+        """Start receiving for these deliveries unless that is done already, or is done when another mode's move ends.
 
         Raises ``Unavailable``, ``EngineFailed`` and ``SpawnError``.
         """
+        if receiver.store_scp == PERSISTENT or not self._is_held(receiver.port):
+            await self._open(receiver)
+
+    async def _open(self, receiver: MoveReceiver) -> None:
         if receiver.store_scp == PER_ASSOCIATION:
             await self._open_port(receiver)
-        else:
+        elif receiver.store_scp == PERSISTENT:
             await self._open_kept(receiver)
 
     async def _open_port(self, receiver: MoveReceiver) -> MovePort:
-        port = self._ports.get((receiver.port, receiver.destination_aet))
-        if port is None:
-            folder = self._storage / "incoming" / str(receiver.port)
-            if not any(number == receiver.port for number, _ in self._ports):
-                await self._box.in_thread(put_aside_all, folder, self._quarantine)
-            port = MovePort(self._box, receiver, folder, self._quarantine, self._quota, self._listeners)
-            port = self._ports.setdefault((receiver.port, receiver.destination_aet), port)
+        """One at a time, and never while one closes: they share folders."""
+        await self._quota.count()
+        await self._port_lock.acquire()
+        try:
+            port = self._ports.get((receiver.port, receiver.destination_aet))
+            return port or await self._new_port(receiver)
+        finally:
+            self._port_lock.release()
+
+    async def _new_port(self, receiver: MoveReceiver) -> MovePort:
+        folder = self._storage / "incoming" / str(receiver.port)
+        folder.mkdir(parents=True, exist_ok=True)
+        is_first = not any(number == receiver.port for number, _ in self._ports)
+        port = MovePort(self._box, receiver, folder, self._quarantine, self._listeners, self._quota)
+        try:
+            # Listed before the reactor turns: nothing of it can have come since the port is ours.
+            left = list(folder.iterdir()) if is_first else []
+            await self._box.in_thread(put_aside, left, self._quarantine)
+        except BaseException:
+            await port.close()
+            raise
+        self._ports[receiver.port, receiver.destination_aet] = port
         return port
 
     async def _open_kept(self, receiver: MoveReceiver) -> KeptReceiver:
@@ -189,12 +209,16 @@ class Receivers:
 
     async def _close_port(self, key: tuple[int, str]) -> None:
         """Unless it is wanted, or a move uses it: then the last of these closes it."""
-        port = self._ports.get(key)
-        wanted = self._wanted
-        if port is None or port.turns.in_use or wanted is None or port.receiver in wanted:
-            return
-        del self._ports[key]
-        await port.close()
+        await self._port_lock.acquire()
+        try:
+            port = self._ports.get(key)
+            wanted = self._wanted
+            if port is None or port.turns.in_use or wanted is None or port.receiver in wanted:
+                return
+            del self._ports[key]
+            await port.close()
+        finally:
+            self._port_lock.release()
 
     async def _settle_in_turn(self, port: int, lock: DeferredLock) -> None:
         await lock.acquire()
@@ -211,8 +235,8 @@ class Receivers:
             finally:
                 del self._kept[port]
             for successor in self._wanted or ():
-                if (successor.port, successor.store_scp) == (port, PERSISTENT):
-                    await self._open_kept(successor)
+                if successor.port == port:
+                    await self._open(successor)
         finally:
             lock.release()
 
@@ -222,6 +246,10 @@ class Receivers:
                 self._log.failure("a receiver for C-MOVE could not be closed or replaced", failure=failure)
 
         Deferred.fromCoroutine(coroutine).addErrback(failed)
+
+    def _is_held(self, port: int) -> bool:
+        """Whether a receiver of another mode, from before a change, has the port; it goes when its last move ends."""
+        return port in self._kept or (port in self._locks and self._locks[port].locked)
 
     def _is_wanted(self, kept: KeptReceiver) -> bool:
         return self._wanted is None or kept.receiver in self._wanted
@@ -239,6 +267,10 @@ class Receivers:
             async with self._whole_port(receiver, op) as kept:
                 yield kept
             return
+        if self._is_held(receiver.port):
+            lock = self._locks.setdefault(receiver.port, DeferredLock())
+            await self._acquire(lock, receiver, op)
+            await self._settle(receiver.port, lock)
         port = await self._open_port(receiver)
         try:
             async with port.turn(remote, query, op) as delivery:

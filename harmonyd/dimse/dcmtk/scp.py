@@ -16,11 +16,14 @@ from twisted.logger import Logger
 
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.accept import instance_of
+from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
+from harmonyd.dimse.dcmtk.log_config import kept_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, Association, ObjectHandler, StoreScpConfig
-from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 from harmonyd.supervision.api import KeptChild, KeptSpec
 
 SWEEP_SECS = 30.0
@@ -41,6 +44,7 @@ class DcmtkStoreScp:
         self._admission = admission
         self._incoming = folder / config.name / "incoming"
         self._taking = Taking(box, handler, config.name)
+        self._announced = Announced()
         self._watch: FolderWatch | None = None
         self._sweep_call: Any = None
         self._child: KeptChild | None = None
@@ -55,6 +59,7 @@ class DcmtkStoreScp:
         self._unsubscribe = self._admission.subscribe(self._admission_changed)
         self._wanted = True
         await self._settle()
+        await self._take_leftovers()
         self._sweep()
 
     async def pause(self) -> None:
@@ -117,10 +122,26 @@ class DcmtkStoreScp:
             folder=self._incoming,
             max_pdu=config.max_pdu,
             association_timeout_secs=config.association_timeout_secs,
+            log_config=kept_log_file(self._box.scratch),
         )
-        on_line = self._box.kept_line(f"storescp:{config.name}")
+        told = self._box.kept_line(f"storescp:{config.name}")
+
+        def on_line(line: bytes) -> None:
+            self._announced.heard(line)
+            if told is not None:
+                told(line)
+
         spec = KeptSpec("storescp", config.name, tuple(command), config.port, config.local_aet, on_line=on_line)
         return self._box.supervisor.keep(spec)
+
+    async def _take_leftovers(self) -> None:
+        """Offer what another kind of receiver left in folders of its own."""
+        folders = await self._box.in_thread(folders_in, self._incoming)
+        aet = self._config.local_aet
+        found = await self._box.in_thread(find_leftovers, self._incoming, folders, aet, self._handler)
+        for leftovers in found[1:]:
+            for path in leftovers.paths:
+                self._taking.add(leftovers, path)
 
     # --- what it receives
 
@@ -138,6 +159,7 @@ class DcmtkStoreScp:
 
     def arrival(self, path: Path, header: InstanceHeader) -> Arrival:
         """See ``taking.Source``. storescp tells of no association: the file knows who sent it (0002,0016)."""
+        self._announced.arrived(header.sop_instance_uid)
         return Arrival(instance_of(path, header), self._association(header.source_aet))
 
     def _association(self, calling_aet: str) -> Association:
@@ -145,6 +167,8 @@ class DcmtkStoreScp:
 
     async def damaged(self, path: Path, reason: str) -> None:
         """See ``taking.Source``."""
+        has_header = bool(await self._box.in_thread(claimed_uid, path))
+        reason += "" if has_header else self._announced.candidates()
         await self._handler.damaged(path, self._association(""), reason)
 
     def settled(self, path: Path) -> None:

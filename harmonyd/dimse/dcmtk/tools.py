@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +43,15 @@ class Tool:
 def find_tools(names: Sequence[str] = DAEMON_TOOLS, search_path: str | None = None) -> dict[str, Tool]:
     """Find every program of ``names`` on ``search_path`` (default: PATH, then the usual places).
 
-    Runs each candidate once with ``--version`` and so blocks for some milliseconds: call it before the reactor runs.
+    Runs each candidate once with ``--version``, several at a time, and so blocks for some milliseconds: call it before
+    the reactor runs.
     Raises ``ToolMissing`` that names all that are missing or older than 3.6.7.
     """
     found: dict[str, Tool] = {}
     problems: list[str] = []
-    for name in names:
-        candidates = [tool for path in _candidates(name, search_path) if (tool := _identify(name, path))]
+    with ThreadPoolExecutor() as threads:
+        identified = list(threads.map(lambda name: _identified(name, search_path), names))
+    for name, candidates in zip(names, identified, strict=True):
         new_enough = [tool for tool in candidates if tool.version >= MINIMUM_VERSION]
         if new_enough:
             found[name] = new_enough[0]
@@ -76,6 +79,10 @@ def _candidates(name: str, search_path: str | None) -> Iterator[Path]:
         if path not in seen and path.is_file() and os.access(path, os.X_OK):
             seen.add(path)
             yield path
+
+
+def _identified(name: str, search_path: str | None) -> list[Tool]:
+    return [tool for path in _candidates(name, search_path) if (tool := _identify(name, path))]
 
 
 def _identify(name: str, path: Path) -> Tool | None:

@@ -42,12 +42,13 @@ class Turns:
 
     async def acquire(self, wanted: Wanted, deadline: float) -> None:
         """Wait for a turn; ``release`` it with the same object. Raises ``Unavailable`` and ``DeadlinePassed``."""
-        if len(self._waiting) >= MAX_WAITING:
-            full = f"{MAX_WAITING} moves wait for their turn on the store SCP of port {self._port} already"
-            raise Unavailable(full, hint=_HINT, retry_after_secs=5)
         place: tuple[Wanted, Deferred[None]] = (wanted, Deferred())
         self._waiting.append(place)
         self._grant()
+        if len(self._waiting) > MAX_WAITING and place in self._waiting:
+            self._waiting.remove(place)
+            full = f"{MAX_WAITING} moves wait for their turn on the store SCP of port {self._port} already"
+            raise Unavailable(full, hint=_HINT, retry_after_secs=5)
         late = "The deadline passed while the move waited for its turn on the store SCP"
         try:
             await until(self._reactor, deadline, place[1], DeadlinePassed(late, hint=_HINT, timeout="queue"))
@@ -66,10 +67,16 @@ class Turns:
 
     def _grant(self) -> None:
         ahead: list[Wanted] = list(self._running)
-        for place in list(self._waiting):
-            wanted, turn = place
-            if not any(overlap(wanted, other) for other in ahead):
-                self._waiting.remove(place)
-                self._running.append(wanted)
-                turn.callback(None)
+        granted, waiting = [], []
+        for place in self._waiting:
+            wanted = place[0]
+            if any(overlap(wanted, other) for other in ahead):
+                waiting.append(place)
+            else:
+                granted.append(place)
             ahead.append(wanted)
+        self._waiting = waiting
+        self._running += [wanted for wanted, _ in granted]
+        # Last: whoever goes on now may be done at once, and release.
+        for _, turn in granted:
+            turn.callback(None)

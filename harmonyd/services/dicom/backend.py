@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
@@ -112,7 +113,7 @@ class DicomBackend:
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
         async with self._recorded("store", self._context(requests[0])) as (op, summary):
-            answers = await store_objects(self._engine, self.remote, paths, op)
+            answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread)
             failed_at = [answer for answer in answers if isinstance(answer, Exception)]
             summary.update(success=not failed_at, complete=not failed_at, stored=len(answers) - len(failed_at))
             if failed_at:
@@ -122,7 +123,9 @@ class DicomBackend:
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
         try:
             return await self.send(request)
-        except HarmonydError as error:
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others get their turn
             return error
 
     async def _perform(self, operation: str, request: RequestEnvelope, document: Any) -> ResponseEnvelope:

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, Engine, StoreScp, StoreScpConfig
 from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
+from harmonyd.dimse.part10 import claimed_uid
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, NotTried
@@ -62,6 +63,8 @@ class DicomEndpoint:
         self._in_thread = in_thread
         self._spool = spool
         self._running: set[Deferred[Sequence[Result]]] = set()
+        self._engine = engine
+        self._mode = options.store_scp
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
 
     async def start(self) -> None:
@@ -88,8 +91,15 @@ class DicomEndpoint:
         await self._scp.pause()
 
     async def resume(self) -> None:
-        """Receive again. Raises what starting a receiver raises."""
-        await self._scp.resume(scp_config(self.name, self._options))
+        """Receive again, with another kind of receiver if need be. Raises what starting one raises."""
+        config = scp_config(self.name, self._options)
+        if config.store_scp == self._mode:
+            await self._scp.resume(config)
+            return
+        await self._scp.stop()
+        self._mode = config.store_scp
+        self._scp = self._engine.store_scp(config, self, self._spool.admission)
+        await self._scp.start()
 
     async def handed_on(self) -> None:
         """Return when nothing that was received waits for its delivery."""
@@ -110,7 +120,8 @@ class DicomEndpoint:
         await self._spool.take(self.name, entries, list(self._pipeline.backends))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
-        metadata = {**_metadata(association), "sop_instance_uid": "", "study_instance_uid": ""}
+        uid = await self._in_thread(claimed_uid, path)
+        metadata = {**_metadata(association), "sop_instance_uid": uid, "study_instance_uid": ""}
         entry = NewEntry(path, await self._in_thread(_size, path), metadata, uuid.uuid4().hex)
         await self._spool.put_aside(self.name, entry, reason)
 
@@ -128,16 +139,26 @@ class DicomEndpoint:
             self._running.discard(delivery)
 
     async def _deliver(self, pipeline: Pipeline, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
-        requests = [_envelope(entry) for entry in entries]
+        requests: dict[int, RequestEnvelope] = {}
+        outcomes: dict[int, Exception | None] = {}
+        for number, entry in enumerate(entries):
+            try:
+                requests[number] = await self._request(pipeline, entry)
+            except OSError as error:  # of this file alone
+                outcomes[number] = error
         try:
-            if pipeline.middleware:
-                for request, entry in zip(requests, entries, strict=True):
-                    request.normalized = await self._in_thread(json_view, entry.path)
-            outcomes = await pipeline.deliver(backend, requests)
+            delivered = await pipeline.deliver(backend, list(requests.values()))
         finally:
-            for request in requests:
+            for request in requests.values():
                 await request.body.close()
-        return [_result(outcome) for outcome in outcomes]
+        outcomes.update(zip(requests, delivered, strict=True))
+        return [_result(outcomes[number]) for number in range(len(entries))]
+
+    async def _request(self, pipeline: Pipeline, entry: Entry) -> RequestEnvelope:
+        request = _envelope(entry)
+        if pipeline.middleware:
+            request.normalized = await self._in_thread(json_view, entry.path)
+        return request
 
 
 def _passing(ended: Deferred[None]) -> Callable[[Any], Any]:
@@ -191,6 +212,13 @@ def _envelope(entry: Entry) -> RequestEnvelope:
 _AWAY = (RemoteUnreachable, AssociationRejected, UpstreamUnreachable, Unavailable, StorageFull)
 """What says nothing about the object: no other one would fare better at this backend now."""
 _AWAY_TIMEOUTS = frozenset({"connect", "association", "queue"})
+_AWAY_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
+"""Of the file system that a backend writes to, and of this process."""
 _BUSY_STATUSES = frozenset({408, 429, 502, 503, 504, 507})
 """HTTP statuses that are about the server, not about what was sent (RFC 9110 section 15.6, RFC 6585 section 4)."""
 
@@ -207,7 +235,7 @@ def _result(outcome: Exception | None) -> Result:
 
 def _is_away(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
+        return error.errno in _AWAY_ERRORS
     if isinstance(error, DeliveryRefused):
         return error.extra.get("status") in _BUSY_STATUSES
     if isinstance(error, DeadlinePassed):

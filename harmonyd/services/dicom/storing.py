@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import CancelledError
+
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.engine import Engine, OperationContext, OperationStream, RemoteNode, StoreResult
 from harmonyd.dimse.errors import DimseError, DimseFailure
-from harmonyd.dimse.part10 import DamagedFile, check_complete
+from harmonyd.dimse.part10 import DamagedFile, check_complete, read_header
 from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, HarmonydError, UnsupportedMediaType
@@ -54,42 +56,71 @@ async def store_request(
 async def _store(stream: OperationStream[StoreResult]) -> list[StoreResult]:
     stored: list[StoreResult] = []
     try:
-        async for result in stream:
-            stored.append(result)
+        await _collect(stream, stored)
     except HarmonydError as error:
         if stored:
             error.extra["instances"] = list(map(store_members, stored))
         raise
-    finally:
-        await stream.aclose()
     return stored
 
 
+async def _collect(stream: OperationStream[StoreResult], stored: list[StoreResult]) -> None:
+    try:
+        async for result in stream:
+            stored.append(result)
+    finally:
+        await stream.aclose()
+
+
 async def store_objects(
-    engine: Engine, remote: RemoteNode, paths: Sequence[Path], op: OperationContext
+    engine: Engine, remote: RemoteNode, paths: Sequence[Path], op: OperationContext, in_thread: InThread
 ) -> list[ResponseEnvelope | Exception]:
     """Store received objects over one association; one answer, or what was wrong, for each.
 
-    Where the association fails, the object it failed at is told the reason, and those after it were ``NotTried``.
+    Where the association fails, the object it failed at is told the reason, and those after it were ``NotTried``. A
+    file that cannot be read is nobody else's problem. Raises only ``CancelledError``.
     """
+    wrong: dict[Path, Exception] = await in_thread(_unreadable, paths)
+    sent = [path for path in paths if path not in wrong]
     stored: list[StoreResult] = []
-    failure: Exception = DimseError("The association ended before this object was answered")
+    failure: Exception | None = None
     try:
-        stored = await _store(engine.store(remote, paths, op))
-    except HarmonydError as error:
+        if sent:
+            await _collect(engine.store(remote, sent, op), stored)
+    except CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is the answer to one of the objects
         failure = error
-    answers: list[ResponseEnvelope | Exception] = []
-    for result in stored:
-        if result.status is None:
-            break
-        answers.append(_answer(result))
-    if len(answers) < len(paths):
-        answers += [failure, *[NotTried("An object before this one was in the way")] * (len(paths) - len(answers) - 1)]
+    answers = iter(_answers(stored, len(sent), failure))
+    return [wrong[path] if path in wrong else next(answers) for path in paths]
+
+
+def _unreadable(paths: Sequence[Path]) -> dict[Path, Exception]:
+    wrong: dict[Path, Exception] = {}
+    for path in paths:
+        try:
+            read_header(path)
+        except (DamagedFile, OSError) as error:
+            wrong[path] = error
+    return wrong
+
+
+def _answers(
+    stored: Sequence[StoreResult], count: int, failure: Exception | None
+) -> list[ResponseEnvelope | Exception]:
+    """What has no answer before one that has was left out by itself; what has none after it, with the association."""
+    answered = max((number for number, result in enumerate(stored, 1) if result.status is not None), default=0)
+    answers = [_answer(result) for result in stored[:answered]]
+    if answered < count:
+        reason = stored[answered].status_text if answered < len(stored) else "the association ended before"
+        blamed = failure or DimseError(f"The object was not stored: {reason}")
+        answers += [blamed, *[NotTried("An object before this one was in the way")] * (count - answered - 1)]
     return answers
 
 
 def _answer(result: StoreResult) -> ResponseEnvelope | Exception:
-    assert result.status is not None
+    if result.status is None:
+        return DimseError(f"The object was not stored: {result.status_text}")
     if _is_taken(result.status):
         return ResponseEnvelope()
     return DimseFailure.from_status("C-STORE", result.status, result.status_text, None)
