@@ -32,7 +32,6 @@ from harmonyd.testing.data import MadeStudy
 from harmonyd.testing.processes import wait_until
 
 CONNECTIONS = 200
-BUFFER_BYTES = 4096
 
 
 def answers_to(port: int, *pieces: bytes, half_close: bool = False) -> list[int]:
@@ -331,32 +330,35 @@ async def test_ended_in_the_middle(inbound: Any, eventually: Any, study: MadeStu
 
 @pytest.mark.parametrize("whole_looking", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_storescp_is_killed(
-    inbound: Any, eventually: Any, study: MadeStudy, tmp_path: Path, whole_looking: bool
-) -> None:
+async def test_storescp_is_killed(inbound: Any, eventually: Any, study: MadeStudy, whole_looking: bool) -> None:
     """The peer sees the end at once; acknowledged objects are handed over, and what there is of the last one is not.
 
     Not even when it was cut between two elements, so that it looks whole.
     """
     running = await inbound()
-    one = data_set_of(study.files[0])
-    two = data_set_of(study.files[1])
-    if whole_looking:  # storescp's buffer ends there, and an element, too
-        header = two[: two.index(b"\xe0\x7f\x10\x00OW")]
-        filler = BUFFER_BYTES * 3
-        two = header + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, filler) + bytes(filler)
+    uid, one = study.sop_uids[0].encode(), data_set_of(study.files[0])
 
     def send() -> None:
         with RawScu(running.port) as scu:
             assert scu.associate()[0] == ASSOCIATE_AC
             (child,) = running.children
-            assert scu.store(study.sop_uids[0].encode(), [one]) == P_DATA
-            scu.send(store_rq(study.sop_uids[1].encode()))
-            for at in range(0, len(two), 8000):
+            assert scu.store(uid, [one]) == P_DATA
+            wait_until(lambda: running.spool.arrivals, "the first object is handed over")
+            meta_bytes = running.spool.arrivals[0].instance.size_bytes - len(one)
+            scu.send(store_rq(uid))
+            for at in range(0, len(two := one + tail(meta_bytes + len(one))), 8000):
                 scu.send(p_data(two[at : at + 8000], 0))
             wait_until(lambda: written(child), "storescp writes the second object")
             os.killpg(child, signal.SIGKILL)
             assert not scu.rest()
+
+    def tail(offset: int) -> bytes:
+        """What is cut anywhere, or, at a multiple of eight bytes of the file, between two empty elements."""
+        if not whole_looking:
+            return struct.pack("<HH2sHI", 0x7FE1, 0x1010, b"OB", 0, 100_000) + bytes(50_000)
+        padding = -offset % 8
+        first = struct.pack("<HH2sH", 0x7FE1, 0x1000, b"LO", padding) + bytes(padding)
+        return first + b"".join(struct.pack("<HH2sH", 0x7FE1, 0x1001 + number, b"LO", 0) for number in range(6000))
 
     def written(child: int) -> bool:
         paths = [Path(os.readlink(path)) for path in Path(f"/proc/{child}/fd").iterdir()]  # noqa: PTH115
