@@ -21,7 +21,7 @@ from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 
-SWEEP_SECS = 30.0
+SWEEP_SECS = 10.0
 """How often folders are looked through that no association writes to any more, but hold something."""
 
 
@@ -89,6 +89,8 @@ class PerAssociationScp:
 
     def _admission_changed(self) -> None:
         listener = self._listener
+        if self._admission.refusal() is None and self._sweep_call is not None and self._sweep_call.active():
+            self._sweep_call.reset(0)
         if listener is not None and self._admission.must_end():
             Deferred.fromCoroutine(listener.end_associations(self)).addErrback(
                 lambda failure: self._log.failure("associations could not be ended", failure)

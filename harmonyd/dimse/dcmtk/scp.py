@@ -26,7 +26,7 @@ from harmonyd.dimse.engine import Admission, Arrival, Association, ObjectHandler
 from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 from harmonyd.supervision.api import KeptChild, KeptSpec
 
-SWEEP_SECS = 30.0
+SWEEP_SECS = 10.0
 """How often ``incoming`` is looked through for files nobody told of, and for those that could not be taken."""
 
 
@@ -103,6 +103,7 @@ class DcmtkStoreScp:
             refusal = self._admission.refusal()
             if self._wanted and refusal is None and self._child is None:
                 self._child = self._keep()
+                self._look_again()
             elif self._child is not None and (refusal is not None or not self._wanted):
                 if self._wanted:
                     self._log.error(
