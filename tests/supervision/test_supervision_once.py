@@ -48,6 +48,24 @@ async def test_lines_arrive_while_it_runs(supervise: Supervise) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_lines_of_the_log_pipe_count_as_output(supervise: Supervise) -> None:
+    """A program that has closed its standard streams is still heard, to its last byte, and its exit noticed."""
+    lines: list[bytes] = []
+    script = "exec 1>&- 2>&-; echo '@INFO|a' >/dev/fd/3; printf '@INFO|b' >&3; exit 4"
+    record = await supervise().run_once(shell(script, on_line=lines.append, log_pipe=True)).exited
+    assert lines == [b"@INFO|a", b"@INFO|b"]
+    assert (record.exit_code, record.output) == (4, b"@INFO|a\n@INFO|b\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_lines_of_different_pipes_are_not_mixed(supervise: Supervise) -> None:
+    """A line that is begun on one pipe is not continued by another."""
+    script = "printf one; printf two >&2; printf three >&3; echo; echo >&2; echo >&3"
+    record = await supervise().run_once(shell(script, log_pipe=True)).exited
+    assert sorted(record.output.splitlines()) == [b"one", b"three", b"two"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_ten_thousand_lines_arrive_in_order(supervise: Supervise) -> None:
     """The output of a large query is complete, and only the record is capped."""
     lines: list[bytes] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +72,35 @@ async def test_a_wrong_program_is_an_error_at_once(supervise: Callable[..., Proc
     with pytest.raises(SpawnError, match="install"):
         supervisor.run_once(OnceSpec("x", ("/nowhere/findscu",)))
     assert supervisor.once_children() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_child_gets_the_descriptor_it_is_given(supervise: Callable[..., ProcessSupervisor]) -> None:
+    """A socket as standard input is the child's to read and to write; ours stays open, and no other is passed on."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"question\n")
+        script = "read line; echo answer to $line >&0; ls /proc/$$/fd"
+        child = supervise().run_once(OnceSpec("sh", ("/bin/sh", "-c", script), stdin=theirs.fileno()))
+        assert (await child.exited).output.split() == [b"0", b"1", b"2"]
+        assert ours.recv(100) == b"answer to question\n"
+        theirs.sendall(b"still open")
+        assert ours.recv(100) == b"still open"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_child_that_cannot_start_leaves_the_descriptor(supervise: Callable[..., ProcessSupervisor]) -> None:
+    """Whoever gave a descriptor still has it when nothing was started."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(SpawnError):
+            supervise().run_once(OnceSpec("x", ("/nowhere/storescp",), stdin=theirs.fileno(), log_pipe=True))
+        theirs.sendall(b"still open")
+        assert ours.recv(100) == b"still open"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_child_has_a_pipe_for_its_log(supervise: Callable[..., ProcessSupervisor]) -> None:
+    """With ``log_pipe`` there is a descriptor 3, and no other beside the three."""
+    child = supervise().run_once(OnceSpec("ls", ("/bin/sh", "-c", "ls /proc/$$/fd"), log_pipe=True))
+    assert (await child.exited).output.split() == [b"0", b"1", b"2", b"3"]

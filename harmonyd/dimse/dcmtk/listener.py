@@ -197,10 +197,10 @@ class AssociationListener:
     def _accept(self, handshake: Handshake, request: AssociateRequest) -> Rejection | None:
         owner = self.owners[request.called_aet]
         known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, handshake.peer)
-        # The child gets a descriptor of its own: should it not start, this one can still answer.
-        association = InboundAssociation(self._box, handshake.sock.dup(), known, owner, self._ended)
         assert self._inotify is not None
         try:
+            # The child gets a descriptor of its own: should it not start, this one can still answer.
+            association = InboundAssociation(self._box, handshake.sock.dup(), known, owner, self._ended)
             association.start(self._inotify)
         except (HarmonydError, OSError) as error:
             self._log.error("no storescp for an association: {error}", error=error, port=self.port)

@@ -64,10 +64,11 @@ class PerAssociationScp:
 
     async def pause(self) -> None:
         """See ``StoreScp``. Associations that run are ended."""
-        listener, self._listener = self._listener, None
+        listener = self._listener
         if listener is not None:
             self._listeners.release(listener, self._config.local_aet, self)
             await listener.end_associations(self)
+            self._listener = None
 
     async def resume(self, config: StoreScpConfig) -> None:
         """See ``StoreScp``."""

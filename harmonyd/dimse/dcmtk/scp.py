@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from harmonyd.dimse.dcmtk import argv
@@ -28,6 +29,10 @@ from harmonyd.supervision.api import KeptChild, KeptSpec
 
 SWEEP_SECS = 10.0
 """How often ``incoming`` is looked through for files nobody told of, and for those that could not be taken."""
+
+
+REMOVED_SECS = 0.5
+"""A damaged file that is still there after this was acknowledged."""
 
 
 class DcmtkStoreScp:
@@ -167,7 +172,10 @@ class DcmtkStoreScp:
         return Association(uuid.uuid4().hex, self._config.local_aet, calling_aet)
 
     async def damaged(self, path: Path, reason: str) -> None:
-        """See ``taking.Source``."""
+        """See ``taking.Source``. What was cut storescp removes by itself, right after it has closed it."""
+        await deferLater(self._box.reactor, REMOVED_SECS)
+        if not await self._box.in_thread(path.exists):
+            return
         has_header = bool(await self._box.in_thread(claimed_uid, path))
         reason += "" if has_header else self._announced.candidates()
         await self._handler.damaged(path, self._association(""), reason)
