@@ -175,7 +175,7 @@ class Dispatcher:
                 count=given_up, backend=self._backend, endpoint=self._endpoint,
             )  # fmt: skip
             self._means.changed()
-        if batch:
+        if batch and not self._stopping:
             await self._deliver(batch)
             return 0
         return 0 if given_up else next_due

@@ -192,12 +192,10 @@ class InboundAssociation:
             self.receiving.file_closed(self, path)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
-        assert self._watch is not None
-        for name in self._watch.sweep():
-            self._closed(name)
-        if self._held and not self.released and self._log_of.is_cut:
-            self._remove_cut(self._held.pop())
-        self._tell(all_held=True)
+        try:
+            self._tell_the_rest()
+        except OSError as error:  # a sweep of the owner finds what is there
+            self._log.error("{folder} cannot be looked through: {error}", folder=str(self.folder), error=error)
         self.has_ended = True
         self._let_go()
         self.receiving.ended(self)
@@ -207,6 +205,14 @@ class InboundAssociation:
                 self.folder.rmdir()
         self._over.fire(None)
         return record
+
+    def _tell_the_rest(self) -> None:
+        assert self._watch is not None
+        for name in self._watch.sweep():
+            self._closed(name)
+        if self._held and not self.released and self._log_of.is_cut:
+            self._remove_cut(self._held.pop())
+        self._tell(all_held=True)
 
     def _remove_cut(self, path: Path) -> None:
         """storescp removes it itself, unless it was killed."""

@@ -59,6 +59,7 @@ class PerAssociationScp:
         """See ``StoreScp``. Raises ``Unavailable``, ``EngineFailed`` and OSError."""
         await self._box.in_thread(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         await self._sweep()
+        self._sweep_later()
         self._unsubscribe = self._admission.subscribe(self._admission_changed)
         self._listen()
 
@@ -147,13 +148,17 @@ class PerAssociationScp:
         for leftovers in found:
             for path in leftovers.paths:
                 self.taking.add(leftovers, path)
+
+    def _sweep_later(self) -> None:
         if not self._stopped:
             self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep_again)
 
     def _sweep_again(self) -> None:
-        Deferred.fromCoroutine(self._sweep()).addErrback(
+        sweep = Deferred.fromCoroutine(self._sweep())
+        sweep.addErrback(
             lambda failure: self._log.failure("{folder} cannot be looked through", failure, folder=str(self.folder))
         )
+        sweep.addCallback(lambda _: self._sweep_later())
 
 
 class OfAssociation:

@@ -157,7 +157,10 @@ class DcmtkStoreScp:
                 self._arrived(name)
 
     def _sweep(self) -> None:
-        self._look_again()
+        try:
+            self._look_again()
+        except OSError as error:
+            self._log.error("{folder} cannot be looked through: {error}", folder=str(self._incoming), error=error)
         self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep)
 
     def _arrived(self, name: str) -> None:

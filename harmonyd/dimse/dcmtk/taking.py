@@ -49,6 +49,8 @@ class _Checked:
     header: InstanceHeader | None
     problem: str = ""
     is_gone: bool = False
+    unread: OSError | None = None
+    """It could not be looked at, which says nothing about it."""
 
 
 class Taking:
@@ -123,7 +125,9 @@ class Taking:
         else:
             self._settled(whole)
         for item in checked:
-            if item.header is None:
+            if item.unread is not None:
+                self._failed([item], item.unread)
+            elif item.header is None:
                 self._begin(self._not_whole(item), self._damaged)
 
     async def _not_whole(self, item: _Checked) -> None:
@@ -159,5 +163,7 @@ def _check_one(source: Source, path: Path) -> _Checked:
         return _Checked(source, path, check_complete(path))
     except FileNotFoundError:
         return _Checked(source, path, None, is_gone=True)
-    except (DamagedFile, OSError) as damage:
-        return _Checked(source, path, None, damage.detail if isinstance(damage, DamagedFile) else str(damage))
+    except DamagedFile as damage:
+        return _Checked(source, path, None, damage.detail)
+    except OSError as error:
+        return _Checked(source, path, None, unread=error)

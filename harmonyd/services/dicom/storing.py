@@ -99,9 +99,13 @@ def _unreadable(paths: Sequence[Path]) -> dict[Path, Exception]:
     wrong: dict[Path, Exception] = {}
     for path in paths:
         try:
-            read_header(path)
+            header = read_header(path)
         except (DamagedFile, OSError) as error:
             wrong[path] = error
+        else:
+            if not header.sop_instance_uid.isprintable():
+                # As in ``_check``: it would come back in the log of storescu.
+                wrong[path] = DamagedFile("its SOP Instance UID has control characters")
     return wrong
 
 
