@@ -21,7 +21,7 @@ from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import make_ct, uid_for
 from harmonyd.testing.processes import dcmtk, free_port, wait_until
 
-KILLS = int(os.environ.get("HARMONYD_TEST_KILLS", "5"))
+KILLS = int(os.environ.get("HARMONYD_TEST_KILLS", "3"))
 """In each mode. 25 take two minutes each."""
 SENDERS = 3
 BATCH = 6
