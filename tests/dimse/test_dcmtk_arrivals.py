@@ -102,6 +102,23 @@ def test_sweep_leaves_out_what_is_being_written(make: Make) -> None:
     assert watched.told == ["open"]
 
 
+def test_sweep_leaves_out_what_begins_under_way(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is made in the instant of a sweep, and not closed, is not taken for a complete one."""
+    watched = make(track_open=True)
+    scandir, begun = os.scandir, []
+
+    def late(folder: Any) -> Any:
+        begun.append((watched.folder / "begun").open("wb"))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert watched.watch.sweep() == []
+    monkeypatch.undo()
+    begun[0].close()
+    assert watched.watch.sweep() == []
+    assert watched.told == ["begun"]
+
+
 def test_a_close_that_nobody_told_of(make: Make) -> None:
     """A file that looks open for longer than any writer lives is named after all."""
     watched = make(track_open=True)

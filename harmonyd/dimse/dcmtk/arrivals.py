@@ -76,9 +76,10 @@ class FolderWatch:
 
         What the kernel has yet to tell is reported first, and then in the list only if it was forgotten already.
         """
-        self._drain()
         with os.scandir(self._folder) as entries:
             names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        # In this order: of each file that was seen here the kernel had already said that it was made.
+        self._drain()
         self._open = {name for name in self._open & names if not self._is_stale(name)}
         new = names - self._seen - self._open
         self._seen |= new
