@@ -74,7 +74,7 @@ def test_the_port_changes(hosts: Hosts, tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.deadline(120)
-@pytest.mark.parametrize("mode", ["per-association"])
+@pytest.mark.parametrize("mode", MODES)
 def test_backends_and_order_change(hosts: Hosts, tmp_path: Path, mode: str) -> None:
     """A backend that is added gets what comes from then on, the first one gets all; so it is when in_order changes."""
     port, first = free_port(), {"kept": keeping(tmp_path / "kept")}
