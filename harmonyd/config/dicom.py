@@ -41,7 +41,7 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
         bind_addr=section.text("bind_addr", ANY_ADDRESS, checks.ip_address),
         port=section.port("port", 11112),
         max_pdu=section.integer("max_pdu", 65536, *_MAX_PDU),
-        store_scp=section.choice("store_scp", "", [PERSISTENT, PER_ASSOCIATION]) or PERSISTENT,
+        store_scp=section.choice("store_scp", PERSISTENT, [PERSISTENT, PER_ASSOCIATION]),
         allowed_calling_aets=section.strings("allowed_calling_aets", checks.ae_title),
         max_associations=section.integer("max_associations", 50, 1, 200),
         max_associations_per_peer=section.integer("max_associations_per_peer", 20, 1, 200),

@@ -78,14 +78,13 @@ class Writer:
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._waiting = 0
         self._running = False
-        self._ended: Deferred[None] = Deferred()
-        self._thread = threading.Thread(target=self._main, name="harmonyd-spool", daemon=True)
 
     async def start(self) -> None:
-        """Open the journal. Raises what ``open_journal`` raises; then nothing runs."""
+        """Open the journal. Raises what ``open_journal`` raises; then nothing runs, and it may be started again."""
         self._opened: Deferred[None] = Deferred()
+        self._ended: Deferred[None] = Deferred()
         self._running = True
-        self._thread.start()
+        threading.Thread(target=self._main, name="harmonyd-spool", daemon=True).start()
         try:
             await self._opened
         except BaseException:

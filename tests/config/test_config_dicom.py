@@ -203,6 +203,7 @@ def test_a_receiver_without_wishes_is_persistent(loaded):
         ("bind_addr", "'localhost'"),
         ("in_order", "1"),
         ("store_scp", "'transient'"),
+        ("store_scp", "''"),
     ],
 )
 def test_one_wrong_wish_of_a_receiver(problems, key, value):

@@ -29,11 +29,13 @@ class FakeSpool:
         self.damages: list[tuple[str, Association, str]] = []
         self.refused: set[str] = set()
         """SOP Instance UIDs that are not taken."""
+        self.attempts = 0
         self.full: str | None = None
         self.ends = False
         self._listening: list[Callable[[], None]] = []
 
     async def __call__(self, arrivals: Sequence[Arrival]) -> None:
+        self.attempts += 1
         if self.refused & {arrival.instance.sop_instance_uid for arrival in arrivals}:
             raise OSError("not now")
         self.batches.append(len(arrivals))

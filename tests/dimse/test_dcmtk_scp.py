@@ -113,7 +113,7 @@ async def test_offered_until_taken(
     refused = check_complete(files[0]).sop_instance_uid
     made.spool.refused.add(refused)
     made.put(files[0], "CT.0")
-    await until(lambda: not made.scp._taking._known)  # it was offered, and not taken
+    await until(lambda: made.spool.attempts)
     assert not made.is_empty
     taken = made.put(files[1], "CT.1")
     made.spool.refused.clear()
@@ -139,6 +139,22 @@ async def test_left_by_another_kind_of_receiver(made: Made, files: list[Path], u
     await made.scp.start()
     await until(lambda: made.spool.uids == [uid] and made.is_empty)
     assert made.spool.arrivals[0].association.id == folder.name
+
+
+@pytest_twisted.ensureDeferred
+async def test_left_by_another_kind_and_not_taken_at_first(
+    made: Made, files: list[Path], until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another kind of receiver left is offered until it is taken, too."""
+    monkeypatch.setattr(scp_module, "SWEEP_SECS", 0.05)
+    folder = made.incoming / ("a" * 32)
+    folder.mkdir(parents=True)
+    uid = made.put(files[0], f"{folder.name}/CT.0")
+    made.spool.refused.add(uid)
+    await made.scp.start()
+    await until(lambda: made.spool.attempts)
+    made.spool.refused.clear()
+    await until(lambda: made.spool.uids == [uid] and made.is_empty)
 
 
 @pytest_twisted.ensureDeferred

@@ -241,3 +241,16 @@ async def test_the_writer_has_a_bound_and_a_clean_end(writer):
     assert all(result.called for result in accepted)
     with pytest.raises(Unavailable, match="stopped"):
         await writer.do(lambda journal: 1)
+
+
+@ensureDeferred
+async def test_a_spool_that_did_not_start_can_be_started(make_spool, storage):
+    """What was in the way of the first start is mended, and the same spool works."""
+    in_the_way = storage / "spool" / "journal.sqlite3"
+    in_the_way.mkdir(parents=True)
+    spool = make_spool()
+    with pytest.raises(JournalUnusable):
+        await spool.start()
+    in_the_way.rmdir()
+    await spool.start()
+    assert (await spool.summary()).entries == 0

@@ -31,7 +31,7 @@ _CLOSE_WAIT = 8
 
 
 class Reader:
-    """A socket in the reactor (``IReadDescriptor``), for a bounded time."""
+    """A socket in the reactor for a bounded time; what inherits adds ``doRead`` (``IReadDescriptor``)."""
 
     def __init__(self, reactor: Any, sock: socket.socket, limit_secs: float) -> None:
         self.sock = sock
@@ -50,9 +50,6 @@ class Reader:
     def connectionLost(self, reason: Any) -> None:
         """The reactor gives up on the descriptor, or ends."""
         self.close()
-
-    def doRead(self) -> None:
-        raise NotImplementedError
 
     def timed_out(self) -> None:
         self.close()

@@ -64,7 +64,6 @@ class DcmtkStoreScp:
         self._unsubscribe = self._admission.subscribe(self._admission_changed)
         self._wanted = True
         await self._settle()
-        await self._take_leftovers()
         self._sweep()
 
     async def pause(self) -> None:
@@ -161,6 +160,9 @@ class DcmtkStoreScp:
             self._look_again()
         except OSError as error:
             self._log.error("{folder} cannot be looked through: {error}", folder=str(self._incoming), error=error)
+        Deferred.fromCoroutine(self._take_leftovers()).addErrback(
+            lambda failure: self._log.failure("{folder} cannot be looked through", failure, folder=str(self._incoming))
+        )
         self._sweep_call = self._box.reactor.callLater(SWEEP_SECS, self._sweep)
 
     def _arrived(self, name: str) -> None:
