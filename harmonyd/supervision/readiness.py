@@ -1,7 +1,8 @@
 """Is a child ready, and is it still well? Readings are taken in a thread; judgements are pure.
 
-RUNNING means ready: alive, a process of its own group listens on its port, and a C-ECHO succeeded. Afterwards **busy is
-not hung**: a storescp without ``--fork`` serves one association at a time and answers no other meanwhile.
+RUNNING means ready: alive, a process of its own group listens on its port, and a C-ECHO succeeded, or it was seen at
+work for somebody who got in first. Afterwards **busy is not hung**: a storescp without ``--fork`` serves one association
+at a time and answers no other meanwhile.
 """
 
 from __future__ import annotations
@@ -111,14 +112,23 @@ class Examiner:
         self._movement = Movement(reactor.seconds())
 
     async def until_ready(self, on_finding: OnFinding) -> None:
-        """Return when the child is ready; ``on_finding`` gets what is found before."""
+        """Return when the child is ready; ``on_finding`` gets what is found before, and "busy" if it is ready by that.
+
+        Senders that follow each other closely leave no gap for a C-ECHO: a child that says more from one look at it to
+        the next, busy at both, answers them.
+        """
         delay_secs, longest_secs = READY_POLL_SECS
+        said_when_busy: int | None = None
         while True:
             await deferLater(self._reactor, delay_secs)
             found = await self.ready()
             if found.verdict is Verdict.WELL:
                 return
             on_finding(found)
+            said = self._process.output_bytes if found.verdict is Verdict.BUSY else None
+            if said is not None and said_when_busy is not None and said > said_when_busy:
+                return
+            said_when_busy = said
             delay_secs = min(1.5 * delay_secs, longest_secs)
 
     async def until_hung(self, on_finding: OnFinding) -> None:

@@ -22,8 +22,8 @@ STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
 OUR_AET = "HARMONY_SCU"
 AETS = {"persistent": OUR_AET, "transient": "TRANSIENT", "per-association": "OWN_PORT"}
 """Move destinations by ``store_scp``."""
-SILENCE_SECS = 1
-"""association_timeout_ms of every backend, in seconds: the least that DCMTK can be told."""
+PATIENCE_SECS = 20
+"""association_timeout_ms of a backend, in seconds, where nothing else is said."""
 
 _numbers = itertools.count(1)
 
@@ -93,7 +93,7 @@ def stage(
     all of them. Those with the same ``store_scp`` share a port.
     """
     destinations = {aet: free_port() for aet in AETS.values()}
-    common = {"association_timeout_ms": SILENCE_SECS * 1000, **(options or {})}
+    common = {"association_timeout_ms": PATIENCE_SECS * 1000, **(options or {})}
     with ExitStack() as stack:
         peers = {
             name: ScriptedPeer(script, destinations=destinations, **given)

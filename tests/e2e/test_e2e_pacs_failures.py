@@ -19,7 +19,10 @@ from harmonyd.testing.processes import free_port
 COMMENT = "the disk is on fire"
 STATUSES = (0xA700, 0xA801, 0xA900, 0xC001, 0xFE00, 0x0122)
 ENDS = ("hang", "abort", "drop", "garbage")
+SILENCE_SECS = 3
+"""association_timeout_ms towards those that fall silent: a slow machine's peer still accepts an association in it."""
 MULTIPART = 'multipart/related; type="application/dicom"'
+SILENT = ("silent", "hang_first", "hang_later")
 RUBBISH = "".join(map(chr, range(0x91, 0xFF))) * 4
 
 SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,12 +66,13 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("bad")
     with _full_backlog() as full_port:
         local = {"aet": "PEER", "host": "127.0.0.1"}
-        nodes = {
+        nodes: dict[str, dict[str, Any]] = {
+            **{name: {"peer": name, "association_timeout_ms": SILENCE_SECS * 1000} for name in SILENT},
             "not_there": {**local, "port": free_port()},
             "unknown_host": {**local, "host": "nowhere.invalid", "port": 104},
             "swallowed": {**local, "port": full_port, "connect_timeout_ms": 1000},
             "short": {"peer": "hang_first", "association_timeout_ms": 60_000, "operation_timeout_ms": 500},
-            "longer": {"peer": "hang_later", "association_timeout_ms": 60_000, "operation_timeout_ms": 1500},
+            "longer": {"peer": "hang_later", "association_timeout_ms": 60_000, "operation_timeout_ms": 4000},
         }
         with stage(folder, SCRIPTS, nodes) as running:
             yield running
@@ -87,7 +91,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         ("no_called", 502, "association-rejected", "Called AE Title Not Recognized", "Change the backend's aet"),
         ("no_calling", 502, "association-rejected", "Calling AE Title Not Recognized", "Add our AE title HARMONY_SCU"),
         ("no_contexts", 502, "no-presentation-context", "no presentation context", "enable it there"),
-        ("silent", 504, "dimse-timeout", "silent for 1 s", "association_timeout_ms"),
+        ("silent", 504, "dimse-timeout", f"silent for {SILENCE_SECS} s", "association_timeout_ms"),
         ("closing", 502, "association-aborted", "before it was established", "its log"),
         ("web_server", 502, "nonsense-answer", "does not speak DICOM", "not HTTP"),
         ("rubbish", 502, "nonsense-answer", "does not speak DICOM", "host and port"),

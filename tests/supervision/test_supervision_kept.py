@@ -24,6 +24,7 @@ from harmonyd.supervision import leftovers
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ChildNotReady, ProbeFailed
 from harmonyd.supervision.ports import owned_by_session
+from harmonyd.supervision.probe import echo_rq
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.supervision.states import IllegalTransition
 from harmonyd.supervision.watcher import members
@@ -168,33 +169,50 @@ async def test_a_busy_child_is_left_alone(
     assert not child.description.endswith("busy")
 
 
-@pytest_twisted.ensureDeferred
-async def test_busy_from_the_start_is_left_alone(
-    started_reactor: Any,
-    supervise: Supervise,
-    fast: SupervisionConfig,
-    storescp: Spec,
-    association: Association,
-    until: Until,
-) -> None:
-    """A sender that gets in before our first C-ECHO may stay longer than the startup deadline."""
-    deadline_secs = 1.0
-    probed_first = True
+def never_first(answers: list[bool]) -> Any:
+    """A probe that fails while ``answers`` is empty."""
 
     async def probe(*args: object) -> None:
-        if probed_first:
+        if not answers:
             raise ProbeFailed("somebody else was faster")
 
-    child = supervise(dataclasses.replace(fast, startup_deadline_secs=deadline_secs), probe=probe).keep(storescp())
+    return probe
+
+
+@pytest_twisted.ensureDeferred
+async def test_busy_from_the_start_is_left_alone(
+    started_reactor: Any, supervise: Supervise, fast: SupervisionConfig, storescp: Spec, until: Until
+) -> None:
+    """A connection that comes before our first C-ECHO, and brings nothing, may stay beyond the startup deadline."""
+    deadline_secs = 1.0
+    answers: list[bool] = []
+    supervisor = supervise(dataclasses.replace(fast, startup_deadline_secs=deadline_secs), probe=never_first(answers))
+    child = supervisor.keep(storescp())
     await until(lambda: child.pid is not None and owned_by_session(child.spec.port, child.pid))
-    sock = association(child.spec.port, "ANY")
-    pid, connected_at = child.pid, started_reactor.seconds()
-    await until(lambda: started_reactor.seconds() - connected_at > 3 * deadline_secs)
-    assert (child.pid, child.state, child.description) == (pid, "STARTING", "busy")
-    sock.close()
-    probed_first = False
+    with socket.create_connection(("127.0.0.1", child.spec.port)):
+        pid, connected_at = child.pid, started_reactor.seconds()
+        await until(lambda: started_reactor.seconds() - connected_at > 3 * deadline_secs)
+        assert (child.pid, child.state, child.description) == (pid, "STARTING", "busy")
+    answers.append(True)
     await child.when_ready()
     assert child.pid == pid
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_that_serves_others_from_the_start_is_ready(
+    supervise: Supervise, storescp: Spec, association: Association, until: Until
+) -> None:
+    """Senders that leave no gap for our C-ECHO show by their own answers that the child is ready."""
+    child = supervise(probe=never_first([])).keep(storescp())
+    await until(lambda: child.pid is not None and owned_by_session(child.spec.port, child.pid))
+    sock = association(child.spec.port, "ANY")
+
+    def asked_until_ready() -> bool:
+        sock.sendall(echo_rq())
+        return child.state == "RUNNING"
+
+    await until(asked_until_ready)
+    await until(lambda: child.description.endswith(", busy"))
 
 
 @pytest_twisted.ensureDeferred
@@ -281,9 +299,12 @@ async def test_a_stranger_on_the_port_is_not_readiness(
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_last_words_of_a_talkative_child_are_told(supervise: Supervise, until: Until) -> None:
+async def test_the_last_words_of_a_talkative_child_are_told(
+    supervise: Supervise, fast: SupervisionConfig, until: Until
+) -> None:
     """Whatever it said before, its state tells the line before its end."""
-    child = supervise().keep(script("seq 5000; echo 'F: the disk is on fire'; exit 3"))
+    supervisor = supervise(dataclasses.replace(fast, backoff_initial_secs=60.0, backoff_max_secs=60.0))
+    child = supervisor.keep(script("seq 5000; echo 'F: the disk is on fire'; exit 3"))
     await until(lambda: len(child.exits) == 1)
     assert "exited with code 3: F: the disk is on fire" in child.description
 
