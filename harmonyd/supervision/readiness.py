@@ -1,8 +1,8 @@
 """Is a child ready, and is it still well? Readings are taken in a thread; judgements are pure.
 
 RUNNING means ready: alive, a process of its own group listens on its port, and a C-ECHO succeeded, or it was seen at
-work for somebody who got in first. Afterwards **busy is not hung**: a storescp without ``--fork`` serves one association
-at a time and answers no other meanwhile.
+work for somebody who got in first. Afterwards **busy is not hung**: a storescp without ``--fork`` serves one
+association at a time and answers no other meanwhile.
 """
 
 from __future__ import annotations
