@@ -24,7 +24,7 @@ from harmonyd.daemon.manager import ServiceManager
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.takeover import Takeover
-from harmonyd.dimse.dcmtk import artifacts
+from harmonyd.dimse import artifacts
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.runner import ProcessSupervisor

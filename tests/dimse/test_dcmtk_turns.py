@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from harmonyd.dimse.dcmtk.accept import wanted_keys
+from harmonyd.dimse.accept import wanted_keys
 from harmonyd.dimse.dcmtk.turns import MAX_WAITING, Turns, Wanted, overlap
 from harmonyd.dimse.engine import Query, QueryLevel, QueryModel
 from harmonyd.errors import DeadlinePassed, Unavailable

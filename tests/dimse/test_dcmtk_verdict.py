@@ -6,9 +6,10 @@ import dcmtk_captures as captures
 import pytest
 from dcmtk_captures import read
 
+from harmonyd.dimse import failures
 from harmonyd.dimse.dcmtk import verdict
 from harmonyd.dimse.dcmtk.log import MAX_KEPT_LINES, ToolLog
-from harmonyd.dimse.engine import RemoteNode
+from harmonyd.dimse.engine import RemoteNode, SubOperations
 from harmonyd.dimse.errors import (
     AssociationAborted,
     AssociationRejected,
@@ -105,12 +106,11 @@ def test_a_warning_of_an_echo_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "status"), [("find", 0x0000), ("find", 0x1234), ("get", 0xA702), ("store", 0xA700), ("echo", 0xFE00)]
+    ("operation", "status"), [("find", 0x1234), ("get", 0xA702), ("store", 0xA700), ("echo", 0xFE00)]
 )
 def test_every_failure_status_has_a_hint(operation: str, status: int) -> None:
     """Whatever a PACS answers, somebody is told where to look."""
-    response = verdict.Response(KINDS[operation], status)
-    assert verdict.failure_status(operation, response, REMOTE).hint
+    assert failures.failure_status(operation, status, None, SubOperations(), REMOTE).hint
 
 
 # --- no answer --------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from harmonyd.dimse.accept import matches, quarantine
 from harmonyd.dimse.associate import AssociateRequest, Rejection
-from harmonyd.dimse.dcmtk.accept import matches, quarantine
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
 from harmonyd.dimse.dcmtk.listener import AssociationListener, Owner
 from harmonyd.dimse.dcmtk.run import Toolbox

@@ -17,7 +17,6 @@ from harmonyd.dimse.dcmtk.per_association import PerAssociationScp
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.scp import DcmtkStoreScp
-from harmonyd.dimse.dcmtk.streams import ToolStream
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import (
     Admission,
@@ -33,6 +32,7 @@ from harmonyd.dimse.engine import (
     StoreScp,
     StoreScpConfig,
 )
+from harmonyd.dimse.streams import ItemStream
 from harmonyd.supervision.api import Supervisor
 
 VERBOSE_VARIABLE = "HARMONY_TEST_VERBOSE_DCMTK"
@@ -74,18 +74,18 @@ class DcmtkEngine:
     async def echo(self, remote: RemoteNode, op: OperationContext) -> Outcome:
         return await echo(self._box, remote, op)
 
-    def find(self, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Match]:
+    def find(self, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Match]:
         return find.find(self._box, self._folder(op), remote, query, op)
 
-    def get(self, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Instance]:
+    def get(self, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Instance]:
         return retrieve.get(self._box, self._places(op), remote, query, op)
 
     def move(
         self, remote: RemoteNode, receiver: MoveReceiver, query: Query, op: OperationContext
-    ) -> ToolStream[Instance]:
+    ) -> ItemStream[Instance]:
         return retrieve.move(self._box, self._places(op), self._receivers, remote, receiver, query, op)
 
-    def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ToolStream[StoreResult]:
+    def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ItemStream[StoreResult]:
         return store.store(self._box, remote, files, op)
 
     def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:

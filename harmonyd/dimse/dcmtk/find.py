@@ -7,21 +7,22 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
+from harmonyd.dimse import artifacts
 from harmonyd.dimse.dataset_json import MalformedDataset, part10_to_json
-from harmonyd.dimse.dcmtk import argv, artifacts, verdict
+from harmonyd.dimse.dcmtk import argv, verdict
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
-from harmonyd.dimse.dcmtk.streams import ToolStream
 from harmonyd.dimse.engine import Match, OperationContext, Query, RemoteNode
 from harmonyd.dimse.errors import EngineFailed, NonsenseAnswer
+from harmonyd.dimse.streams import ItemStream
 
 MAX_MATCH_BYTES = 10_000_000
 """A match is a few kilobytes of text; it is in memory as a whole."""
 
 
-def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Match]:
+def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Match]:
     """Lazy: the program runs from the first item asked for."""
 
-    async def produce(stream: ToolStream[Match]) -> AsyncGenerator[Match, None]:
+    async def produce(stream: ItemStream[Match]) -> AsyncGenerator[Match, None]:
         folder = artifacts.folder_of(storage, "find", op.id)
         run = ToolRun(box, op, folder=folder)
         try:
@@ -44,7 +45,7 @@ def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: Oper
         finally:
             await run.close()
 
-    return ToolStream(produce)
+    return ItemStream(produce)
 
 
 def _decode(folder: Path, names: list[str]) -> list[Match]:
@@ -63,7 +64,7 @@ def _decode(folder: Path, names: list[str]) -> list[Match]:
     return matches
 
 
-def _conclude(stream: ToolStream[Match], run: ToolRun, remote: RemoteNode, count: int) -> None:
+def _conclude(stream: ItemStream[Match], run: ToolRun, remote: RemoteNode, count: int) -> None:
     assert run.record is not None
     assert stream.folder is not None
     stream.outcome = verdict.final_outcome("find", "C-FIND RSP", run.log, run.record, remote)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from harmonyd.dimse.dcmtk.accept import instance_of
+from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.engine import Arrival, Association, ObjectHandler
 from harmonyd.dimse.part10 import InstanceHeader
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from harmonyd.dimse.dcmtk.accept import quarantine, wanted_keys
+from harmonyd.dimse.accept import quarantine, wanted_keys
 from harmonyd.dimse.dcmtk.deliveries import Expectation, MoveDeliveries
 from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.listeners import Listeners

@@ -10,8 +10,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.associate import AssociateRequest, Rejection
-from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
 from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
 from harmonyd.dimse.dcmtk.listener import AssociationListener

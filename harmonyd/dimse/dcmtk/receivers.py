@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from harmonyd.dimse.accept import quarantine
+from harmonyd.dimse.artifacts import says_cannot_write
 from harmonyd.dimse.dcmtk import argv
-from harmonyd.dimse.dcmtk.accept import quarantine
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
-from harmonyd.dimse.dcmtk.artifacts import says_cannot_write
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.moves import Delivery, MovePort, Quota, put_aside
 from harmonyd.dimse.dcmtk.run import Toolbox

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from harmonyd.dimse.dcmtk import argv, artifacts, verdict
-from harmonyd.dimse.dcmtk.accept import Intake
+from harmonyd.dimse import artifacts
+from harmonyd.dimse.accept import Intake
+from harmonyd.dimse.dcmtk import argv, verdict
 from harmonyd.dimse.dcmtk.log_config import MARK
 from harmonyd.dimse.dcmtk.moves import Delivery
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
-from harmonyd.dimse.dcmtk.streams import ToolStream, ahead
-from harmonyd.dimse.engine import Instance, MoveReceiver, OperationContext, Outcome, Query, RemoteNode
+from harmonyd.dimse.engine import Instance, MoveReceiver, OperationContext, Query, RemoteNode
 from harmonyd.dimse.errors import DimseFailure
+from harmonyd.dimse.reconcile import reconcile
+from harmonyd.dimse.streams import ItemStream, ahead
 
 _log = Logger()
 
@@ -30,10 +32,10 @@ class Places:
     quarantine: Path
 
 
-def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: OperationContext) -> ToolStream[Instance]:
+def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Instance]:
     """Lazy: the program runs from the first item asked for."""
 
-    async def produce(stream: ToolStream[Instance]) -> AsyncGenerator[Instance, None]:
+    async def produce(stream: ItemStream[Instance]) -> AsyncGenerator[Instance, None]:
         folder = artifacts.folder_of(places.storage, "get", op.id)
         intake = Intake(query, folder, places.quarantine)
         run = ToolRun(box, op, folder=folder)
@@ -50,7 +52,7 @@ def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: Oper
         finally:
             await run.close()
 
-    return ToolStream(produce)
+    return ItemStream(produce)
 
 
 def move(
@@ -61,13 +63,13 @@ def move(
     receiver: MoveReceiver,
     query: Query,
     op: OperationContext,
-) -> ToolStream[Instance]:
+) -> ItemStream[Instance]:
     """Lazy. Waits for its turn on the receiver first: moves on one store AE run one after the other.
 
     The turn lasts as long as the C-MOVE, not as long as somebody takes to read what it brought.
     """
 
-    async def produce(stream: ToolStream[Instance]) -> AsyncGenerator[Instance, None]:
+    async def produce(stream: ItemStream[Instance]) -> AsyncGenerator[Instance, None]:
         folder = artifacts.folder_of(places.storage, "move", op.id)
         intake = Intake(query, folder, places.quarantine)
         async with receivers.turn(receiver, remote, query, op) as delivery:
@@ -92,7 +94,7 @@ def move(
                 stream.debug = _debug(command, run, op)
                 await _keep_debug(box, places.storage, stream.debug)
 
-    return ToolStream(lambda stream: ahead(produce(stream)))
+    return ItemStream(lambda stream: ahead(produce(stream)))
 
 
 async def _instances(
@@ -109,7 +111,7 @@ async def _instances(
 
 
 def _conclude(
-    stream: ToolStream[Instance],
+    stream: ItemStream[Instance],
     run: ToolRun,
     intake: Intake,
     operation: str,
@@ -128,37 +130,11 @@ def _conclude(
         artifacts.raise_if_full(stream.folder)
         raise
     stream.outcome = outcome
-    _reconcile(outcome, intake)
+    reconcile(outcome, intake)
     if not outcome.complete:
         artifacts.raise_if_full(stream.folder)
     if operation == "get" and outcome.suboperations is not None and outcome.suboperations.failed:
         outcome.warnings.append("a get takes uncompressed instances only; a move takes all as the PACS has them")
-
-
-def _reconcile(outcome: Outcome, intake: Intake) -> None:
-    """Compare what the PACS counted, what arrived, and what was asked for by UID (promise 1)."""
-    counters, arrived = outcome.suboperations, len(intake.arrived)
-    if outcome.status and not (counters and (counters.failed or counters.warning)):
-        outcome.incomplete(verdict.ended_with(outcome))
-    if counters is not None:
-        delivered = (counters.completed or 0) + (counters.warning or 0)
-        if counters.failed:
-            outcome.incomplete(f"the PACS counted {counters.failed} failed sub-operations")
-        if counters.remaining:
-            outcome.incomplete(f"the PACS left {counters.remaining} sub-operations undone")
-        if counters.completed is not None and delivered > arrived:
-            outcome.incomplete(f"the PACS counted {delivered} instances delivered, {arrived} arrived")
-        if counters.completed is not None and delivered < arrived:
-            outcome.warnings.append(f"the PACS counted {delivered} instances delivered, {arrived} arrived")
-    missing = intake.wanted.get("sop_instance_uid", frozenset()) - intake.arrived
-    if missing and arrived:
-        outcome.incomplete(f"{len(missing)} of the instances asked for did not arrive")
-    if intake.damaged:
-        outcome.incomplete(f"{intake.damaged} received files were damaged and are in quarantine")
-    if intake.put_aside and not arrived and outcome.complete:
-        outcome.incomplete(f"{intake.put_aside.total()} instances arrived, but none that was asked for")
-    for reason, count in sorted(intake.put_aside.items()):
-        outcome.warnings.append(f"{count} received files put in quarantine: {reason}")
 
 
 async def _keep_debug(box: Toolbox, storage: Path, debug: dict[str, object]) -> None:

@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.dcmtk import argv
-from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in

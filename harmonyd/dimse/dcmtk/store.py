@@ -10,9 +10,9 @@ from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.dcmtk import argv, verdict
 from harmonyd.dimse.dcmtk.log import ToolLog
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
-from harmonyd.dimse.dcmtk.streams import ToolStream
 from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
 from harmonyd.dimse.part10 import InstanceHeader, read_header
+from harmonyd.dimse.streams import ItemStream
 from harmonyd.dimse.uid import is_uid
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
@@ -23,10 +23,10 @@ _CONTEXTS_PER_ASSOCIATION = 128
 
 def store(
     box: Toolbox, remote: RemoteNode, files: Sequence[Path], op: OperationContext
-) -> ToolStream[StoreResult]:
+) -> ItemStream[StoreResult]:
     """Lazy. Raises when the association fails before any instance was answered."""
 
-    async def produce(stream: ToolStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
+    async def produce(stream: ItemStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
         answered = 0
         late: DeadlinePassed | None = None
         for number, batch in enumerate(_batches(files)):
@@ -43,7 +43,7 @@ def store(
                 yield result
         stream.outcome.status = 0
 
-    return ToolStream(produce)
+    return ItemStream(produce)
 
 
 async def _run(

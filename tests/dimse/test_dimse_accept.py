@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
-from harmonyd.dimse.dcmtk.accept import Intake, quarantine, wanted_keys
+from harmonyd.dimse.accept import Intake, quarantine, wanted_keys
 from harmonyd.dimse.engine import Query, QueryLevel, QueryModel
 from harmonyd.testing.data import make_ct, uid_for
 

@@ -14,10 +14,10 @@ from harmonyd.dimse.engine import Outcome
 T = TypeVar("T")
 
 
-class ToolStream(Generic[T]):
+class ItemStream(Generic[T]):
     """Implements ``OperationStream``. ``produce`` gets the stream, to fill in ``outcome``, ``folder`` and ``debug``."""
 
-    def __init__(self, produce: Callable[[ToolStream[T]], AsyncGenerator[T, None]]) -> None:
+    def __init__(self, produce: Callable[[ItemStream[T]], AsyncGenerator[T, None]]) -> None:
         self.outcome = Outcome()
         self.folder: Path | None = None
         self.debug: dict[str, object] | None = None

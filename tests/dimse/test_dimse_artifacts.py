@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harmonyd.dimse.dcmtk.artifacts import clean
+from harmonyd.dimse.artifacts import clean
 
 NOW = 1_000_000.0
 OURS = ("find", "get", "move", "store")

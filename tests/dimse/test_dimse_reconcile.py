@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 
-from harmonyd.dimse.dcmtk.accept import Intake
-from harmonyd.dimse.dcmtk.retrieve import _reconcile
+from harmonyd.dimse.accept import Intake
 from harmonyd.dimse.engine import Outcome, Query, QueryLevel, QueryModel, SubOperations
+from harmonyd.dimse.reconcile import reconcile
 
 
 def _intake(arrived: int = 0, *, asked: tuple[str, ...] = ()) -> Intake:
@@ -40,7 +40,7 @@ def _intake(arrived: int = 0, *, asked: tuple[str, ...] = ()) -> Intake:
 def test_counters(counters: SubOperations | None, arrived: int, reason: str | None) -> None:
     """Complete is only what neither the counters nor the number of files contradict."""
     outcome = Outcome(status=0, suboperations=counters)
-    _reconcile(outcome, _intake(arrived))
+    reconcile(outcome, _intake(arrived))
     assert outcome.complete == (reason is None)
     assert (reason or "") in (outcome.incomplete_reason or "")
 
@@ -48,14 +48,14 @@ def test_counters(counters: SubOperations | None, arrived: int, reason: str | No
 def test_warning_status_without_counters() -> None:
     """A warning status that no counter explains means that something is missing."""
     outcome = Outcome(status=0xB000, status_text="Warning")
-    _reconcile(outcome, _intake(3))
+    reconcile(outcome, _intake(3))
     assert "0xB000" in (outcome.incomplete_reason or "")
 
 
 def test_more_than_was_counted() -> None:
     """More files than the node counted are a warning, and no loss."""
     outcome = Outcome(status=0, suboperations=SubOperations(2, 0, 0, 0))
-    _reconcile(outcome, _intake(3))
+    reconcile(outcome, _intake(3))
     assert outcome.complete
     assert outcome.warnings
 
@@ -63,7 +63,7 @@ def test_more_than_was_counted() -> None:
 def test_an_instance_asked_for_that_is_missing() -> None:
     """Success without one of the instances that were asked for by UID is not complete."""
     outcome = Outcome(status=0)
-    _reconcile(outcome, _intake(1, asked=("1.2.0", "1.2.7")))
+    reconcile(outcome, _intake(1, asked=("1.2.0", "1.2.7")))
     assert outcome.incomplete_reason == "1 of the instances asked for did not arrive"
 
 
@@ -72,6 +72,6 @@ def test_nothing_but_what_was_not_asked_for() -> None:
     outcome = Outcome(status=0)
     intake = _intake(0)
     intake.put_aside["not asked for"] = 2
-    _reconcile(outcome, intake)
+    reconcile(outcome, intake)
     assert not outcome.complete
     assert outcome.warnings == ["2 received files put in quarantine: not asked for"]

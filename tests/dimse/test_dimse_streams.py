@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
-from harmonyd.dimse.dcmtk.streams import ToolStream, ahead
+from harmonyd.dimse.streams import ItemStream, ahead
 from harmonyd.errors import RemoteError
 
 
@@ -102,7 +102,7 @@ async def test_failure_before_the_first_item() -> None:
 async def test_closed_between_items() -> None:
     """Closing ends the source, and waits for that."""
     source = Source()
-    stream: ToolStream[Any] = ToolStream(lambda _: ahead(source.items()))
+    stream: ItemStream[Any] = ItemStream(lambda _: ahead(source.items()))
     waiting = Deferred.fromCoroutine(anext(aiter(stream)))  # type: ignore[arg-type]
     source.go()
     assert await waiting == 1
@@ -131,5 +131,5 @@ async def test_reader_cancelled() -> None:
 async def test_never_read() -> None:
     """A stream that was closed before anybody read from it has begun nothing."""
     source = Source()
-    await ToolStream(lambda _: ahead(source.items())).aclose()
+    await ItemStream(lambda _: ahead(source.items())).aclose()
     assert (source.pauses, source.ended) == ([], [])
