@@ -236,6 +236,14 @@ def nested(levels: int, syntax: str = EXPLICIT) -> bytes:
     return opening * levels + closing * levels
 
 
+def straddling(missing: int) -> bytes:
+    """A sequence that is shorter than its only item, which has a delimiter."""
+    item = element(0x00100020, "LO", b"42", EXPLICIT) + element(0xFFFEE00D, "", b"", EXPLICIT)
+    body = element(0xFFFEE000, "", item, EXPLICIT, 0xFFFFFFFF)
+    behind = element(0x00100030, "DA", b"20240101", EXPLICIT)
+    return element(0x00081140, "SQ", body, EXPLICIT, len(body) - missing) + behind
+
+
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
@@ -250,6 +258,9 @@ def nested(levels: int, syntax: str = EXPLICIT) -> bytes:
         (element(0x00081140, "SQ", b"", EXPLICIT, 0xFFFFFFFF), "the end where an item"),
         (nested(1)[:-16], "without its delimiter"),
         (nested(10000), "nested deeper"),
+        (straddling(4), "(FFFE,E00D) where an element"),
+        (straddling(8), "without its delimiter"),
+        (straddling(9), "goes beyond the end"),
     ],
 )
 def test_malformed_datasets_are_refused(raw: bytes, says: str) -> None:
