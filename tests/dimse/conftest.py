@@ -1,7 +1,9 @@
-"""Fixtures for real receivers."""
+"""Fixtures for real receivers, and for pydicom as the judge of the decoder."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from harmonyd.testing.data import MadeStudy, make_study
+
+
+@pytest.fixture
+def quiet_pydicom() -> Iterator[None]:
+    """Let pydicom complain about test data in silence."""
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
