@@ -1,0 +1,1 @@
+"""The native DIMSE engine: ``core`` is the protocol without I/O."""
