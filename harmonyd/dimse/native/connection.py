@@ -1,0 +1,263 @@
+"""One association over a Twisted transport, for both roles: ``core`` decides, this moves the bytes.
+
+Nothing is called back: whoever drives the association asks for its next event, and sends when there is room. What
+waits to be read is bounded, by not reading from the socket, and so is what waits to be written.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from harmonyd.dimse.associate import Rejection
+from harmonyd.dimse.native import core
+
+MAX_WAITING_BYTES = 1024 * 1024
+"""So much of data sets may wait to be read; more stays in the socket."""
+MAX_WAITING_EVENTS = 1000
+ARTIM_SECS = 30.0
+"""The peer's time to send its request, and to close the connection when all is said (PS3.8 section 9.1.5)."""
+LAST_WORDS_SECS = 2.0
+"""How long the peer may take to read our A-ABORT before the connection is cut."""
+_CUT_SECS = 10.0
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+
+class Silence(Exception):
+    """The peer neither said anything, nor took what was to be sent, for as long as is allowed."""
+
+
+@implementer(IPushProducer)
+class Connection(Protocol):
+    """Made for one association; ``closed`` fires once, with None, when the transport connection is gone."""
+
+    transport: Any
+
+    def __init__(self, reactor: Any, association: core.Association, silence_secs: float) -> None:
+        self.association = association
+        self.silence_secs = silence_secs
+        self.closed: Deferred[None] = Deferred()
+        self.peer = ""
+        """IP address."""
+        self._reactor = reactor
+        self._events: deque[core.Event] = deque()
+        self._waiting_bytes = 0
+        self._waiter: Deferred[None] | None = None
+        self._quiet_since = 0.0
+        self._silence_call: Any = None
+        self._end_call: Any = None
+        self._is_reading = True
+        self._may_write = True
+        self._is_connected = False
+        self._is_losing = False
+
+    # --- events
+
+    async def receive(self) -> core.Event:
+        """The next event. Raises ``Silence``; after the event that ends the association there is none to wait for."""
+        while not self._events:
+            if not self._is_connected:
+                return core.ConnectionLost()
+            await self._wait()
+        event = self._events.popleft()
+        if isinstance(event, core.DataReceived):
+            self._waiting_bytes -= len(event.fragment)
+        if not self._is_reading and self._has_room(MAX_WAITING_BYTES // 2):
+            self._read_on()
+        return event
+
+    @property
+    def has_events(self) -> bool:
+        """``receive`` would return at once."""
+        return bool(self._events)
+
+    def _has_room(self, limit_bytes: int) -> bool:
+        return self._waiting_bytes < limit_bytes and len(self._events) < MAX_WAITING_EVENTS
+
+    def _read_on(self) -> None:
+        self._is_reading = True
+        if self._is_connected:
+            self.transport.resumeProducing()
+
+    # --- sending
+
+    def send(self, context_id: int, command: core.Command, data: bytes | None = None) -> None:
+        """A whole message, in one write. Raises ``core.NotAllowed``."""
+        self.association.send(context_id, command, has_data=data is not None)
+        if data is not None:
+            self.association.send_data(context_id, data, True)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the association has to say, and close the connection when that is all."""
+        if not self._is_connected:
+            return
+        data = self.association.data_to_send()
+        if data:
+            self.transport.write(data)
+        if self.association.artim:
+            self._give_until(ARTIM_SECS)
+        elif self.association.closing:
+            self._lose()
+        elif not self._is_losing:
+            self._cancel_end_call()
+
+    async def writable(self) -> bool:
+        """Wait until what was written is mostly gone; False when an event came before. Raises ``Silence``."""
+        while not self._may_write and not self._events:
+            if not self._is_connected:
+                return False
+            await self._wait()
+        return not self._events
+
+    # --- ending
+
+    def release(self) -> None:
+        """Ask for the end of the association; events go on until ``core.Released``. Raises ``core.NotAllowed``."""
+        self.association.release()
+        self.flush()
+
+    def respond_release(self) -> None:
+        """Let the peer have the end that it asked for."""
+        self.association.respond_release()
+        self.flush()
+
+    def reject(self, rejection: Rejection) -> None:
+        """Refuse the association that was requested."""
+        self.association.reject(rejection)
+        self.flush()
+
+    def abort(self) -> None:
+        """A-ABORT, and the connection closed soon. Safe at any time."""
+        self.association.abort()
+        self._events.clear()
+        self._waiting_bytes = 0
+        if not self._is_reading:
+            self._read_on()
+        self.flush()
+        self._give_until(LAST_WORDS_SECS)
+
+    def _lose(self) -> None:
+        if not self._is_losing:
+            self._is_losing = True
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+            self._cancel_end_call()
+            self._end_call = self._reactor.callLater(_CUT_SECS, self.transport.abortConnection)
+
+    def _give_until(self, secs: float) -> None:
+        """The peer closes the connection within this time, or we do."""
+        if not self._is_connected or self._is_losing:
+            return
+        at = self._reactor.seconds() + secs
+        if self._end_call is not None and self._end_call.active() and self._end_call.getTime() <= at:
+            return
+        self._cancel_end_call()
+        self._end_call = self._reactor.callLater(secs, self._time_is_over)
+
+    def _time_is_over(self) -> None:
+        self.association.artim_expired()
+        self.transport.abortConnection()
+
+    def _cancel_end_call(self) -> None:
+        if self._end_call is not None and self._end_call.active():
+            self._end_call.cancel()
+
+    # --- waiting
+
+    async def _wait(self) -> None:
+        """Until something happens. One waits at a time."""
+        self._quiet_since = self._reactor.seconds()
+        if self._silence_call is None:
+            self._watch_silence(self.silence_secs)
+        self._waiter = Deferred(self._forget_waiter)
+        await self._waiter
+
+    def _forget_waiter(self, _cancelled: Deferred[None]) -> None:
+        self._waiter = None
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(None)
+
+    def _watch_silence(self, secs: float) -> None:
+        self._silence_call = self._reactor.callLater(secs, self._look_at_silence)
+
+    def _look_at_silence(self) -> None:
+        """One timer that is seldom set anew, instead of one for each message."""
+        self._silence_call = None
+        if self._waiter is None:
+            return
+        left_secs = self._quiet_since + self.silence_secs - self._reactor.seconds()
+        if left_secs > 0:
+            self._watch_silence(left_secs)
+            return
+        waiter, self._waiter = self._waiter, None
+        waiter.errback(Silence())
+
+    # --- Protocol
+
+    def connectionMade(self) -> None:
+        self._is_connected = True
+        self._quiet_since = self._reactor.seconds()
+        self.peer = getattr(self.transport.getPeer(), "host", "").removeprefix("::ffff:")
+        self.transport.setTcpNoDelay(True)
+        self.transport.setTcpKeepAlive(True)
+        self.transport.registerProducer(self, True)
+        if self.association.request is not None:
+            self.association.connected()
+        self.flush()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._quiet_since = self._reactor.seconds()
+        self._acknowledge()
+        self._happened(self.association.receive(data))
+        if self._is_connected:
+            self.flush()
+
+    def _acknowledge(self) -> None:
+        """At once, in the socket: a peer with Nagle's algorithm waits for it before it sends the rest of a message."""
+        sock = self.transport.getHandle()
+        if _QUICKACK is not None and isinstance(sock, socket.socket):
+            sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+    def _happened(self, events: list[core.Event]) -> None:
+        self._events.extend(events)
+        self._waiting_bytes += sum(len(event.fragment) for event in events if isinstance(event, core.DataReceived))
+        if self._is_connected and self._is_reading and not self._has_room(MAX_WAITING_BYTES):
+            self._is_reading = False
+            self.transport.pauseProducing()
+        if events:
+            self._wake()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._is_connected = False
+        self._happened(self.association.receive_eof())
+        self._cancel_end_call()
+        if self._silence_call is not None:
+            self._silence_call.cancel()
+            self._silence_call = None
+        self._wake()
+        self.closed.callback(None)
+
+    # --- IPushProducer, for the transport
+
+    def pauseProducing(self) -> None:
+        self._may_write = False
+
+    def resumeProducing(self) -> None:
+        self._may_write = True
+        self._quiet_since = self._reactor.seconds()
+        if not self._events:
+            self._wake()
+
+    def stopProducing(self) -> None:
+        self._may_write = False

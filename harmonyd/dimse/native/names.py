@@ -1,0 +1,49 @@
+"""UIDs that the native engine names: what it is, services, query models, transfer syntaxes (PS3.6 table A-1)."""
+
+from __future__ import annotations
+
+from pydicom.uid import UID_dictionary
+
+import harmonyd
+from harmonyd.dimse.engine import QueryModel
+
+IMPLEMENTATION_CLASS_UID = "2.25.160921341879523719286253183471289654001"
+IMPLEMENTATION_VERSION_NAME = f"HARMONYD_{harmonyd.__version__}"[:16]
+"""At most 16 characters (PS3.7 section D.3.3.2.3)."""
+
+VERIFICATION = "1.2.840.10008.1.1"
+FIND = {QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.1", QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.1"}
+MOVE = {QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.2", QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.2"}
+GET = {QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.3", QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.3"}
+
+IMPLICIT_VR_LE = "1.2.840.10008.1.2"
+EXPLICIT_VR_LE = "1.2.840.10008.1.2.1"
+UNCOMPRESSED = (EXPLICIT_VR_LE, IMPLICIT_VR_LE)
+EXPLICIT_VR_BE = "1.2.840.10008.1.2.2"
+
+_NO_TRANSFER = frozenset({"1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.6.2"})
+"""RFC 2557 MIME and XML encoding were never transfer syntaxes of an association."""
+COMPRESSED = tuple(
+    str(uid)
+    for uid, (_, kind, *_) in UID_dictionary.items()
+    if kind == "Transfer Syntax"
+    and uid not in (*UNCOMPRESSED, EXPLICIT_VR_BE, *_NO_TRANSFER)
+    and not uid.startswith("1.2.840.10008.1.2.7.")  # SMPTE ST 2110: of real-time video
+)
+"""Every other transfer syntax of PS3.5 Annex A, retired ones included: archives hold them."""
+TRANSFER_SYNTAXES = (*UNCOMPRESSED, EXPLICIT_VR_BE, *COMPRESSED)
+_NOT_FOR_STORE = ("Storage Commitment", "Stored Print", "Hardcopy")
+STORAGE_CLASSES = tuple(
+    str(uid)
+    for uid, (name, kind, *_) in UID_dictionary.items()
+    if kind == "SOP Class" and "Storage" in name and not name.startswith(_NOT_FOR_STORE)
+)
+"""SOP classes of the Storage Service Class (PS3.4 table B.5-1), retired ones and DICOS and DICONDE included."""
+
+
+def is_storage(sop_class_uid: str) -> bool:
+    """Whether objects of this class may be stored: one of the standard's, or one the standard does not know."""
+    return sop_class_uid in _STORAGE or sop_class_uid not in UID_dictionary
+
+
+_STORAGE = frozenset(STORAGE_CLASSES)
