@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydicom.uid import UID_dictionary
+from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]
 
 import harmonyd
 from harmonyd.dimse.engine import QueryModel
