@@ -49,6 +49,8 @@ class RemoteNode:
     association_timeout_secs: float = 300.0
     """Silence allowed in ACSE and between DIMSE messages."""
     max_pdu: int = 65536
+    max_associations: int = 10
+    """That we may have open to it at once, idle ones included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""A query as a Part 10 file, the one way its keys reach a DCMTK program: no value becomes an option or another key."""
+"""A query as bytes: a data set, and a Part 10 file of it.
+
+The file is the one way its keys reach a DCMTK program: no value becomes an option or another key.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,12 @@ _NAME_OF_ALL_QUERIES = UID("2.25.208137443254291832937408203771098712340")
 
 
 def query_bytes(query: Query) -> bytes:
-    """Return ``query`` as a file: preamble, file meta information, the keys in Explicit VR Little Endian.
+    """Return ``query`` as a file: preamble, file meta information, the keys in Explicit VR Little Endian."""
+    return _HEADER + identifier(query)
+
+
+def identifier(query: Query, *, implicit: bool = False) -> bytes:
+    """Return the keys of ``query`` as a data set in Explicit, or Implicit, VR Little Endian (PS3.5 section 7.1).
 
     Text is in UTF-8, declared by Specific Character Set (0008,0005) when any of it is not ASCII.
     """
@@ -30,9 +38,9 @@ def query_bytes(query: Query) -> bytes:
         declare_character_set(ds)
     buffer = DicomBytesIO()
     buffer.is_little_endian = True
-    buffer.is_implicit_VR = False
+    buffer.is_implicit_VR = implicit
     write_dataset(buffer, ds)
-    return _HEADER + buffer.getvalue()
+    return buffer.getvalue()
 
 
 def declare_character_set(ds: Dataset) -> None:

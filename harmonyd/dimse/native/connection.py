@@ -50,6 +50,7 @@ class Connection(Protocol):
         self._events: deque[core.Event] = deque()
         self._waiting_bytes = 0
         self._waiter: Deferred[None] | None = None
+        self._interruption: Exception | None = None
         self._quiet_since = 0.0
         self._silence_call: Any = None
         self._end_call: Any = None
@@ -61,7 +62,12 @@ class Connection(Protocol):
     # --- events
 
     async def receive(self) -> core.Event:
-        """The next event. Raises ``Silence``; after the event that ends the association there is none to wait for."""
+        """The next event; ``ConnectionLost`` for ever after the one that ended the association.
+
+        Raises ``Silence``, and what ``interrupt`` was given.
+        """
+        if self._interruption is not None:
+            raise self._interruption
         while not self._events:
             if not self._is_connected:
                 return core.ConnectionLost()
@@ -72,6 +78,14 @@ class Connection(Protocol):
         if not self._is_reading and self._has_room(MAX_WAITING_BYTES // 2):
             self._read_on()
         return event
+
+    def interrupt(self, error: Exception) -> None:
+        """Have whoever waits, or is going to, get this error instead; the association is aborted."""
+        self._interruption = error
+        self.abort()
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.errback(error)
 
     @property
     def has_events(self) -> bool:
@@ -110,7 +124,9 @@ class Connection(Protocol):
             self._cancel_end_call()
 
     async def writable(self) -> bool:
-        """Wait until what was written is mostly gone; False when an event came before. Raises ``Silence``."""
+        """Wait until what was written is mostly gone; False when an event came before. Raises as ``receive`` does."""
+        if self._interruption is not None:
+            raise self._interruption
         while not self._may_write and not self._events:
             if not self._is_connected:
                 return False

@@ -76,6 +76,7 @@ class DicomBackend:
             options.connect_timeout_secs,
             options.association_timeout_secs,
             options.max_pdu,
+            options.max_associations,
         )
 
     async def start(self) -> None:

@@ -1,0 +1,184 @@
+"""One request of ours and its responses: the slot it needs, an association, its deadline, and a clean end of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+
+from harmonyd.dimse import status as dimse_status
+from harmonyd.dimse.engine import OperationContext, QueryModel, RemoteNode, SubOperations
+from harmonyd.dimse.errors import AssociationAborted, DimseError
+from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native.client import ClientAssociation, deadline_passed
+from harmonyd.dimse.native.pool import AssociationPool, Proposal
+from harmonyd.dimse.waiting import until
+from harmonyd.errors import DeadlinePassed
+
+T = TypeVar("T")
+
+CANCEL_SECS = 1.0
+"""How long a node may take to answer a C-CANCEL before the association is aborted."""
+QUESTIONS: Proposal = tuple(
+    (uid, names.UNCOMPRESSED)
+    for uid in (
+        names.VERIFICATION,
+        *(names.FIND[model] for model in QueryModel),
+        *(names.MOVE[model] for model in QueryModel),
+    )
+)
+"""What every association for echo, find and move proposes, so that each of them can use it."""
+
+Ask: TypeAlias = Callable[[ClientAssociation, core.Context, int], None]
+"""Sends the request: association, presentation context, message id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every operation needs; made once by the engine."""
+
+    reactor: Any
+    pool: AssociationPool
+    storage: Path
+    """Artifact folders, ``quarantine/`` and ``spool/`` are in it."""
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run blocking work in the reactor's thread pool."""
+        result: T = await deferToThreadPool(self.reactor, self.reactor.getThreadPool(), function, *args)
+        return result
+
+    @property
+    def quarantine(self) -> Path:
+        """For what nobody asked for."""
+        return self.storage / "quarantine"
+
+
+class Exchange:
+    """Await ``begin`` once, ``response`` until the final one, and ``end`` in every case.
+
+    Whether somebody reads or not, the association is ended at the deadline.
+    """
+
+    association: ClientAssociation
+    context: core.Context
+    message_id: int
+
+    def __init__(self, means: Means, remote: RemoteNode, op: OperationContext) -> None:
+        self._means = means
+        self._remote = remote
+        self._op = op
+        self._first: tuple[core.Command, bytes] | None = None
+        self._holds_slot = False
+        self._is_begun = False
+        self._is_final = False
+        self._is_expired = False
+        remaining = max(0.0, op.deadline - means.reactor.seconds())
+        self._deadline_call: Any = means.reactor.callLater(remaining, self._expire)
+
+    async def begin(self, needed: str, usual: Proposal, ask: Ask, message_id: int | None = None) -> None:
+        """Send the request, and wait for the first response.
+
+        An association that was idle may have been ended by its peer without our knowing: then another one is asked.
+        Raises a ``DimseError``, ``Unavailable`` or ``DeadlinePassed``.
+        """
+        await self.slot()
+        while True:
+            self.use(await self._means.pool.take(self._remote, needed, usual, self._op.deadline))
+            association = self.association
+            was_idle, self._is_begun = association.was_idle, True
+            self.context = association.context(needed)
+            self.message_id = association.next_message_id() if message_id is None else message_id
+            try:
+                ask(association, self.context, self.message_id)
+                self._first = await self._response()
+            except AssociationAborted:
+                if not was_idle:
+                    raise
+                association.abort()
+            else:
+                return
+
+    async def slot(self) -> None:
+        """Wait until the node may have one more association of ours. Raises ``Unavailable`` and ``DeadlinePassed``."""
+        if self._op.slots is not None and not self._holds_slot:
+            await self._op.slots.acquire(self._op.deadline)
+            self._holds_slot = True
+
+    def use(self, association: ClientAssociation) -> None:
+        """From now on the deadline, and ``end``, are about this association."""
+        self.association = association
+        if self._is_expired:
+            association.interrupt(deadline_passed())
+
+    async def response(self) -> tuple[core.Command, bytes]:
+        """The next response, and its data set. Raises as ``ClientAssociation.response`` does."""
+        first, self._first = self._first, None
+        return first if first is not None else await self._response()
+
+    async def _response(self) -> tuple[core.Command, bytes]:
+        command, data = await self.association.response(self.message_id)
+        self.saw(command)
+        return command, data
+
+    def saw(self, response: core.Command) -> None:
+        """A response came; after the final one there is nothing to cancel."""
+        status = response.status
+        self._is_final = status is not None and not is_pending(status)
+
+    async def end(self) -> None:
+        """Cancel the operation if it still runs; give the association back, or end it; then the slot."""
+        if self._deadline_call.active():
+            self._deadline_call.cancel()
+        try:
+            if self._is_begun:
+                await self._end_association()
+        finally:
+            if self._holds_slot and self._op.slots is not None:
+                self._holds_slot = False
+                self._op.slots.release()
+
+    async def _end_association(self) -> None:
+        association = self.association
+        if not self._is_final and association.connection.association.established:
+            await self._cancel()
+        if self._is_final and association.is_open:
+            self._means.pool.give_back(association)
+        else:
+            association.abort()
+
+    async def _cancel(self) -> None:
+        """C-CANCEL (PS3.7 section 9.3.2.3), and a moment for the final response to it."""
+        association, reactor = self.association, self._means.reactor
+        if association.connection.association.sending:
+            return
+        association.send(self.context.id, core.c_cancel_rq(self.message_id))
+        rest = Deferred.fromCoroutine(self._rest())
+        try:
+            await until(reactor, reactor.seconds() + CANCEL_SECS, rest, DeadlinePassed("the C-CANCEL had no effect"))
+        except (DimseError, DeadlinePassed):
+            association.abort()
+
+    async def _rest(self) -> None:
+        while not self._is_final:
+            event = await self.association.receive()
+            if isinstance(event, core.CommandReceived) and event.command.is_response and not event.command.has_data:
+                self.saw(event.command)
+
+    def _expire(self) -> None:
+        self._is_expired = True
+        if self._is_begun and not self._is_final:
+            self.association.interrupt(deadline_passed())
+
+
+def is_pending(status: int) -> bool:
+    """More responses follow."""
+    return dimse_status.category(status) is dimse_status.StatusCategory.PENDING
+
+
+def suboperations_of(command: core.Command) -> SubOperations:
+    """The counters of a response (PS3.7 section 9.1.3)."""
+    return SubOperations(command.completed, command.failed, command.warning, command.remaining)
