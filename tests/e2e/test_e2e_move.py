@@ -203,7 +203,7 @@ def test_a_delivery_nobody_asked_for(archive: RunningPacs, gateway: RunningDaemo
     (new,) = wait_until(lambda: set(quarantined(gateway)) - before, "the object is in quarantine")
     note = json.loads(new.with_suffix(".json").read_text())
     assert "no C-MOVE was under way" in note["reason"]
-    assert new.name in gateway.log
+    wait_until(lambda: new.name in gateway.log, "a log line names it")
     assert_same_objects([new.read_bytes()], next(iter(by_study([report_files()[0]]).values())))
     for path in (new, new.with_suffix(".json")):
         path.unlink()
