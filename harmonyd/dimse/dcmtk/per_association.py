@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.accept import instance_of
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
-from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
+from harmonyd.dimse.dcmtk.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.listeners import Listeners, Place
 from harmonyd.dimse.dcmtk.run import Toolbox
@@ -81,8 +82,11 @@ class PerAssociationScp:
         self._listen()
 
     async def taken(self) -> None:
-        """See ``StoreScp``."""
+        """See ``StoreScp``. What is not taken now, or is lent to a move, is offered again by a sweep."""
         await self.taking.all_settled()
+        while await self._box.in_thread(holds_files, self.folder):
+            await deferLater(self._box.reactor, LOOK_SECS)
+            await self.taking.all_settled()
 
     async def stop(self) -> None:
         """Stop receiving, then taking; what was not taken is offered by the next ``start``."""
