@@ -102,11 +102,12 @@ def _summary(summary: Summary) -> str:
         f"{_counted(summary.entries, 'object')}, {summary.bytes} bytes; deliveries: {waiting} waiting{oldest},"
         f" {quarantined} in quarantine; {summary.damaged} damaged"
     )
+    aside = [f"quarantine/: {_pile(summary.set_aside)}; nothing delivers them"] if summary.set_aside.files else []
     left = [
         f"spool/receiving/{clean(name)}: {_pile(heap)}; there is no such endpoint any more, and nothing takes them"
         for name, heap in summary.untaken.items()
     ]
-    return "\n".join([said, *left])
+    return "\n".join([said, *aside, *left])
 
 
 def _pile(pile: Pile) -> str:

@@ -74,6 +74,18 @@ def test_list_tells_of_endpoints_that_are_gone(storage: Path, command: Command) 
     assert (told["endpoint"], told["files"], told["bytes"]) == ("old", 1, 70)
 
 
+def test_list_tells_of_the_quarantine_folder(storage: Path, command: Command) -> None:
+    """How much is there, and since when."""
+    (storage / "quarantine").mkdir()
+    (storage / "quarantine" / "20261123T191903_a.dcm").write_bytes(bytes(70))
+    assert command("list") == 0
+    line = command.out.splitlines()[1]
+    assert line.startswith("quarantine/: 1 file, 70 bytes, the oldest of 20")
+    assert command("list", "--json") == 0
+    told = json.loads(command.out)["summary"]["quarantine_folder"]
+    assert (told["files"], told["bytes"], told["oldest_at"][-1]) == (1, 70, "Z")
+
+
 def test_list_is_a_table(storage: Path, command: Command) -> None:
     """The summary first, then a line for each delivery, with state, attempts, next attempt and reason."""
     assert command("list") == 0

@@ -112,6 +112,7 @@ def summary_document(summary: Summary, now: float) -> dict[str, Any]:
         "damaged": summary.damaged,
         "refusal": summary.refusal,
         "backends": [_backend(backend, now) for backend in summary.backends],
+        "quarantine_folder": pile_document(summary.set_aside),
         "untaken": [{"endpoint": name, **pile_document(left)} for name, left in summary.untaken.items()],
     }
 

@@ -142,6 +142,8 @@ class Summary:
     backends: tuple[BackendSummary, ...]
     refusal: str | None
     """Why nothing is accepted now."""
+    set_aside: Pile = Pile(0, 0)
+    """Objects in the quarantine folder: they belong to no entry."""
     untaken: Mapping[str, Pile] = field(default_factory=dict)
     """By name, what was received for endpoints that are not there any more, and was not taken into the spool."""
 

@@ -15,7 +15,7 @@ from harmonyd.spool import people
 from harmonyd.spool.api import EntryInfo, EntryState, Summary
 from harmonyd.spool.journal import Journal
 from harmonyd.spool.layout import Layout
-from harmonyd.spool.strays import untaken
+from harmonyd.spool.strays import set_aside, untaken
 
 
 class SpoolFolder:
@@ -46,7 +46,7 @@ class SpoolFolder:
     def summary(self) -> Summary:
         """As ``Spool.summary``; ``refusal`` is known to the daemon alone, so None here. Raises OSError."""
         left = {} if self._endpoints is None else untaken(self._layout, self._endpoints)
-        return replace(people.summary(self._journal, None), untaken=left)
+        return replace(people.summary(self._journal, None), set_aside=set_aside(self._layout), untaken=left)
 
     def entries(
         self, *, state: EntryState | None = None, endpoint: str | None = None, after: int = 0, limit: int = 100

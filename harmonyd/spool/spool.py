@@ -24,7 +24,7 @@ from harmonyd.spool.journal import Journal, Queue
 from harmonyd.spool.layout import Layout
 from harmonyd.spool.recovery import set_right
 from harmonyd.spool.release import Release
-from harmonyd.spool.strays import Untaken
+from harmonyd.spool.strays import Untaken, set_aside
 from harmonyd.spool.threads import in_thread
 from harmonyd.spool.writer import Writer
 
@@ -230,8 +230,9 @@ class DurableSpool:
     async def summary(self) -> Summary:
         """Counts and ages."""
         refusal = self.admission.refusal()
-        untaken = await self.untaken.now()
-        return replace(await self._do(lambda journal: people.summary(journal, refusal)), untaken=untaken)
+        found = await self._do(lambda journal: people.summary(journal, refusal))
+        aside = await in_thread(self._reactor, set_aside, self._layout)
+        return replace(found, set_aside=aside, untaken=await self.untaken.now())
 
     async def entries(
         self, *, state: EntryState | None = None, endpoint: str | None = None, after: int = 0, limit: int = 100

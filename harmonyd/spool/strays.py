@@ -10,19 +10,19 @@ from typing import Any
 from twisted.logger import Logger
 
 from harmonyd.spool.api import Pile
-from harmonyd.spool.layout import Layout
+from harmonyd.spool.layout import SUFFIX, Layout
 from harmonyd.spool.threads import in_thread
 
 
-def files_in(folder: Path) -> Iterator[os.stat_result]:
+def files_in(folder: Path, suffix: str = "") -> Iterator[os.stat_result]:
     """Of each file there, however deep. What vanishes meanwhile does not count. Blocking. Raises OSError."""
     try:
         with os.scandir(folder) as found:
             for item in found:
                 try:
                     if item.is_dir(follow_symlinks=False):
-                        yield from files_in(Path(item.path))
-                    elif item.is_file(follow_symlinks=False):
+                        yield from files_in(Path(item.path), suffix)
+                    elif item.name.endswith(suffix) and item.is_file(follow_symlinks=False):
                         yield item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
@@ -47,6 +47,11 @@ def untaken(layout: Layout, endpoints: Collection[str]) -> dict[str, Pile]:
         return {}
     found = {name: pile(files_in(layout.receiving / name)) for name in names if name not in endpoints}
     return {name: heap for name, heap in found.items() if heap.files}
+
+
+def set_aside(layout: Layout) -> Pile:
+    """The objects in the quarantine folder, without their notes. Blocking. Raises OSError."""
+    return pile(files_in(layout.quarantine, SUFFIX))
 
 
 class Untaken:

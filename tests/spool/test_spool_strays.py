@@ -12,6 +12,7 @@ from spool_kit import ENDPOINT, Pacs
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from harmonyd.spool.api import Pile
+from harmonyd.spool.layout import quarantine
 from harmonyd.spool.spool import DurableSpool
 
 
@@ -67,3 +68,15 @@ async def test_before_anything_was_received(make_spool: Callable[..., DurableSpo
     await spool.start()
     await spool.untaken.look()
     assert not spool.untaken.found
+
+
+@ensureDeferred
+async def test_the_quarantine_folder(make_spool: Callable[..., DurableSpool], storage: Path) -> None:
+    """Its objects are counted, without the notes beside them; a folder that is not there holds nothing."""
+    spool = make_spool()
+    await spool.start()
+    assert (await spool.summary()).set_aside == Pile(0, 0, None)
+    paths = left(storage, "moves", "one", "two")
+    for path in paths:
+        quarantine(path, storage / "quarantine", "nobody asked for it")
+    assert (await spool.summary()).set_aside == Pile(2, 200, 999)

@@ -117,6 +117,10 @@ class MoveDeliveries:
         if brought is not None:
             brought.association.settled(Path(path))
 
+    def note_put_aside(self, size_bytes: int) -> None:
+        """A move has put so much in quarantine: it was damaged, or came twice."""
+        self._may_put_aside(size_bytes)
+
     def expects_from(self, calling_aet: str) -> bool:
         """Whether a move runs whose PACS has this AE title.
 

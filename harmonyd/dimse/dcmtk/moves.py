@@ -45,6 +45,10 @@ class Delivery(Protocol):
         """These files are no longer where they were."""
         ...
 
+    def put_aside(self, size_bytes: int) -> None:
+        """So much of it nobody had asked for, or it was damaged: the move has put it in quarantine."""
+        ...
+
 
 class Quota:
     """How much of what nobody asked for may lie in quarantine. Counts what is in the folder, whatever put it there."""
@@ -130,6 +134,9 @@ class PortDelivery:
     def taken(self, names: Sequence[str]) -> None:
         for name in names:
             self._deliveries.taken(self._expectation, name)
+
+    def put_aside(self, size_bytes: int) -> None:
+        self._deliveries.note_put_aside(size_bytes)
 
 
 def put_aside(paths: Sequence[Path], quarantine_folder: Path) -> None:
