@@ -106,15 +106,26 @@ class Intake:
             self.damaged += 1
             self._aside(path, "damaged", damage.detail)
             return None
+        return self.take_checked(path, header)
+
+    def take_checked(self, path: Path, header: InstanceHeader) -> Instance | None:
+        """Take in a file that is known to be whole; None when it was not asked for, or not again."""
         if not matches(self.wanted, header):
             self._aside(path, "not asked for")
             return None
         if header.sop_instance_uid in self.arrived:
             self._aside(path, "the same SOP Instance UID arrived twice")
             return None
-        target = self._place(path, header)
+        return self.taken(self._place(path, header), header)
+
+    def is_wanted(self, header: InstanceHeader) -> bool:
+        """Whether it was asked for, and has not arrived yet. Does not block."""
+        return matches(self.wanted, header) and header.sop_instance_uid not in self.arrived
+
+    def taken(self, path: Path, header: InstanceHeader) -> Instance:
+        """Count one that is wanted, and lies in the folder already. Does not block."""
         self.arrived.add(header.sop_instance_uid)
-        return instance_of(target, header)
+        return instance_of(path, header)
 
     def _place(self, path: Path, header: InstanceHeader) -> Path:
         if path.parent == self.folder:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from harmonyd.dimse import failures
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import AssociationAborted, AssociationRejected
 from harmonyd.dimse.native import core
@@ -46,21 +45,19 @@ class AssociationPool:
         """How many of them nobody uses."""
         return len(self._idle.get(remote, ()))
 
-    async def take(self, remote: RemoteNode, needed: str, usual: Proposal, deadline: float) -> ClientAssociation:
-        """One with an accepted context for the abstract syntax ``needed``; a new one proposes all of ``usual``.
+    async def take(
+        self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float
+    ) -> ClientAssociation:
+        """An idle one that has an accepted context for each of ``needed``, or a new one that proposes all of ``usual``.
 
-        Raises ``NoPresentationContext``, and what ``open_association`` raises.
+        What was accepted is for the caller to look at. Raises what ``open_association`` raises.
         """
         for idle in list(reversed(self._idle.get(remote, []))):
-            if idle.association.contexts.find(needed) is not None:
+            if all(idle.association.contexts.find(*_flat(item)) is not None for item in needed):
                 if self._wake(idle):
                     return idle.association
                 idle.association.abort()
-        association = await self._open_usual(remote, needed, usual, deadline)
-        if association.contexts.find(needed) is None:
-            await association.release()
-            raise failures.no_context(remote)
-        return association
+        return await self._open_usual(remote, needed, usual, deadline)
 
     async def open(
         self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection] = ()
@@ -98,16 +95,15 @@ class AssociationPool:
     # --- opening
 
     async def _open_usual(
-        self, remote: RemoteNode, needed: str, usual: Proposal, deadline: float
+        self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float
     ) -> ClientAssociation:
-        only = [item for item in usual if item[0] == needed]
-        if remote in self._plain or len(only) == len(usual):
-            return await self.open(remote, only, deadline)
+        if remote in self._plain or len(needed) == len(usual):
+            return await self.open(remote, needed, deadline)
         try:
             return await self.open(remote, usual, deadline)
         except AssociationAborted:
             # Some abort instead of refusing a presentation context that they do not know.
-            association = await self.open(remote, only, deadline)
+            association = await self.open(remote, needed, deadline)
             self._plain.add(remote)
             return association
 
@@ -166,6 +162,11 @@ class AssociationPool:
             await idle.association.release()
         else:
             idle.association.abort()
+
+
+def _flat(item: tuple[str, Sequence[str]]) -> tuple[str, ...]:
+    abstract_syntax, transfer_syntaxes = item
+    return abstract_syntax, *transfer_syntaxes
 
 
 class _Idle:

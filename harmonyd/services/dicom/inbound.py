@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import DicomEndpointOptions
-from harmonyd.dimse.engine import Arrival, Association, Engine, StoreScp, StoreScpConfig
+from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
 from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
 from harmonyd.dimse.part10 import claimed_uid
 from harmonyd.envelope import RequestEnvelope
@@ -51,7 +51,7 @@ class DicomEndpoint:
         self,
         name: str,
         options: DicomEndpointOptions,
-        engine: Engine,
+        engines: EnginesByName,
         pipeline: Pipeline,
         spool: Spool,
         in_thread: InThread,
@@ -63,8 +63,9 @@ class DicomEndpoint:
         self._in_thread = in_thread
         self._spool = spool
         self._running: set[Deferred[Sequence[Result]]] = set()
-        self._engine = engine
-        self._mode = options.store_scp
+        self._engines = engines
+        self._mode = (options.engine, options.store_scp)
+        engine = engines[options.engine]
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
 
     async def start(self) -> None:
@@ -93,12 +94,13 @@ class DicomEndpoint:
     async def resume(self) -> None:
         """Receive again, with another kind of receiver if need be. Raises what starting one raises."""
         config = scp_config(self.name, self._options)
-        if config.store_scp == self._mode:
+        mode = (self._options.engine, self._options.store_scp)
+        if mode == self._mode:
             await self._scp.resume(config)
             return
         await self._scp.stop()
-        self._mode = config.store_scp
-        self._scp = self._engine.store_scp(config, self, self._spool.admission)
+        self._mode = mode
+        self._scp = self._engines[self._options.engine].store_scp(config, self, self._spool.admission)
         await self._scp.start()
 
     async def handed_on(self) -> None:
