@@ -18,7 +18,7 @@ _ENDPOINT_ONLY = ("bind_addr", "allowed_calling_aets", "max_associations_per_pee
 _BACKEND_ONLY = (
     *("aet", "host", "use_tls", "persistent_store_scp", "incoming_store_port", "move_destination_aet"),
     *("dimse_retrieve_mode", "connect_timeout_ms", "operation_timeout_ms"),
-    *("max_queue", "max_results", "query_model"),
+    *("max_queue", "max_results", "query_model", "association_idle_ms"),
 )
 PERSISTENT, PER_ASSOCIATION, TRANSIENT = "persistent", "per-association", "transient"
 DCMTK, NATIVE = "dcmtk", "native"
@@ -102,6 +102,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         max_pdu=section.integer("max_pdu", 65536, *_MAX_PDU),
         max_associations=section.integer("max_associations", 10, 1, 1000),
         max_queue=section.integer("max_queue", 100, 0, 100_000),
+        association_idle_secs=section.milliseconds("association_idle_ms", 5.0, least=0),
         max_results=section.integer("max_results", 10000, 1, 10_000_000),
         query_model=section.choice("query_model", "", ["study", "patient"]) or None,
         storage_dir=_storage_dir(section, base),

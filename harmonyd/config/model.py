@@ -196,6 +196,8 @@ class DicomBackendOptions:
     max_associations: int = 10
     max_queue: int = 100
     """Requests that may wait for a free association; one more gets 503."""
+    association_idle_secs: float = 5.0
+    """engine = "native": how long an association stays open for the next request; 0: not at all."""
     max_results: int = 10000
     query_model: str | None = None
     """"study", "patient" or None: by level."""

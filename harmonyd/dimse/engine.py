@@ -51,6 +51,8 @@ class RemoteNode:
     max_pdu: int = 65536
     max_associations: int = 10
     """That we may have open to it at once, idle ones included."""
+    idle_secs: float = 5.0
+    """How long an association stays open that nobody uses; 0: not at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Table = Mapping[str, Any]
+ENGINE_VARIABLE = "HARMONYD_TEST_ENGINE"
+"""Environment: the ``engine`` of each dicom endpoint and backend that names none, so that tests run over either."""
 DEFAULT_ENDPOINTS: Table = {"http": {"service": "http", "path_prefix": "/dicom"}}
 
 
@@ -62,7 +65,11 @@ def _main_file(http_port: int) -> dict[str, Any]:
 
 def _with_options(given: Table) -> dict[str, Any]:
     """``service`` and everything else below ``options``, where the configuration wants it."""
-    return {"service": given["service"], "options": {key: given[key] for key in given if key != "service"}}
+    options = {key: given[key] for key in given if key != "service"}
+    engine = os.environ.get(ENGINE_VARIABLE)
+    if engine and given["service"] == "dicom":
+        options.setdefault("engine", engine)
+    return {"service": given["service"], "options": options}
 
 
 def _merged(own: dict[str, Any], given: Table) -> dict[str, Any]:

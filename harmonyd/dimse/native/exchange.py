@@ -75,8 +75,8 @@ class Exchange:
         self._holds_slot = False
         self.can_be_cancelled = True
         """With C-CANCEL: a C-FIND, C-GET or C-MOVE."""
-        self.is_reusable = True
-        """Other operations can use the association after this one."""
+        self.idle_secs = remote.idle_secs
+        """How long the association may wait afterwards for another operation that can use it."""
         self.incoming: core.Command | None = None
         """A C-STORE of the node whose data set is under way to us."""
         self._is_used = False
@@ -164,10 +164,8 @@ class Exchange:
             await self._cancel()
         if not self._is_final or not association.is_open:
             association.abort()
-        elif self.is_reusable:
-            self._means.pool.give_back(association)
         else:
-            await association.release()
+            await self._means.pool.give_back(association, self.idle_secs)
 
     async def _cancel(self) -> None:
         """C-CANCEL (PS3.7 section 9.3.2.3), and a moment for the final response to it."""

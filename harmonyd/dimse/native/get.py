@@ -73,7 +73,7 @@ class _Getting:
 
     def __init__(self, means: Means, remote: RemoteNode, query: Query, op: OperationContext, folder: Path) -> None:
         self.exchange = Exchange(means, remote, op)
-        self.exchange.is_reusable = False
+        self.exchange.idle_secs = 0.0
         self._means = means
         self._remote = remote
         self._query = query

@@ -17,9 +17,6 @@ from harmonyd.dimse.native import core
 from harmonyd.dimse.native.client import ClientAssociation, open_association
 from harmonyd.dimse.native.connection import Silence
 
-IDLE_SECS = 10.0
-"""An association is released when nobody has used it this long: most PACS close it themselves after a minute."""
-
 Proposal: TypeAlias = Sequence[tuple[str, Sequence[str]]]
 """(abstract syntax, transfer syntaxes), one for each presentation context."""
 
@@ -27,9 +24,8 @@ Proposal: TypeAlias = Sequence[tuple[str, Sequence[str]]]
 class AssociationPool:
     """For all remote nodes of an engine. Nobody shares an association: it is taken, used, and given back."""
 
-    def __init__(self, reactor: Any, idle_secs: float = IDLE_SECS) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._idle_secs = idle_secs
         self._idle: dict[RemoteNode, list[_Idle]] = {}
         self._open: dict[RemoteNode, int] = {}
         """How many there are, idle ones included."""
@@ -75,15 +71,15 @@ class AssociationPool:
             await self._end(idle)
         return await self._open_counted(remote, proposed, deadline, roles)
 
-    def give_back(self, association: ClientAssociation) -> None:
-        """It may be used again; one that is over is forgotten."""
-        if self._closing or not association.is_open:
-            Deferred.fromCoroutine(association.release())
+    async def give_back(self, association: ClientAssociation, idle_secs: float) -> None:
+        """It may be used again within this time; one that is over is forgotten."""
+        if self._closing or not association.is_open or not idle_secs:
+            await association.release()
             return
         association.was_idle = True
         idle = _Idle(association)
         self._idle.setdefault(association.remote, []).append(idle)
-        idle.call = self._reactor.callLater(self._idle_secs, self._end_soon, idle)
+        idle.call = self._reactor.callLater(idle_secs, self._end_soon, idle)
         idle.watch = Deferred.fromCoroutine(self._watch(idle))
 
     async def close(self) -> None:

@@ -19,6 +19,8 @@ from harmonyd.dimse.streams import ItemStream
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
 _UNCOMPRESSED = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
+_IDLE_SECS = 0.5
+"""Between two batches. Some receivers serve one association at a time: others wait for as long as ours is open."""
 _FILES_AT_ONCE = 500
 """Whose headers are in memory, and which share an association."""
 
@@ -77,6 +79,7 @@ class _Sending:
         self._op = op
         self._exchange = Exchange(means, remote, op)
         self._exchange.can_be_cancelled = False
+        self._exchange.idle_secs = min(_IDLE_SECS, remote.idle_secs)
 
     async def run(self) -> HarmonydError | None:
         """Fill ``results``, one for each file as far as it gets; return what ended the association before the rest."""
