@@ -37,8 +37,8 @@ HEADER = struct.Struct(">BxI")
 PDV_HEADER = struct.Struct(">IBB")
 """Length of what follows it, presentation context id, message control header (PS3.8 section 9.3.5.1, Annex E)."""
 COMMAND_FLAG, LAST_FLAG = 1, 2
-MAX_ASSOCIATE_BYTES = 128 * 1024
-"""128 presentation contexts with every transfer syntax there is need less than half of this."""
+MAX_ASSOCIATE_BYTES = 256 * 1024
+"""128 presentation contexts with all 38 transfer syntaxes that DCMTK knows take 127 KiB, and there are more."""
 MAX_CONTEXTS = 128
 _ASSOCIATE = struct.Struct(">H2x16s16s32x")
 _REJECT = struct.Struct(">xBBB")
