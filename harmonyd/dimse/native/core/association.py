@@ -101,8 +101,6 @@ class Association:
         """What the peer sent, in any portions. Never raises."""
         events: list[Event] = []
         self._events = events
-        if self.state is State.STA13:
-            self._inbound.discard_pdu()
         try:
             self._inbound.receive(data, self, events)
         except ProtocolViolation as violation:
@@ -172,6 +170,8 @@ class Association:
         action = self._allowed(Evt.ASSOCIATE_RESPONSE_ACCEPT)
         request = self.request
         assert request is not None
+        if sorted(context.id for context in answer.contexts) != sorted(context.id for context in request.contexts):
+            raise NotAllowed("each proposed presentation context needs one answer")
         info = replace(user_information or UserInformation(), max_pdu=self._max_pdu, roles=answer.roles)
         contexts = agreed(request.contexts, answer.contexts, request.user_information.roles, answer.roles)
         accept = AssociateAccept(request.called_aet, request.calling_aet, answer.contexts, info)
@@ -220,7 +220,7 @@ class Association:
             self._queue.clear()
             self._do(Evt.ABORT_REQUEST, Abort(source, reason))
             self._end()
-        elif self.state is State.STA2:
+        elif self.state is State.STA2:  # there is no association to abort yet, only a connection to close (AA-2)
             self._do(Evt.ARTIM_EXPIRED)
             self._end()
 

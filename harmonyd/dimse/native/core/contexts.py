@@ -66,6 +66,9 @@ class Contexts:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contexts) and self._by_id == other._by_id
+
     def __repr__(self) -> str:
         return f"Contexts({list(self)})"
 
