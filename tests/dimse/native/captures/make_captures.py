@@ -79,10 +79,10 @@ def read_capture(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 @contextmanager
-def storescp(folder: Path) -> Iterator[int]:
-    """A running storescp with small PDUs; its port."""
+def storescp(folder: Path, *options: str) -> Iterator[int]:
+    """A running storescp that receives into ``folder``; its port."""
     port = free_port()
-    argv = [dcmtk("storescp"), "-od", str(folder), "-pdu", "4096", str(port)]
+    argv = [dcmtk("storescp"), "-od", str(folder), *options, str(port)]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_until(lambda: not port_is_free(port), "storescp listens")
@@ -119,7 +119,7 @@ def main(target: Path) -> None:
             get = ("-S", "-k", "QueryRetrieveLevel=STUDY", *one)
             record(target, "get", pacs.port, "getscu", *qr, "-od", str(folder / "got"), *get)
             record(target, "move_refused", pacs.port, "movescu", *qr, "-aem", "NOBODY", *get)
-        with storescp(folder / "got") as port:
+        with storescp(folder / "got", "-pdu", "4096") as port:
             user = ("-usr", "somebody", "-pwd", "secret")
             record(target, "store", port, "storescu", "-R", files=files[:2])
             record(target, "store_user", port, "storescu", "-R", *user, files=files[:1])

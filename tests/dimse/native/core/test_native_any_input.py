@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_captures import read_capture
 from native_kit import Pair, request
 from native_strategies import accepts, requests
 
@@ -29,10 +29,6 @@ from harmonyd.dimse.native.core.command_set import MAX_COMMAND_SET_BYTES
 from harmonyd.dimse.native.core.pdu import MAX_ASSOCIATE_BYTES
 
 CAPTURES = Path(__file__).parent.parent / "captures"
-sys.path.insert(0, str(CAPTURES))
-
-from make_captures import read_capture  # noqa: E402 - it lies beside what it makes
-
 SETTINGS = settings(max_examples=200, deadline=None)
 NAMES = ("echo", "find", "find_cancelled", "get", "move_refused", "store", "store_user", "echo_aborted")
 ENDS = (Rejected, Released, Aborted, ConnectionLost)

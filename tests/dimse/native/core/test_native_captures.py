@@ -7,10 +7,10 @@ talks to our acceptor; its SCP answers our requestor.
 from __future__ import annotations
 
 import struct
-import sys
 from pathlib import Path
 
 import pytest
+from make_captures import read_capture
 
 from harmonyd.dimse.native.core import (
     Aborted,
@@ -34,10 +34,6 @@ from harmonyd.dimse.native.core import (
 )
 
 CAPTURES = Path(__file__).parent.parent / "captures"
-sys.path.insert(0, str(CAPTURES))
-
-from make_captures import read_capture  # noqa: E402 - it lies beside what it makes
-
 NAMES = sorted(path.stem for path in CAPTURES.glob("*.capture"))
 RESERVED_FF = b"\0\xff\0\x30"
 """DCMTK fills a reserved byte before each proposed abstract syntax (PS3.8 table 9-13), which we leave 0."""

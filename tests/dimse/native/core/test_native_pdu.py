@@ -210,7 +210,8 @@ def test_what_is_wrong_with_a_request_is_said(items: tuple[bytes, ...], complain
 def test_a_request_with_no_user_information_is_read() -> None:
     """Without user information the peer is taken to receive what every peer can."""
     request_ = AssociateRequest.decode(_body(APPLICATION, CONTEXT))
-    assert request_.user_information == UserInformation()
+    info = request_.user_information
+    assert (info.max_pdu, info.implementation_class_uid, info.roles) == (16384, "", ())
     assert request_.contexts[0].transfer_syntaxes == ("b.c",)
 
 

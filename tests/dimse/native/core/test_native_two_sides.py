@@ -28,6 +28,7 @@ from harmonyd.dimse.native.core import (
     c_store_rq,
     negotiate,
 )
+from harmonyd.dimse.native.core.reasons import rejection_text
 
 ENDS = (Rejected, Released, Aborted, ConnectionLost)
 
@@ -245,7 +246,7 @@ def test_what_nobody_supports_is_rejected_without_asking(changes: dict[str, obje
     values = {name: getattr(asked, name) for name in type(asked).__slots__}
     acceptor = Association.acceptor(16384)
     (event,) = acceptor.receive(type(asked)(**(values | changes)).encode())
-    assert event == Rejected(*rejection.value, rejection.text, by_peer=False)
+    assert event == Rejected(*rejection.value, rejection_text(*rejection.value), by_peer=False)
     assert acceptor.data_to_send() == rejection.pdu()
     assert acceptor.closing and acceptor.artim
 
