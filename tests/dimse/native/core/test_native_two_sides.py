@@ -44,7 +44,8 @@ class Side:
         self.eof_told = False
         self.events: list[Event] = []
         self.sent: list[bytes] = []
-        self.answers_release = True
+        self.answers = True
+        """At once, rather than when it is told to."""
         self._next_message_id = 1
 
     def flush(self) -> None:
@@ -57,15 +58,14 @@ class Side:
         """React to what must be reacted to."""
         self.events += events
         for event in events:
-            if isinstance(event, Requested):
+            if isinstance(event, Requested) and self.answers:
                 self._try(self.answer)
-            elif isinstance(event, ReleaseRequested) and self.answers_release:
+            elif isinstance(event, ReleaseRequested) and self.answers:
                 self._try(self.association.respond_release)
         self.flush()
 
     def answer(self) -> None:
-        asked = self.association.request
-        assert asked is not None
+        asked = self.association.request or request()
         self.association.accept(negotiate(asked.contexts, SUPPORTED.get))
 
     def store(self, content: bytes, piece: int) -> None:
@@ -83,6 +83,7 @@ class Side:
             "echo": lambda: self.association.send(ECHO_ID, c_echo_rq(1)),
             "store": lambda: self.store(content, piece),
             "release": self.association.release,
+            "accept": self.answer,
             "respond": self.association.respond_release,
             "abort": self.association.abort,
             "reject": lambda: self.association.reject(Rejection.TEMPORARY_CONGESTION),
@@ -138,28 +139,34 @@ class Network:
             pass
 
 
-ACTIONS = st.tuples(
-    st.sampled_from(["echo", "store", "release", "respond", "abort", "reject", "deliver", "deliver", "deliver"]),
-    st.booleans(),
-    st.binary(max_size=300),
-    st.integers(1, 200),
-)
+USUAL = ["echo", "store", "store", "release", "respond", *["deliver"] * 5]
+ANY = [*USUAL, "abort", "accept", "reject"]
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(ACTIONS, max_size=25), st.booleans())
-def test_whatever_the_drivers_do(actions: list[tuple[str, bool, bytes, int]], patient: bool) -> None:
+def _actions(names: list[str]) -> st.SearchStrategy[list[tuple[str, bool, bytes, int]]]:
+    one = st.tuples(st.sampled_from(names), st.booleans(), st.binary(max_size=300), st.integers(1, 1000))
+    return st.lists(one, max_size=25)
+
+
+@settings(max_examples=500, deadline=None)
+@given(_actions(USUAL) | _actions(ANY), st.booleans(), st.booleans())
+def test_whatever_the_drivers_do(actions: list[tuple[str, bool, bytes, int]], prompt: bool, established: bool) -> None:
     """Neither side ever accuses the other of a violation, what arrives is what was sent, and an end is told once."""
     network = Network()
-    network.scp.answers_release = network.scu.answers_release = patient
+    if established:
+        network.settle()
+    network.scp.answers = network.scu.answers = prompt
     for name, by_scu, content, number in actions:
         side, other = (network.scu, network.scp) if by_scu else (network.scp, network.scu)
         if name == "deliver":
             network.deliver(side, other, number)
         else:
             side.do(name, content, number)
-    network.scp.answers_release = network.scu.answers_release = True
     network.settle()
+    for name in ("accept", "respond"):
+        for side in (network.scu, network.scp):
+            side.do(name, b"", 1)
+        network.settle()
     for side, other in ((network.scu, network.scp), (network.scp, network.scu)):
         ends = [event for event in side.events if isinstance(event, ENDS)]
         assert len(ends) <= 1 and (not ends or side.events[-1] is ends[0])
