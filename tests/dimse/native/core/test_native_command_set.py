@@ -158,6 +158,12 @@ def test_a_comment_in_any_encoding_is_read() -> None:
         assert command_set.decode(ECHO + element).error_comment == text
 
 
+def test_our_comments_keep_to_the_default_repertoire() -> None:
+    """An Error Comment that we send has at most 64 characters, all of them ASCII."""
+    sent = command_set.encode(c_echo_rq(1).response(0x0110, error_comment="Gerät " * 20))
+    assert command_set.decode(sent).error_comment == ("Ger?t " * 20)[:64].strip()
+
+
 def test_an_unknown_command_is_read_and_named() -> None:
     """A command field that PS3.7 does not know is for the driver to answer (0x0211), not a violation."""
     command = command_set.decode(command_set.encode(Command(0x0777, message_id=1)))
