@@ -147,10 +147,6 @@ class Inbound:
         finally:
             self._chunk.let_go()
 
-    def discard_pdu(self) -> None:
-        """Skip what is left of a P-DATA-TF: nobody wants it any more."""
-        self._skip = True
-
     def forget(self) -> None:
         """Nothing more will be received."""
         self._chunk.forget()

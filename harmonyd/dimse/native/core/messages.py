@@ -168,3 +168,9 @@ class OutgoingMessages:
         size = len(fragment)
         self._queue.append(_PDU_WITH_PDV.pack(PduType.P_DATA_TF, size + 6, size + 2, context_id, flags))
         self._queue.append(fragment)
+
+
+def check_peer_max_pdu(peer_max_pdu: int) -> None:
+    """Raises ``ProtocolViolation`` when the peer cannot be served in a reasonable number of PDUs."""
+    if 0 < peer_max_pdu < MIN_PEER_MAX_PDU:
+        raise ProtocolViolation(f"the peer can receive {peer_max_pdu} bytes in a PDU; {MIN_PEER_MAX_PDU} are needed")
