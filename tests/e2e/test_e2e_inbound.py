@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,18 @@ def test_kept_below_its_uids(keeper: RunningDaemon, port: int, report: Path) -> 
     assert_same_objects([kept[0].read_bytes()], {ds.SOPInstanceUID: report})
     assert dcmread(kept[0]).file_meta.SourceApplicationEntityTitle == "MODALITY"
     wait_delivered(keeper)
+
+
+def test_what_a_crash_left_half_kept(tmp_path: Path) -> None:
+    """The folder of a pipeline without a backend is tidied up at the start as any other backend's."""
+    config = write_config(tmp_path, http_port=free_port(), endpoints=endpoint(free_port()), backends={})
+    daemon = RunningDaemon(config)
+    part = storage(daemon) / "received" / "inbound" / ".0123.part"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    os.utime(part, (0, 0))
+    with daemon:
+        assert not part.exists()
 
 
 COMPRESSED = {
