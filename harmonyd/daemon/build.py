@@ -163,18 +163,20 @@ class Builder:
     ) -> DicomEndpoint:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
-        pipeline = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread)
+        pipeline, own = self.inbound_pipeline(config, name, pipelines)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own)
 
-    def inbound_pipeline(self, config: Config, name: str, pipelines: Mapping[str, Pipeline]) -> Pipeline:
-        """The pipeline of a dicom endpoint; one that has no backend gets a folder to keep objects in."""
+    def inbound_pipeline(
+        self, config: Config, name: str, pipelines: Mapping[str, Pipeline]
+    ) -> tuple[Pipeline, StorageBackend | None]:
+        """The pipeline of a dicom endpoint; one that has no backend gets its own, a folder to keep objects in."""
         options, pipeline_name = dicom_endpoints(config)[name]
         pipeline = pipelines[pipeline_name]
         if pipeline.backends:
-            return pipeline
+            return pipeline, None
         folder = options.storage_dir or self._folders.storage / "received" / name
         storage = StorageBackend(KEPT, folder, self._in_thread)
-        return Pipeline(pipeline.name, pipeline.middleware, {KEPT: storage})
+        return Pipeline(pipeline.name, pipeline.middleware, {KEPT: storage}), storage
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)

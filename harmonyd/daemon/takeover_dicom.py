@@ -69,7 +69,7 @@ class DicomTakeover:
                 leaving.handing_on.pop(name).cancel()
         if endpoint is None:
             endpoint = self._starting[name] = self._builder.endpoint(self._new, name, self._parts.engines, pipelines)
-        endpoint.change(options, self._builder.inbound_pipeline(self._new, name, pipelines))
+        endpoint.change(options, *self._builder.inbound_pipeline(self._new, name, pipelines))
         return endpoint
 
     async def finish(self) -> list[str]:

@@ -11,7 +11,7 @@ import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch, SharedInotify
 from harmonyd.dimse.dcmtk.log_config import receiver_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import Association
+from harmonyd.dimse.part10 import DamagedFile, check_complete
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
 from harmonyd.supervision.waiters import Waiters
 
@@ -106,7 +107,7 @@ class InboundAssociation:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
             raise
-        if not self.has_ended:
+        if self._sock.fileno() >= 0:
             self._watch_idleness(self._bytes_received())
 
     def _spawn(self) -> None:
@@ -149,7 +150,7 @@ class InboundAssociation:
 
         For whoever knows from elsewhere that what was sent has been acknowledged.
         """
-        if self._watch is not None and not self.has_ended:
+        if self._watch is not None and self._sock.fileno() >= 0:
             for name in self._watch.sweep():
                 self._closed(name)
             self._tell(all_held=True)
@@ -192,27 +193,50 @@ class InboundAssociation:
             self.receiving.file_closed(self, path)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
+        rest: list[Path] = []
         try:
-            self._tell_the_rest()
+            assert self._watch is not None
+            rest = [*self._held, *(self.folder / name for name in self._watch.sweep(writer_gone=True))]
         except OSError as error:  # a sweep of the owner finds what is there
             self._log.error("{folder} cannot be looked through: {error}", folder=str(self.folder), error=error)
-        self.has_ended = True
+        self._held.clear()
         self._let_go()
-        self.receiving.ended(self)
-        self._on_end(self)
-        if not self.files:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
-        self._over.fire(None)
+        Deferred.fromCoroutine(self._end(rest)).addErrback(
+            lambda failure: self._log.failure("an association did not end as it should", failure=failure)
+        )
         return record
 
-    def _tell_the_rest(self) -> None:
-        assert self._watch is not None
-        for name in self._watch.sweep():
-            self._closed(name)
-        if self._held and not self.released and self._log_of.is_cut:
-            self._remove_cut(self._held.pop())
-        self._tell(all_held=True)
+    async def _end(self, rest: list[Path]) -> None:
+        """Tell the rest, but for what was cut. In one go, unless files have to be looked at for that."""
+        try:
+            cut = await self._cut_among(rest)
+            if cut is not None:
+                rest.remove(cut)
+                self._remove_cut(cut)
+        finally:
+            self._held.extend(rest)
+            self._tell(all_held=True)
+            self.has_ended = True
+            self.receiving.ended(self)
+            self._on_end(self)
+            if not self.files:
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            self._over.fire(None)
+
+    async def _cut_among(self, rest: list[Path]) -> Path | None:
+        """The one that was not acknowledged, if there is one among these.
+
+        After lost inotify events it may be any of them, and the rest was acknowledged: then only one that is not whole
+        can be it, and if that is not a single one, none is touched.
+        """
+        acknowledged = max(0, self._log_of.successes - self._told)
+        if self.released or not self._log_of.is_cut or len(rest) <= acknowledged:
+            return None
+        if not acknowledged and len(rest) == 1:
+            return rest[0]
+        torn: list[Path] = await self._box.in_thread(_torn, rest)
+        return torn[0] if len(torn) == 1 else None
 
     def _remove_cut(self, path: Path) -> None:
         """storescp removes it itself, unless it was killed."""
@@ -259,6 +283,19 @@ class InboundAssociation:
         Deferred.fromCoroutine(self._child.stop()).addErrback(
             lambda failure: self._log.failure("an association could not be ended", failure=failure)
         )
+
+
+def _torn(paths: Sequence[Path]) -> list[Path]:
+    """Those that are not whole. Blocking."""
+    found = []
+    for path in paths:
+        try:
+            check_complete(path)
+        except DamagedFile:
+            found.append(path)
+        except OSError:  # gone, or unreadable now: nothing is known of it
+            continue
+    return found
 
 
 class _StoreLog:
