@@ -61,6 +61,7 @@ class Connection(Protocol):
         self._may_write = True
         self._is_connected = False
         self._is_losing = False
+        self._is_half_closed = False
 
     # --- events
 
@@ -123,6 +124,8 @@ class Connection(Protocol):
             self.transport.write(data)
         if self.association.artim:
             self._give_until(ARTIM_SECS)
+            if self.association.closing:
+                self._close_our_direction()
         elif self.association.closing:
             self._lose()
         elif not self._is_losing:
@@ -164,6 +167,13 @@ class Connection(Protocol):
             self._read_on()
         self.flush()
         self._give_until(LAST_WORDS_SECS)
+
+    def _close_our_direction(self) -> None:
+        """The peer sees the end behind our last words; closing with its bytes unread would destroy those."""
+        if not self._is_half_closed and not self._is_losing:
+            self._is_half_closed = True
+            self.transport.unregisterProducer()
+            self.transport.loseWriteConnection()
 
     def cut(self) -> None:
         """Close the connection without a word. Safe at any time."""

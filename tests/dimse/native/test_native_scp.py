@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from raw_scu import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RP, RawScu, data_set_of
+from twisted.internet.defer import Deferred
 
 from harmonyd.errors import Unavailable
 from harmonyd.testing.data import MadeStudy
@@ -167,7 +168,7 @@ async def test_pause_frees_the_port(native: Any, study: MadeStudy) -> None:
 
     with RawScu(running.port) as scu:
         assert (await running.in_thread(scu.associate))[0] == ASSOCIATE_AC
-        ending = running.in_thread(rest, scu)
+        ending = Deferred.fromCoroutine(running.in_thread(rest, scu))
         await running.scp.pause()
         assert await ending == [ABORT]
     assert port_is_free(running.port) and not running.sessions
