@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.supervision.process import in_thread
-from harmonyd.supervision.waiters import Waiters
+from harmonyd.waiters import Waiters
 
 INTERVAL_SECS = 10.0
 FRESH_SECS = 1.0

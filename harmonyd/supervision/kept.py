@@ -25,7 +25,7 @@ from harmonyd.supervision.readiness import Examiner, Finding, ProbeFunction, Ver
 from harmonyd.supervision.states import Event, State, Timer
 from harmonyd.supervision.task import Task
 from harmonyd.supervision.timers import Timers, duration_secs
-from harmonyd.supervision.waiters import Waiters
+from harmonyd.waiters import Waiters
 
 LAST_LINES = 5
 

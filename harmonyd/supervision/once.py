@@ -14,8 +14,8 @@ from harmonyd.supervision.api import ExitRecord, OnceSpec
 from harmonyd.supervision.handlers import LineHandler
 from harmonyd.supervision.process import ChildProcess
 from harmonyd.supervision.states import State
-from harmonyd.supervision.waiters import Waiters
 from harmonyd.telemetry.ring import RingBuffer
+from harmonyd.waiters import Waiters
 
 OUTPUT_BYTES = 64_000
 """Last output of a running once-child that can be looked at."""

@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from harmonyd.supervision.api import ExitRecord
 from harmonyd.supervision.lines import LineSplitter
 from harmonyd.supervision.spawn import spawn
-from harmonyd.supervision.waiters import Waiters
 from harmonyd.supervision.watcher import Stat, kill_quietly, members, read_stat
+from harmonyd.waiters import Waiters
 
 DRAIN_STEP_SECS = 0.25
 DRAIN_MAX_STEPS = 20

@@ -22,7 +22,7 @@ from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.turns import Wanted
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, read_header
-from harmonyd.supervision.waiters import Waiters
+from harmonyd.waiters import Waiters
 
 MAX_ASSOCIATIONS = 100
 """At once; a PACS opens one or a few for each move."""

@@ -26,7 +26,7 @@ from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.part10 import DamagedFile, check_complete
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
-from harmonyd.supervision.waiters import Waiters
+from harmonyd.waiters import Waiters
 
 MIN_BYTES = 1000
 """An association that brought less than this within its timeout is ended: the peer sends a byte now and then."""

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import Arrival, ObjectHandler
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
-from harmonyd.supervision.waiters import Waiters
+from harmonyd.waiters import Waiters
 
 MAX_BATCH = 64
 MAX_BATCHES = 3

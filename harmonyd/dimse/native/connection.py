@@ -26,12 +26,14 @@ ARTIM_SECS = 30.0
 """The peer's time to send its request, and to close the connection when all is said (PS3.8 section 9.1.5)."""
 LAST_WORDS_SECS = 2.0
 """How long the peer may take to read our A-ABORT before the connection is cut."""
+PROGRESS_BYTES = 1000
+"""So much of a data set ends a silence; a byte now and then does not."""
 _CUT_SECS = 10.0
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Silence(Exception):
-    """The peer neither said anything, nor took what was to be sent, for as long as is allowed."""
+    """The peer neither said anything (or hardly anything), nor took what was sent, for as long as is allowed."""
 
 
 @implementer(IPushProducer)
@@ -52,12 +54,14 @@ class Connection(Protocol):
         self._waiter: Deferred[None] | None = None
         self._interruption: Exception | None = None
         self._quiet_since = 0.0
+        self._trickled_bytes = 0
         self._silence_call: Any = None
         self._end_call: Any = None
         self._is_reading = True
         self._may_write = True
         self._is_connected = False
         self._is_losing = False
+        self._is_half_closed = False
 
     # --- events
 
@@ -97,6 +101,7 @@ class Connection(Protocol):
 
     def _read_on(self) -> None:
         self._is_reading = True
+        self._quiet_since = self._reactor.seconds()
         if self._is_connected:
             self.transport.resumeProducing()
 
@@ -115,9 +120,12 @@ class Connection(Protocol):
             return
         data = self.association.data_to_send()
         if data:
+            self._quiet_since = self._reactor.seconds()
             self.transport.write(data)
         if self.association.artim:
             self._give_until(ARTIM_SECS)
+            if self.association.closing:
+                self._close_our_direction()
         elif self.association.closing:
             self._lose()
         elif not self._is_losing:
@@ -157,6 +165,18 @@ class Connection(Protocol):
         self.flush()
         self._give_until(LAST_WORDS_SECS)
 
+    def _close_our_direction(self) -> None:
+        """The peer sees the end behind our last words; closing with its bytes unread would destroy those."""
+        if not self._is_half_closed and not self._is_losing:
+            self._is_half_closed = True
+            self.transport.unregisterProducer()
+            self.transport.loseWriteConnection()
+
+    def cut(self) -> None:
+        """Close the connection without a word. Safe at any time."""
+        if self._is_connected:
+            self.transport.abortConnection()
+
     def _lose(self) -> None:
         if not self._is_losing:
             self._is_losing = True
@@ -187,7 +207,6 @@ class Connection(Protocol):
 
     async def _wait(self) -> None:
         """Until something happens. One waits at a time."""
-        self._quiet_since = self._reactor.seconds()
         if self._silence_call is None:
             self._watch_silence(self.silence_secs)
         self._waiter = Deferred(self._forget_waiter)
@@ -230,7 +249,6 @@ class Connection(Protocol):
         self.flush()
 
     def dataReceived(self, data: bytes) -> None:
-        self._quiet_since = self._reactor.seconds()
         self._acknowledge()
         self._happened(self.association.receive(data))
         if self._is_connected:
@@ -244,7 +262,13 @@ class Connection(Protocol):
 
     def _happened(self, events: list[core.Event]) -> None:
         self._events.extend(events)
-        self._waiting_bytes += sum(len(event.fragment) for event in events if isinstance(event, core.DataReceived))
+        fragments = [len(event.fragment) for event in events if isinstance(event, core.DataReceived)]
+        data_bytes = sum(fragments)
+        self._waiting_bytes += data_bytes
+        self._trickled_bytes += data_bytes
+        if self._trickled_bytes >= PROGRESS_BYTES or len(fragments) < len(events):
+            self._trickled_bytes = 0
+            self._quiet_since = self._reactor.seconds()
         if self._is_connected and self._is_reading and not self._has_room(MAX_WAITING_BYTES):
             self._is_reading = False
             self.transport.pauseProducing()

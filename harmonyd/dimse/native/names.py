@@ -21,13 +21,13 @@ EXPLICIT_VR_LE = "1.2.840.10008.1.2.1"
 UNCOMPRESSED = (EXPLICIT_VR_LE, IMPLICIT_VR_LE)
 EXPLICIT_VR_BE = "1.2.840.10008.1.2.2"
 
-_NO_TRANSFER = frozenset({"1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.6.2"})
+NO_TRANSFER = frozenset({"1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.6.2"})
 """RFC 2557 MIME and XML encoding were never transfer syntaxes of an association."""
 COMPRESSED = tuple(
     str(uid)
     for uid, (_, kind, *_) in UID_dictionary.items()
     if kind == "Transfer Syntax"
-    and uid not in (*UNCOMPRESSED, EXPLICIT_VR_BE, *_NO_TRANSFER)
+    and uid not in (*UNCOMPRESSED, EXPLICIT_VR_BE, *NO_TRANSFER)
     and not uid.startswith("1.2.840.10008.1.2.7.")  # SMPTE ST 2110: of real-time video
 )
 """Every other transfer syntax of PS3.5 Annex A, retired ones included: archives hold them."""

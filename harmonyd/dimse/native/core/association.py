@@ -171,13 +171,21 @@ class Association:
 
     # --- the acceptor's answer ----------------------------------------------------------------------------------------
 
-    def accept(self, answer: Answer, user_information: UserInformation | None = None) -> None:
-        """Answer ``Requested``. In ``user_information`` the maximum length becomes ours, and the roles ``answer``'s."""
+    def accept(
+        self, answer: Answer, user_information: UserInformation | None = None, *, max_pdu: int | None = None
+    ) -> None:
+        """Answer ``Requested``. In ``user_information`` the maximum length becomes ours, and the roles ``answer``'s.
+
+        ``max_pdu``: what the peer is told, where it depends on who asks; else it is what ``acceptor`` got.
+        """
         action = self._machine.allowed(Evt.ASSOCIATE_RESPONSE_ACCEPT)
         request = self.request
         assert request is not None
         if sorted(context.id for context in answer.contexts) != sorted(context.id for context in request.contexts):
             raise NotAllowed("each proposed presentation context needs one answer")
+        if max_pdu is not None:
+            self._max_pdu = max_pdu
+            self._inbound.limit(max_pdu)
         info = replace(user_information or UserInformation(), max_pdu=self._max_pdu, roles=answer.roles)
         contexts = agreed(request.contexts, answer.contexts, request.user_information.roles, answer.roles)
         accept = AssociateAccept(request.called_aet, request.calling_aet, answer.contexts, info)

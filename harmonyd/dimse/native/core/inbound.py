@@ -125,13 +125,17 @@ class Inbound:
         self.messages = IncomingMessages()
         self.oversized_pdus = 0
         """P-DATA-TF that were longer than the maximum we told the peer, and tolerated."""
-        self._max_pdu = max_pdu or _ANY_LENGTH
-        self._limit = max(self._max_pdu, TOLERATED_PDU_BYTES)
+        self.limit(max_pdu)
         self._chunk = Chunk()
         self._kind = 0
         self._skip = False
         self._pdu_left = 0
         self._pdv_left = 0
+
+    def limit(self, max_pdu: int) -> None:
+        """What the peer is told; 0 is no limit."""
+        self._max_pdu = max_pdu or _ANY_LENGTH
+        self._limit = max(self._max_pdu, TOLERATED_PDU_BYTES)
 
     @property
     def held(self) -> int:

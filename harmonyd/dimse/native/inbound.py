@@ -1,0 +1,204 @@
+"""One association that a peer began: its commands, each to the service that answers it (PS3.7 chapter 9).
+
+A service gets a command when that is complete, and reads its data set from the session. Another service of DIMSE is
+another entry in its owner's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, TypeAlias
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from harmonyd.dimse.associate import Rejection
+from harmonyd.dimse.engine import Association
+from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native.connection import Connection, Silence
+from harmonyd.waiters import Waiters
+
+UNRECOGNIZED_OPERATION = 0x0211
+"""PS3.7 section C.5.23."""
+MAX_COMMENT_CHARS = 64
+"""Error Comment (0000,0902) is an LO."""
+
+
+class Ended(Exception):
+    """The association is over, in the middle of a message."""
+
+
+class Stopped(Exception):
+    """We end the association."""
+
+
+class Owner(Protocol):
+    """Who answers to an AE title."""
+
+    @property
+    def max_pdu(self) -> int: ...
+
+    @property
+    def association_timeout_secs(self) -> float:
+        """Silence allowed."""
+        ...
+
+    @property
+    def services(self) -> Mapping[int, Service]:
+        """By Command Field (0000,0100) of the request."""
+        ...
+
+    def rejection(self, request: core.AssociateRequest, peer: str) -> Rejection | None:
+        """Why this association is refused; None when it is accepted."""
+        ...
+
+    def answer(self, request: core.AssociateRequest) -> core.Answer:
+        """Which of the proposed presentation contexts it can serve."""
+        ...
+
+    def ended(self, session: InboundSession) -> None:
+        """The association is over, and nothing of it is under way."""
+        ...
+
+
+class InboundSession:
+    """An accepted association, from ``run`` to its end, whoever ends it."""
+
+    _log = Logger()
+
+    def __init__(self, connection: Connection, association: Association, owner: Owner) -> None:
+        self.association = association
+        self.connection = connection
+        self.owner = owner
+        self.has_ended = False
+        self._is_busy = False
+        self._is_stopping = False
+        self._over: Waiters[None] = Waiters()
+
+    async def run(self) -> None:
+        """Serve it until it is over. Never raises."""
+        try:
+            while not self._is_stopping and await self._serve_next():
+                pass
+        except (Ended, Stopped):
+            pass
+        except Silence:
+            self._say("the association with {calling} ({peer}) is ended: for {secs:g} s it brought nothing")
+        except Exception:  # noqa: BLE001 - of this association only
+            self._log.failure("an association is ended, by our fault", association_id=self.association.id)
+        if self.connection.association.established:
+            self.connection.abort()
+        self.has_ended = True
+        self.owner.ended(self)
+        self._over.fire(None)
+
+    async def stop(self) -> None:
+        """End it; what is being made durable is answered first. Returns when it is over and its connection closed."""
+        self._is_stopping = True
+        if not self._is_busy:
+            self.connection.interrupt(Stopped())
+        if not self.has_ended:
+            await self._over.wait()
+        gone: Deferred[None] = Deferred()
+        self.connection.closed.addBoth(lambda _: gone.callback(None))
+        await gone
+
+    @contextmanager
+    def not_interrupted(self) -> Iterator[None]:
+        """While something is done whose outcome the peer is to know."""
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = False
+
+    # --- for services
+
+    def respond(self, context: core.Context, command: core.Command, status: int, comment: str = "") -> None:
+        """Send the response; when the association is over by now, nobody is told."""
+        if self.connection.association.established:
+            response = command.response(status, error_comment=_comment(comment) or None)
+            self.connection.send(context.id, response)
+
+    async def fragment(self) -> core.DataReceived:
+        """The next piece of the data set that the command announced. Raises ``Ended``, ``Silence``, ``Stopped``."""
+        event = await self.connection.receive()
+        if isinstance(event, core.DataReceived):
+            return event
+        self._end(event)
+        raise Ended
+
+    async def skip_data(self, command: core.Command) -> None:
+        """Read the data set, and forget it. Raises as ``fragment`` does."""
+        if command.has_data:
+            while not (await self.fragment()).last:
+                pass
+
+    # --- the association
+
+    async def _serve_next(self) -> bool:
+        event = await self.connection.receive()
+        if not isinstance(event, core.CommandReceived):
+            self._end(event)
+            return False
+        context = self.connection.association.contexts.get(event.context_id)
+        assert context is not None
+        command = event.command
+        service = self.owner.services.get(command.field)
+        if service is not None:
+            await service(self, context, command)
+        else:
+            await self._unknown(context, command)
+        return True
+
+    async def _unknown(self, context: core.Context, command: core.Command) -> None:
+        """A response to nothing, and a C-CANCEL of what has ended already, are let pass."""
+        await self.skip_data(command)
+        if not command.is_response and command.field != core.CommandField.C_CANCEL_RQ:
+            self._say("{calling} ({peer}) asks for what is not offered: {command}", command=command.name)
+            self.respond(context, command, UNRECOGNIZED_OPERATION)
+
+    def _end(self, event: core.Event) -> None:
+        if isinstance(event, core.ReleaseRequested):
+            self.connection.respond_release()
+        elif isinstance(event, core.Aborted) and not event.by_peer:
+            self._say("the association with {calling} ({peer}) is aborted: {text}", text=event.text)
+
+    def _say(self, message: str, **fields: object) -> None:
+        known = self.association
+        self._log.warn(
+            message, calling=known.calling_aet, peer=known.peer, secs=self.connection.silence_secs,
+            association_id=known.id, **fields,
+        )  # fmt: skip
+
+
+Service: TypeAlias = Callable[[InboundSession, core.Context, core.Command], Awaitable[None]]
+"""Answers one request. It reads the data set to its end before it sends the last response."""
+
+
+async def echo(session: InboundSession, context: core.Context, command: core.Command) -> None:
+    """C-ECHO (PS3.7 section 9.1.5)."""
+    await session.skip_data(command)
+    session.respond(context, command, 0x0000)
+
+
+def storage_answer(request: core.AssociateRequest) -> core.Answer:
+    """What a store SCP answers to the proposed contexts: C-ECHO, and every storage class in every transfer syntax.
+
+    The requestor's first one is taken: objects are kept as they come, so none is better than another.
+    """
+    syntaxes = {uid: None for context in request.contexts for uid in context.transfer_syntaxes}
+    support = core.Support(tuple(uid for uid in syntaxes if uid not in names.NO_TRANSFER))
+
+    def supported(abstract_syntax: str) -> core.Support | None:
+        offered = abstract_syntax == names.VERIFICATION or names.is_storage(abstract_syntax)
+        return support if offered else None
+
+    return core.negotiate(request.contexts, supported, request.user_information.roles)
+
+
+def _comment(text: str) -> str:
+    """As it may stand in an Error Comment (PS3.7 section C.4.2, VR LO)."""
+    plain = "".join(char if char.isascii() and char.isprintable() and char != "\\" else "?" for char in text)
+    return plain[:MAX_COMMENT_CHARS]

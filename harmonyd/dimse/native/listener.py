@@ -1,0 +1,229 @@
+"""A DICOM port: accepts connections, judges each A-ASSOCIATE-RQ, and runs the associations.
+
+Owners register for the AE titles that they answer to; an endpoint and the deliveries of C-MOVE may share a port.
+Whoever sends something else, or sends slowly, or nothing, costs a descriptor for a bounded time.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.tcp import Server
+from twisted.logger import Logger
+
+from harmonyd.dimse.associate import Rejection, printable
+from harmonyd.dimse.engine import Association
+from harmonyd.dimse.native import connection as connections
+from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native.connection import Connection, Silence
+from harmonyd.dimse.native.core.items import DEFAULT_MAX_PDU
+from harmonyd.dimse.native.inbound import InboundSession, Owner
+from harmonyd.dimse.native.storing import KeepingOwner
+from harmonyd.errors import Unavailable
+
+MAX_PENDING = 256
+"""Connections without an association yet, or any more; the oldest makes room for the next."""
+_BACKLOG = 128
+_ACCEPTS = 32
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECS = 1.0
+_INFORMATION = core.UserInformation(
+    implementation_class_uid=names.IMPLEMENTATION_CLASS_UID,
+    implementation_version_name=names.IMPLEMENTATION_VERSION_NAME,
+)
+
+Explain = Callable[[int, OSError], str]
+"""Why one cannot listen on a port, for people."""
+
+
+def explain(port: int, error: OSError) -> str:
+    """Without a look at who holds it."""
+    return f"port {port} cannot be used: {error.strerror}"
+
+
+class AssociationListener:
+    """Listens from ``open`` to ``close``; associations that run go on after that."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, bind_addr: str, port: int) -> None:
+        self.bind_addr = bind_addr
+        self.port = port
+        self.owners: dict[str, KeepingOwner] = {}
+        """By called AE title."""
+        self.sessions: set[InboundSession] = set()
+        self._reactor = reactor
+        self._sock: socket.socket | None = None
+        self._pending: dict[Connection, None] = {}
+        self._resume_call: Any = None
+
+    # --- IReadDescriptor
+
+    def fileno(self) -> int:
+        return -1 if self._sock is None else self._sock.fileno()
+
+    def logPrefix(self) -> str:
+        return "dicom"
+
+    def connectionLost(self, reason: Any) -> None:
+        """The reactor ends."""
+        self.close()
+
+    def doRead(self) -> None:
+        """Accept what waits."""
+        for _ in range(_ACCEPTS):
+            try:
+                assert self._sock is not None
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS:
+                    self._pause(error)
+                    return
+                continue  # the peer is gone already
+            try:
+                self._greet(sock, address)
+            except OSError:
+                sock.close()  # gone already
+            except Exception:  # noqa: BLE001 - what is wrong with one connection must not close the port
+                sock.close()
+                self._log.failure("a connection could not be handled, by our fault", port=self.port)
+
+    # --- listening
+
+    @property
+    def is_open(self) -> bool:
+        return self._sock is not None
+
+    def open(self, why: Explain = explain) -> None:
+        """Listen. Raises ``Unavailable``."""
+        family = socket.AF_INET6 if ":" in self.bind_addr else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((self.bind_addr, self.port))
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise Unavailable(f"DICOM cannot be received: {why(self.port, error)}") from error
+        self._sock = sock
+        self.port = sock.getsockname()[1]
+        self._reactor.addReader(self)
+
+    def close(self) -> None:
+        """Accept nothing more, and close connections that are no association. Safe to call twice."""
+        if self._resume_call is not None and self._resume_call.active():
+            self._resume_call.cancel()
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._reactor.removeReader(self)
+            sock.close()
+        for pending in list(self._pending):
+            pending.cut()
+        self._pending.clear()
+
+    async def end_associations(self, owner: Owner | None = None) -> None:
+        """End those of one owner, or all; returns when they have ended."""
+        running = [session for session in self.sessions if owner is None or session.owner is owner]
+        await gatherResults([Deferred.fromCoroutine(session.stop()) for session in running])
+
+    def count(self, owner: Owner, peer: str | None = None) -> int:
+        """How many associations of this owner run (with this peer)."""
+        return sum(item.owner is owner and peer in (None, item.association.peer) for item in self.sessions)
+
+    def _pause(self, error: OSError) -> None:
+        """Without a descriptor, the connection that waits would wake us again and again."""
+        self._log.error("no connection can be accepted for now: {error}", error=error.strerror, port=self.port)
+        self._reactor.removeReader(self)
+        self._resume_call = self._reactor.callLater(_PAUSE_SECS, self._reactor.addReader, self)
+
+    # --- one connection
+
+    def _greet(self, sock: socket.socket, address: Any) -> None:
+        while len(self._pending) >= MAX_PENDING:
+            oldest = next(iter(self._pending))
+            del self._pending[oldest]
+            oldest.cut()
+        association = core.Association.acceptor(DEFAULT_MAX_PDU)
+        # Until there is a request the ARTIM timer counts, not silence.
+        connection = Connection(self._reactor, association, 2 * connections.ARTIM_SECS)
+        transport: Any = Server(sock, connection, address, None, sock.fileno(), self._reactor)  # type: ignore[arg-type]
+        transport.repstr = f"<DICOM connection from {address[0]}>"
+        self._pending[connection] = None
+        connection.closed.addCallback(lambda _: self._pending.pop(connection, None))
+        transport.protocol.makeConnection(transport)
+        Deferred.fromCoroutine(self._first_event(connection)).addErrback(
+            lambda failure: self._log.failure("a connection could not be handled, by our fault", failure)
+        )
+
+    async def _first_event(self, connection: Connection) -> None:
+        try:
+            event = await connection.receive()
+        except Silence:
+            connection.cut()
+            return
+        match event:
+            case core.Requested(request):
+                self._requested(connection, request)
+            case core.Rejected(text=text):
+                self._log.warn("association from {peer}: {text}", peer=connection.peer, text=text, port=self.port)
+            case core.Aborted(text=text):
+                self._say_no_association(connection, text)
+            case _:
+                self._say_no_association(connection, "there was no whole A-ASSOCIATE-RQ when the connection ended")
+
+    def _say_no_association(self, connection: Connection, why: str) -> None:
+        self._log.info("{peer} connected to port {port}, and asked for no association: {why}",
+                       peer=connection.peer, port=self.port, why=why)  # fmt: skip
+
+    def _requested(self, connection: Connection, request: core.AssociateRequest) -> None:
+        rejection = self._judge(request, connection.peer)
+        if rejection is None:
+            self._accept(connection, request)
+            return
+        connection.reject(rejection)
+        self._log.warn(
+            "association from {calling} ({peer}) to {called}: {text}",
+            calling=printable(request.calling_aet), peer=connection.peer, called=printable(request.called_aet),
+            text=rejection.text, port=self.port,
+        )  # fmt: skip
+
+    def _judge(self, request: core.AssociateRequest, peer: str) -> Rejection | None:
+        owner = self.owners.get(request.called_aet)
+        if owner is None:
+            return Rejection.CALLED_AE_TITLE_NOT_RECOGNIZED
+        if not request.calling_aet or request.calling_aet != printable(request.calling_aet):
+            return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
+        return owner.rejection(request, peer)
+
+    def _accept(self, connection: Connection, request: core.AssociateRequest) -> None:
+        owner = self.owners[request.called_aet]
+        known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, connection.peer)
+        connection.association.accept(owner.answer(request), _INFORMATION, max_pdu=owner.max_pdu)
+        connection.silence_secs = owner.association_timeout_secs
+        connection.flush()
+        session = InboundSession(connection, known, owner)
+        self._pending.pop(connection, None)
+        self.sessions.add(session)
+        self._log.info(
+            "association from {calling} ({peer}) to {called}",
+            calling=known.calling_aet, peer=known.peer, called=known.called_aet, association_id=known.id,
+        )  # fmt: skip
+        Deferred.fromCoroutine(session.run()).addBoth(lambda _: self._ended(session))
+
+    def _ended(self, session: InboundSession) -> None:
+        """Its peer may take its time to close the connection."""
+        self.sessions.discard(session)
+        connection = session.connection
+        if connection.closed.called:
+            return
+        if self._sock is None:
+            return
+        self._pending[connection] = None
