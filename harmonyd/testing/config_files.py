@@ -11,7 +11,10 @@ from typing import Any
 
 Table = Mapping[str, Any]
 ENGINE_VARIABLE = "HARMONYD_TEST_ENGINE"
-"""Environment: the ``engine`` of each dicom endpoint and backend that names none, so that tests run over either."""
+"""Environment: the ``engine`` of each dicom endpoint and backend that names none, so that tests run over either.
+
+The native one then keeps no association open between operations, as with DCMTK's programs.
+"""
 DEFAULT_ENDPOINTS: Table = {"http": {"service": "http", "path_prefix": "/dicom"}}
 
 
@@ -43,8 +46,11 @@ def write_config(
     }
     pipelines_file = {
         "pipelines": {"test": pipeline} if pipelines is None else pipelines,
-        "endpoints": {name: _with_options(given) for name, given in endpoints.items()},
-        "backends": {name: _with_options({"service": "dicom", **given}) for name, given in backends.items()},
+        "endpoints": {name: _with_options(given, {}) for name, given in endpoints.items()},
+        "backends": {
+            name: _with_options({"service": "dicom", **given}, {"association_idle_ms": 0})
+            for name, given in backends.items()
+        },
         "middleware": middleware,
     }
     main_file = _merged(_main_file(http_port), sections or {})
@@ -63,12 +69,12 @@ def _main_file(http_port: int) -> dict[str, Any]:
     }
 
 
-def _with_options(given: Table) -> dict[str, Any]:
+def _with_options(given: Table, for_native: Table) -> dict[str, Any]:
     """``service`` and everything else below ``options``, where the configuration wants it."""
     options = {key: given[key] for key in given if key != "service"}
     engine = os.environ.get(ENGINE_VARIABLE)
     if engine and given["service"] == "dicom":
-        options.setdefault("engine", engine)
+        options = {"engine": engine, **(for_native if engine == "native" else {}), **options}
     return {"service": given["service"], "options": options}
 
 

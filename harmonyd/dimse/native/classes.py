@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
-from pydicom import Dataset
+from twisted.logger import Logger
 
 from harmonyd.dimse.engine import OperationContext, Query, QueryLevel, RemoteNode
 from harmonyd.dimse.errors import DimseError
+from harmonyd.dimse.native import names
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.find import find
+from harmonyd.errors import DeadlinePassed
+
+_log = Logger()
 
 _SOP_CLASS, _CLASSES_IN_STUDY, _MODALITY, _SERIES = "00080016", "00080062", "00080060", "0020000E"
+_PATIENCE_SECS = 10.0
+"""It may be that a node knows how to C-GET, and not how to C-FIND."""
 _ENOUGH = 1000
 """Answers of each kind that are looked at."""
 
@@ -22,13 +29,17 @@ _ENOUGH = 1000
 async def classes_of(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -> list[str]:
     """SOP classes of what a retrieve asks for, as far as the node tells; empty when it tells nothing.
 
-    One object of a series stands for the others, and one series for those of its modality.
+    One series stands for those of its modality; where no SOP class is told, the usual ones of the modality are named.
     """
-    asking = _Asking(means, remote, replace(op, slots=None, max_results=_ENOUGH))
+    deadline = min(op.deadline, means.reactor.seconds() + _PATIENCE_SECS)
+    asking = _Asking(means, remote, replace(op, slots=None, max_results=_ENOUGH, deadline=deadline))
+    found: dict[str, None] = {}
     try:
-        return list(dict.fromkeys([uid async for uid in asking.classes(query)]))
-    except DimseError:
-        return []  # it may still know how to C-GET
+        async for uid in asking.classes(query):
+            found[uid] = None
+    except (DimseError, DeadlinePassed) as error:
+        _log.info("{node} does not tell what a study consists of: {why}", node=remote.name, why=error.detail)
+    return list(found)
 
 
 class _Asking:
@@ -57,9 +68,10 @@ class _Asking:
         by_modality: dict[str, str] = {}
         async for record in self._found(query, QueryLevel.SERIES, "Modality", "SeriesInstanceUID"):
             for series in record.get(_SERIES, ()):
-                by_modality.setdefault(str(record.get(_MODALITY)), series)
-        for series in by_modality.values():
-            async for uid in self._of_series(query, series):
+                by_modality.setdefault("".join(record.get(_MODALITY, ())), series)
+        for modality, series in by_modality.items():
+            told = [uid async for uid in self._of_series(query, series)]
+            for uid in told or names.CLASSES_OF_MODALITY.get(modality, ()):
                 yield uid
 
     async def _of_series(self, query: Query, series: object) -> AsyncIterator[str]:
@@ -71,8 +83,7 @@ class _Asking:
         self, query: Query, level: QueryLevel, *returned: str, series: object = None
     ) -> AsyncIterator[dict[str, list[str]]]:
         """Records below what is asked for: tag → values."""
-        keys = Dataset()
-        keys.update(query.dataset)
+        keys = copy.deepcopy(query.dataset)
         keys.QueryRetrieveLevel = level.value
         if series is not None:
             keys.SeriesInstanceUID = series

@@ -23,15 +23,20 @@ T = TypeVar("T")
 
 CANCEL_SECS = 1.0
 """How long a node may take to answer a C-CANCEL before the association is aborted."""
-QUESTIONS: Proposal = tuple(
-    (uid, names.UNCOMPRESSED)
-    for uid in (
-        names.VERIFICATION,
-        *(names.FIND[model] for model in QueryModel),
-        *(names.MOVE[model] for model in QueryModel),
-    )
+SERVICES = (
+    names.VERIFICATION,
+    *(names.FIND[model] for model in QueryModel),
+    *(names.MOVE[model] for model in QueryModel),
 )
 """What every association for echo, find and move proposes, so that each of them can use it."""
+
+
+def _contexts(service: str) -> Proposal:
+    """Apart, so that a node that prefers Implicit VR gives us Explicit, and with it the VR of private elements."""
+    return tuple((service, (syntax,)) for syntax in names.UNCOMPRESSED)
+
+
+_QUESTIONS: Proposal = tuple(context for service in SERVICES for context in _contexts(service))
 
 Ask: TypeAlias = Callable[[ClientAssociation, core.Context, int], None]
 """Sends the request: association, presentation context, message id."""
@@ -89,7 +94,7 @@ class Exchange:
     async def begin(
         self, service: str, ask: Ask, message_id: int | None = None, *, can_be_cancelled: bool = True
     ) -> None:
-        """Send a request for an abstract syntax of ``QUESTIONS``, and wait for the first response.
+        """Send a request for one of ``SERVICES``, and wait for the first response.
 
         An association that was idle may have been ended by its peer without our knowing: then another one is asked.
         Raises a ``DimseError``, ``Unavailable`` or ``DeadlinePassed``.
@@ -97,11 +102,11 @@ class Exchange:
         await self.slot()
         self.can_be_cancelled = can_be_cancelled
         while True:
-            needed = ((service, names.UNCOMPRESSED),)
-            association = await self._means.pool.take(self._remote, needed, QUESTIONS, self._op.deadline)
+            needed = _contexts(service)
+            association = await self._means.pool.take(self._remote, needed, _QUESTIONS, self._op.deadline)
             was_idle = association.was_idle
             self.use(association)
-            self.context = association.context(service)
+            self.context = association.context(service, *names.UNCOMPRESSED)
             self.message_id = association.next_message_id() if message_id is None else message_id
             self.asked()
             try:

@@ -57,7 +57,7 @@ def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) ->
 def contexts_for(service: str, sop_classes: list[str]) -> Proposal:
     """The service, what is known to be there in every transfer syntax, and of the rest what there is room for."""
     found = sop_classes[:_CLASSES_IN_FULL]
-    contexts = [(service, names.UNCOMPRESSED)]
+    contexts: list[tuple[str, tuple[str, ...]]] = [(service, names.UNCOMPRESSED)]
     for sop_class in found:
         contexts.append((sop_class, names.UNCOMPRESSED))
         contexts += [(sop_class, (syntax,)) for syntax in names.COMMON_COMPRESSED]

@@ -44,12 +44,12 @@ class AssociationPool:
     async def take(
         self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float
     ) -> ClientAssociation:
-        """An idle one that has an accepted context for each of ``needed``, or a new one that proposes all of ``usual``.
+        """An idle one that has what is ``needed``, or a new one that proposes all of ``usual``.
 
         What was accepted is for the caller to look at. Raises what ``open_association`` raises.
         """
         for idle in list(reversed(self._idle.get(remote, []))):
-            if all(idle.association.contexts.find(*_flat(item)) is not None for item in needed):
+            if idle.association.has_all(needed):
                 if self._wake(idle):
                     return idle.association
                 idle.association.abort()
@@ -158,11 +158,6 @@ class AssociationPool:
             await idle.association.release()
         else:
             idle.association.abort()
-
-
-def _flat(item: tuple[str, Sequence[str]]) -> tuple[str, ...]:
-    abstract_syntax, transfer_syntaxes = item
-    return abstract_syntax, *transfer_syntaxes
 
 
 class _Idle:
