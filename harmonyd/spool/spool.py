@@ -98,7 +98,7 @@ class DurableSpool:
         self._started = True
         for endpoint in self._desks:
             await self._arrange(endpoint)
-        self._looking = looking = self._look.start(LOOK_SECS)
+        self._looking = looking = self._look.start(LOOK_SECS, now=False)  # endpoints are attached by then
         looking.addErrback(lambda failure: self._log.failure("the spool is not looked after", failure))
 
     async def stop(self) -> None:
