@@ -28,7 +28,7 @@ from raw_scu import (
 )
 from test_dcmtk_listener import storescu
 
-from harmonyd.dimse.dcmtk import arrivals, handshake, listener
+from harmonyd.dimse.dcmtk import arrivals, handshake, inetd, listener
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.arrivals import natural_order as in_order
 from harmonyd.testing.data import MadeStudy
@@ -128,6 +128,29 @@ async def test_slow_after_the_association(inbound: Any, study: MadeStudy) -> Non
     await running.in_thread(send)
     await running.scp.taken()
     assert not running.spool.arrivals and not running.spool.damages
+
+
+@pytest_twisted.ensureDeferred
+async def test_released_and_not_closed(
+    inbound: Any, study: MadeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who releases and keeps the connection open is closed after the ARTIM time; then another is let in."""
+    monkeypatch.setattr(inetd, "ARTIM_SECS", 0.3)
+    running = await inbound(max_associations=1)
+
+    def send(scu: RawScu) -> list[int]:
+        assert scu.associate()[0] == ASSOCIATE_AC
+        assert scu.store(study.sop_uids[0].encode(), [data_set_of(study.files[0])]) == P_DATA
+        assert scu.release() == RELEASE_RP
+        return scu.rest()
+
+    with RawScu(running.port) as scu:
+        assert await running.in_thread(send, scu) == []
+        await running.scp.taken()
+        assert not running.children
+        assert await running.in_thread(storescu, running.port, study.files[1]) == 0
+    await running.scp.taken()
+    assert sorted(running.spool.uids) == sorted(study.sop_uids[:2])
 
 
 @pytest_twisted.ensureDeferred
