@@ -28,7 +28,7 @@ from harmonyd.errors import Unavailable
 
 MAX_PENDING = 256
 """Connections without an association yet, or any more; the oldest makes room for the next."""
-_BACKLOG = 128
+_BACKLOG = 1024
 _ACCEPTS = 32
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECS = 1.0

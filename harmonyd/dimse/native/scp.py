@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class NativeStoreScp:
         self._listeners = listeners
         self._listener: AssociationListener | None = None
         self._receptions = 0
+        self._run = uuid.uuid4().hex
+        self._numbers = count()
         self._idle: Waiters[None] = Waiters()
 
     async def start(self) -> None:
@@ -133,6 +136,10 @@ class NativeStoreScp:
         self._receptions += 1
         return _Reception(self, offer)
 
+    def new_path(self) -> Path:
+        """For ``_Reception``: a file that was not there before."""
+        return self.folder / f"{self._run}-{next(self._numbers)}.dcm"
+
     def reception_ended(self) -> None:
         """For ``_Reception``."""
         self._receptions -= 1
@@ -148,7 +155,7 @@ class _Reception:
     """Implements ``storing.Reception``."""
 
     def __init__(self, scp: NativeStoreScp, offer: Offer) -> None:
-        self.path = scp.folder / f"{uuid.uuid4().hex}.dcm"
+        self.path = scp.new_path()
         self._scp = scp
         self._offer = offer
 
@@ -166,8 +173,7 @@ class _Reception:
 def _emptied(folder: Path) -> int:
     """Make the folder, or remove what is in it; returns how many files that was. Blocking."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for path in folder.iterdir():
+    left = list(folder.iterdir())
+    for path in left:
         path.unlink()
-        count += 1
-    return count
+    return len(left)
