@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd import config as configuration
+from harmonyd.config.model import Config, DicomEndpointOptions
 from harmonyd.control.management import utc
 from harmonyd.control.spool import entry_document, summary_document
 from harmonyd.control.text import clean
 from harmonyd.errors import HarmonydError, NotFound
-from harmonyd.spool.api import DeliveryInfo, EntryInfo, EntryState, Summary
+from harmonyd.spool.api import DeliveryInfo, EntryInfo, EntryState, Pile, Summary
 from harmonyd.spool.folder import SpoolFolder
 
 EXIT_OK = 0
@@ -39,7 +40,7 @@ def run(config_path: Path, action: Action) -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
     try:
-        with SpoolFolder(config.storage.path) as spool:
+        with SpoolFolder(config.storage.path, _receiving(config)) as spool:
             return action(spool)
     except HarmonydError as error:
         _complain(error.detail, error.hint)
@@ -48,6 +49,12 @@ def run(config_path: Path, action: Action) -> int:
     except sqlite3.Error as error:
         _complain(f"the spool's journal cannot be used: {error}", "run this as the user that harmonyd runs as")
     return EXIT_NOTHING
+
+
+def _receiving(config: Config) -> set[str]:
+    """The names of the endpoints that receive with DICOM."""
+    names = {name for pipeline in config.pipelines.values() for name in pipeline.endpoints}
+    return {name for name in names if isinstance(config.endpoints[name].options, DicomEndpointOptions)}
 
 
 def _complain(*texts: str | None) -> None:
@@ -91,10 +98,20 @@ def _summary(summary: Summary) -> str:
     quarantined = sum(backend.quarantined for backend in summary.backends)
     since = [backend.oldest_received_at for backend in summary.backends if backend.oldest_received_at is not None]
     oldest = f", the oldest since {utc(min(since))}" if since else ""
-    return (
+    said = (
         f"{_counted(summary.entries, 'object')}, {summary.bytes} bytes; deliveries: {waiting} waiting{oldest},"
         f" {quarantined} in quarantine; {summary.damaged} damaged"
     )
+    aside = [f"quarantine/: {_pile(summary.set_aside)}; nothing delivers them"] if summary.set_aside.files else []
+    left = [
+        f"spool/receiving/{clean(name)}: {_pile(heap)}; there is no such endpoint any more, and nothing takes them"
+        for name, heap in summary.untaken.items()
+    ]
+    return "\n".join([said, *aside, *left])
+
+
+def _pile(pile: Pile) -> str:
+    return f"{_counted(pile.files, 'file')}, {pile.bytes} bytes, the oldest of {utc(pile.oldest_at)}"
 
 
 def _rows(info: EntryInfo, state: EntryState | None) -> Iterator[list[str]]:

@@ -60,6 +60,32 @@ def ids(storage: Path) -> list[int]:
         return [info.entry.id for info in spool.entries()]
 
 
+def test_list_tells_of_endpoints_that_are_gone(storage: Path, command: Command) -> None:
+    """What such an endpoint has received, and nothing takes, is a line of its own, and a member for programs."""
+    path = storage / "spool" / "receiving" / "old" / "incoming" / "a" / "CT.1"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(70))
+    assert command("list") == 0
+    line = command.out.splitlines()[1]
+    assert line.startswith("spool/receiving/old: 1 file, 70 bytes, the oldest of 20")
+    assert line.endswith("Z; there is no such endpoint any more, and nothing takes them")
+    assert command("list", "--json") == 0
+    (told,) = json.loads(command.out)["summary"]["untaken"]
+    assert (told["endpoint"], told["files"], told["bytes"]) == ("old", 1, 70)
+
+
+def test_list_tells_of_the_quarantine_folder(storage: Path, command: Command) -> None:
+    """How much is there, and since when."""
+    (storage / "quarantine").mkdir()
+    (storage / "quarantine" / "20261123T191903_a.dcm").write_bytes(bytes(70))
+    assert command("list") == 0
+    line = command.out.splitlines()[1]
+    assert line.startswith("quarantine/: 1 file, 70 bytes, the oldest of 20")
+    assert command("list", "--json") == 0
+    told = json.loads(command.out)["summary"]["quarantine_folder"]
+    assert (told["files"], told["bytes"], told["oldest_at"][-1]) == (1, 70, "Z")
+
+
 def test_list_is_a_table(storage: Path, command: Command) -> None:
     """The summary first, then a line for each delivery, with state, attempts, next attempt and reason."""
     assert command("list") == 0

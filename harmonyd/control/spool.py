@@ -7,7 +7,7 @@ from typing import Any
 
 from harmonyd.control.management import utc
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound
-from harmonyd.spool.api import BackendSummary, EntryInfo, EntryState, Spool, Summary
+from harmonyd.spool.api import BackendSummary, EntryInfo, EntryState, Pile, Spool, Summary
 
 MAX_LISTED = 1000
 _DEFAULT_LISTED = 100
@@ -112,7 +112,14 @@ def summary_document(summary: Summary, now: float) -> dict[str, Any]:
         "damaged": summary.damaged,
         "refusal": summary.refusal,
         "backends": [_backend(backend, now) for backend in summary.backends],
+        "quarantine_folder": pile_document(summary.set_aside),
+        "untaken": [{"endpoint": name, **pile_document(left)} for name, left in summary.untaken.items()],
     }
+
+
+def pile_document(pile: Pile) -> dict[str, Any]:
+    """Some files, JSON-ready."""
+    return {"files": pile.files, "bytes": pile.bytes, "oldest_at": utc(pile.oldest_at)}
 
 
 def _backend(backend: BackendSummary, now: float) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Daemon:
             await backend.start()
         for endpoint in self._parts.dicom_endpoints:
             await endpoint.start()
+        await self._look_for_untaken()
         for front_end in self._parts.front_ends:
             await front_end.start()
         self._retention.start(RETENTION_INTERVAL_SECS).addErrback(
@@ -130,8 +131,17 @@ class Daemon:
         self.config = self.operated.config = self._management.config = new
         self.supervisor.configure(new.supervision)
         self.spool.configure(new.spool)
-        await takeover.finish()
+        try:
+            await takeover.finish()
+        finally:
+            await self._look_for_untaken()
         await self._children_settle()
+
+    async def _look_for_untaken(self) -> None:
+        try:
+            await self.spool.untaken.look()
+        except OSError as error:
+            self._log.error("what was received earlier cannot be looked for: {error}", error=error)
 
     async def _grace(self, ports: Collection[int]) -> None:
         grace_secs = self.config.supervision.stop_grace_secs
@@ -210,7 +220,8 @@ class Daemon:
 
     def _receiving(self) -> CheckResult:
         refusal = self.spool.admission.refusal() if self._parts.endpoints else None
-        return CheckResult(refusal is None, refusal or "objects are accepted")
+        left = "".join(f"; nothing takes what {name} has received" for name in self.spool.untaken.found)
+        return CheckResult(refusal is None, (refusal or "objects are accepted") + left)
 
     async def _clean_artifacts(self) -> None:
         storage = self.config.storage

@@ -82,6 +82,7 @@ class Intake:
     """SOP Instance UIDs taken in."""
     put_aside: Counter[str] = field(default_factory=Counter)
     """How many files that were not taken in are in quarantine, by reason; never a patient's data."""
+    put_aside_bytes: int = 0
     damaged: int = 0
     wanted: dict[str, frozenset[str]] = field(init=False)
 
@@ -129,5 +130,7 @@ class Intake:
             return Path(shutil.move(path, target))
 
     def _aside(self, path: Path, reason: str, detail: str = "") -> None:
+        size = path.stat().st_size
         quarantine(path, self.quarantine_folder, f"{reason}: {detail}" if detail else reason)
         self.put_aside[reason] += 1
+        self.put_aside_bytes += size

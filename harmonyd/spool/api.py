@@ -8,7 +8,7 @@ The spool knows neither DICOM nor HTTP: what an object is stands in its ``metada
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -123,6 +123,16 @@ class BackendSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Pile:
+    """Files in a folder."""
+
+    files: int
+    bytes: int
+    oldest_at: float | None = None
+    """When the oldest of them was written; seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The whole spool."""
 
@@ -132,6 +142,10 @@ class Summary:
     backends: tuple[BackendSummary, ...]
     refusal: str | None
     """Why nothing is accepted now."""
+    set_aside: Pile = Pile(0, 0)
+    """Objects in the quarantine folder: they belong to no entry."""
+    untaken: Mapping[str, Pile] = field(default_factory=dict)
+    """By name, what was received for endpoints that are not there any more, and was not taken into the spool."""
 
 
 class Admission(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +15,7 @@ from harmonyd.spool import people
 from harmonyd.spool.api import EntryInfo, EntryState, Summary
 from harmonyd.spool.journal import Journal
 from harmonyd.spool.layout import Layout
+from harmonyd.spool.strays import set_aside, untaken
 
 
 class SpoolFolder:
@@ -23,7 +24,9 @@ class SpoolFolder:
     A context manager. Raises NotFound when there is no spool, JournalUnusable, StorageFull.
     """
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Path, endpoints: Collection[str] | None = None) -> None:
+        """``endpoints``: names of those that receive; None: not known."""
+        self._endpoints = endpoints
         self._layout = Layout(storage)
         if not self._layout.journal.exists():
             raise NotFound(f"there is no spool below {storage}", hint="harmonyd makes it when it starts")
@@ -41,8 +44,9 @@ class SpoolFolder:
         self._journal.close()
 
     def summary(self) -> Summary:
-        """As ``Spool.summary``; ``refusal`` is known to the daemon alone, so None here."""
-        return people.summary(self._journal, None)
+        """As ``Spool.summary``; ``refusal`` is known to the daemon alone, so None here. Raises OSError."""
+        left = {} if self._endpoints is None else untaken(self._layout, self._endpoints)
+        return replace(people.summary(self._journal, None), set_aside=set_aside(self._layout), untaken=left)
 
     def entries(
         self, *, state: EntryState | None = None, endpoint: str | None = None, after: int = 0, limit: int = 100

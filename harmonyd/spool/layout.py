@@ -3,6 +3,7 @@
 * ``<storage>/spool/journal.sqlite3``: what is in the spool, and where it goes
 * ``<storage>/spool/objects/<2 hex>/<32 hex>.dcm``: the objects, byte for byte as they came
 * ``<storage>/spool/incoming/``: copies of files that came from another file system, until they are ours
+* ``<storage>/spool/receiving/<endpoint>/``: what receivers write, and is not ours yet
 * ``<storage>/spool/ballast``: room kept in reserve
 * ``<storage>/quarantine/``: files that nobody knows, each beside a note that says why it is there
 """
@@ -35,6 +36,7 @@ class Layout:
         self.journal = self.folder / "journal.sqlite3"
         self.objects = self.folder / "objects"
         self.incoming = self.folder / "incoming"
+        self.receiving = self.folder / "receiving"
         self.ballast = self.folder / "ballast"
         self.quarantine = storage / "quarantine"
 

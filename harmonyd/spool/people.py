@@ -11,7 +11,7 @@ MAX_LISTED = 1000
 
 
 def summary(journal: Journal, refusal: str | None) -> Summary:
-    """Counts and ages. Costs the same however much waits."""
+    """Counts and ages, of the journal alone. Costs the same however much waits."""
     queues = journal.queues()
     totals = journal.totals()
     backends = tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random as _random
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from harmonyd.spool.journal import Journal, Queue
 from harmonyd.spool.layout import Layout
 from harmonyd.spool.recovery import set_right
 from harmonyd.spool.release import Release
+from harmonyd.spool.strays import Untaken, set_aside
 from harmonyd.spool.threads import in_thread
 from harmonyd.spool.writer import Writer
 
@@ -57,6 +58,7 @@ class DurableSpool:
         self._release = Release(reactor, self._layout, self._do)
         self._means = Means(reactor, self._do, self._release, random, config, self._something_changed)
         self._desks: dict[str, _Desk] = {}
+        self.untaken = Untaken(reactor, self._layout, lambda: self._desks)
         self._arranging = DeferredLock()
         self._emptied: list[Deferred[None]] = []
         self._tasks: set[Deferred[None]] = set()
@@ -228,7 +230,9 @@ class DurableSpool:
     async def summary(self) -> Summary:
         """Counts and ages."""
         refusal = self.admission.refusal()
-        return await self._do(lambda journal: people.summary(journal, refusal))
+        found = await self._do(lambda journal: people.summary(journal, refusal))
+        aside = await in_thread(self._reactor, set_aside, self._layout)
+        return replace(found, set_aside=aside, untaken=await self.untaken.now())
 
     async def entries(
         self, *, state: EntryState | None = None, endpoint: str | None = None, after: int = 0, limit: int = 100
@@ -265,6 +269,8 @@ class DurableSpool:
                 self._version = version
                 await self._look_closely()
             await self._look_after_orphans()
+            if self.untaken.found:
+                await self.untaken.look()
             await self._release.again()
         except (HarmonydError, OSError, sqlite3.Error) as error:
             self._log.error("the spool cannot be looked after: {why}", why=reason_of(error))

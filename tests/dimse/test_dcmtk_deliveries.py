@@ -58,16 +58,12 @@ class Listener:
 
 
 class Endpoint:
-    """The owner that an endpoint would be."""
+    """The host that an endpoint would be."""
 
-    def __init__(self, rejection: Rejection | None = None) -> None:
-        self.refuses = rejection
+    def __init__(self) -> None:
         self.files: list[Path] = []
 
-    def rejection(self, request: AssociateRequest, peer: str) -> Rejection | None:
-        return self.refuses
-
-    def file_closed(self, association: object, path: Path) -> None:
+    def unclaimed(self, association: object, path: Path) -> None:
         self.files.append(path)
 
 
@@ -81,7 +77,7 @@ class Bench:
         self.quarantine = folder / "quarantine"
         nothing: Any = None
         box = Toolbox(reactor, nothing, {}, folder, folder, folder, False)
-        self.deliveries = MoveDeliveries(box, self.folder, self.quarantine, self._may_put_aside)
+        self.deliveries = MoveDeliveries(box, "DEST", self.folder, self.quarantine, self._may_put_aside)
         self.listener = Listener()
         self.deliveries.listener = self.listener  # type: ignore[assignment]
         self._number = 0
@@ -93,7 +89,7 @@ class Bench:
     def expect(self, aet: str = "HARMONY_SCU", **wanted: str) -> tuple[Expectation, list[str]]:
         """A move, and what it was offered."""
         offered: list[str] = []
-        expectation = Expectation({key: frozenset([uid]) for key, uid in wanted.items()}, aet, offered.append)
+        expectation = Expectation({key: frozenset([uid]) for key, uid in wanted.items()}, aet, "PACS", offered.append)
         self.deliveries.expect(expectation)
         return expectation, offered
 
@@ -104,9 +100,12 @@ class Bench:
         make_ct(path, study_uid=study, series_uid="2.25.1", instance_number=self._number, patient_id="P", size=8)
         return path
 
-    async def arrive(self, path: Path, inbound: Inbound) -> Path:
-        """An object that was received, and is sorted when this returns."""
-        self.deliveries.file_closed(inbound, path)  # type: ignore[arg-type]
+    async def arrive(self, path: Path, inbound: Inbound, host: Endpoint | None = None) -> Path:
+        """An object that was received, by an endpoint or by nobody else, and is sorted when this returns."""
+        if host is None:
+            self.deliveries.file_closed(inbound, path)  # type: ignore[arg-type]
+        else:
+            self.deliveries.claim(inbound, path, host)  # type: ignore[arg-type]
         await self.deliveries.settle()
         return path
 
@@ -187,10 +186,10 @@ async def test_nobody_asked(bench: Bench, inbound: Inbound) -> None:
 @pytest_twisted.ensureDeferred
 async def test_nobody_asked_but_there_is_an_endpoint(bench: Bench, inbound: Inbound) -> None:
     """What no move wants is the endpoint's, and what a move wants is not."""
-    bench.deliveries.fallback = endpoint = Endpoint()  # type: ignore[assignment]
+    endpoint = Endpoint()
     _, offered = bench.expect(study_instance_uid=STUDY_1)
-    wanted = await bench.arrive(bench.file(STUDY_1), inbound)
-    other = await bench.arrive(bench.file(STUDY_2), inbound)
+    wanted = await bench.arrive(bench.file(STUDY_1), inbound, endpoint)
+    other = await bench.arrive(bench.file(STUDY_2), inbound, endpoint)
     assert (offered, endpoint.files) == ([str(wanted)], [other])
     assert bench.reasons == []
     assert inbound.given_back == []
@@ -207,8 +206,8 @@ async def test_what_is_no_object(bench: Bench, inbound: Inbound, content: bytes)
     (reason,) = bench.reasons
     assert reason.startswith("damaged: ")
     path.write_bytes(content)
-    bench.deliveries.fallback = endpoint = Endpoint()  # type: ignore[assignment]
-    await bench.arrive(path, inbound)
+    endpoint = Endpoint()
+    await bench.arrive(path, inbound, endpoint)
     assert endpoint.files == [path]
 
 
@@ -227,15 +226,15 @@ async def test_too_much_that_nobody_asked_for(bench: Bench) -> None:
     bench.left_bytes = bench.file(STUDY_1).stat().st_size + 1
     await bench.arrive(bench.file(STUDY_1), inbound)
     assert not inbound.was_stopped
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is None
+    assert bench.deliveries.admit(REQUEST, "127.0.0.1") is bench.deliveries
     await bench.arrive(bench.file(STUDY_1), inbound)
     assert inbound.was_stopped
     assert len(bench.reasons) == 2
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is Rejection.TEMPORARY_CONGESTION
+    assert bench.deliveries.admit(REQUEST, "127.0.0.1") is Rejection.TEMPORARY_CONGESTION
     expectation, _ = bench.expect(study_instance_uid=STUDY_1)
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is None
+    assert bench.deliveries.admit(REQUEST, "127.0.0.1") is bench.deliveries
     await bench.deliveries.forget(expectation)
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is Rejection.TEMPORARY_CONGESTION
+    assert bench.deliveries.admit(REQUEST, "127.0.0.1") is Rejection.TEMPORARY_CONGESTION
 
 
 # --- who is let in ----------------------------------------------------------------------------------------------------
@@ -245,26 +244,66 @@ def test_as_many_associations_as_may(bench: Bench) -> None:
     """One more than the limit is refused for now."""
     bench.expect(study_instance_uid=STUDY_1)
     bench.listener.number = MAX_ASSOCIATIONS - 1
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is None
+    assert bench.deliveries.admit(REQUEST, "127.0.0.1") is bench.deliveries
     bench.listener.number = MAX_ASSOCIATIONS
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is Rejection.LOCAL_LIMIT_EXCEEDED
+    assert bench.deliveries.admit(REQUEST, "127.0.0.1") is Rejection.LOCAL_LIMIT_EXCEEDED
 
 
 @pytest_twisted.ensureDeferred
-async def test_whom_the_endpoint_refuses(bench: Bench) -> None:
-    """It is let in while a move runs, for that move; what else it brings is not the endpoint's, but in quarantine."""
-    refusal = Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
-    bench.deliveries.fallback = endpoint = Endpoint(refusal)  # type: ignore[assignment]
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is refusal
+async def test_whom_a_move_expects(bench: Bench) -> None:
+    """Associations of its PACS, while it runs; nobody else's."""
+    assert not bench.deliveries.expects_from("PACS")
+    expectation, _ = bench.expect(study_instance_uid=STUDY_1)
+    assert bench.deliveries.expects_from("PACS") and not bench.deliveries.expects_from("MODALITY")
+    await bench.deliveries.forget(expectation)
+    assert not bench.deliveries.expects_from("PACS")
+
+
+# --- beside an endpoint -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("calling", "originator", "is_moved"),
+    [
+        ("PACS", "", True),
+        ("PACS", "HARMONY_SCU", True),
+        ("STORE_OF_PACS", "HARMONY_SCU", True),
+        ("MODALITY", "", False),
+        ("PACS", "WORKSTATION", False),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_object_of_a_study_that_is_moved(bench: Bench, calling: str, originator: str, is_moved: bool) -> None:
+    """It is the move's when it says so, or comes from the PACS; a modality that sends more of it feeds the endpoint."""
+    endpoint, inbound = Endpoint(), Inbound(calling, originator)
     _, offered = bench.expect(study_instance_uid=STUDY_1)
-    assert bench.deliveries.rejection(REQUEST, "127.0.0.1") is None
-    guest, known = Inbound(), Inbound(calling_aet="MODALITY")
-    wanted = await bench.arrive(bench.file(STUDY_1), guest)
-    await bench.arrive(bench.file(STUDY_2), guest)
-    welcome = await bench.arrive(bench.file(STUDY_2), known)
-    assert offered == [str(wanted)]
-    assert endpoint.files == [welcome]
-    assert len(bench.reasons) == 1
+    path = await bench.arrive(bench.file(STUDY_1), inbound, endpoint)
+    assert (offered, endpoint.files) == (([str(path)], []) if is_moved else ([], [path]))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_cannot_be_read_now(bench: Bench, inbound: Inbound) -> None:
+    """It is the endpoint's, which tries again."""
+    endpoint = Endpoint()
+    bench.expect(study_instance_uid=STUDY_1)
+    path = bench.folder / "loop"
+    path.symlink_to(path)
+    await bench.arrive(path, inbound, endpoint)
+    assert endpoint.files == [path]
+
+
+@pytest_twisted.ensureDeferred
+async def test_given_back_by_its_move(bench: Bench, inbound: Inbound) -> None:
+    """What a cancelled move was offered and has not taken is the endpoint's; until then it is nobody else's."""
+    endpoint = Endpoint()
+    expectation, _ = bench.expect(study_instance_uid=STUDY_1)
+    path = await bench.arrive(bench.file(STUDY_1), inbound, endpoint)
+    assert bench.deliveries.holds(path)
+    assert endpoint.files == []
+    await bench.deliveries.forget(expectation)
+    assert not bench.deliveries.holds(path)
+    assert endpoint.files == [path]
+    assert bench.reasons == []
 
 
 # --- the end of a move ------------------------------------------------------------------------------------------------
@@ -325,7 +364,7 @@ async def test_settling_takes_in_what_is_closed_by_now(bench: Bench, inbound: In
     blocked: Deferred[None] = Deferred()
     sort = bench.deliveries._sort
 
-    async def never(association: Any, path: Path) -> None:
+    async def never(association: Any, path: Path, host: Any) -> None:
         await blocked
 
     bench.deliveries._sort = never  # type: ignore[method-assign]

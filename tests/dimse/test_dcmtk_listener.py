@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from raw_scu import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RP, RawScu, data_set_of
+from twisted.internet.defer import Deferred
 
+from harmonyd.dimse.dcmtk import per_association
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.errors import Unavailable
 from harmonyd.testing.data import MadeStudy
@@ -201,11 +203,31 @@ async def test_refused_by_the_handler(inbound: Any, eventually: Any, study: Made
     running = await inbound()
     running.spool.refused = {study.sop_uids[0]}
     assert await running.in_thread(storescu, running.port, study.files[0]) == 0
-    await running.scp.taken()
-    await eventually(lambda: not running.engine.association_count())
+    await eventually(lambda: running.spool.attempts and not running.engine.association_count())
+    await running.scp.taking.all_settled()
     assert not running.spool.arrivals and list(running.incoming.iterdir())
     running.spool.refused = set()
     await running.scp.stop()
     await running.scp.start()
     await running.scp.taken()
+    assert running.spool.uids == [study.sop_uids[0]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_taken_means_all(
+    inbound: Any, eventually: Any, study: MadeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint that goes is asked whether all is taken: not while something lies there that could not be."""
+    monkeypatch.setattr(per_association, "SWEEP_SECS", 0.05)
+    running = await inbound()
+    running.spool.refused = {study.sop_uids[0]}
+    assert await running.in_thread(storescu, running.port, study.files[0]) == 0
+    await eventually(lambda: running.spool.attempts)
+    await running.scp.pause()
+    taken = Deferred.fromCoroutine(running.scp.taken())
+    before = running.spool.attempts
+    await eventually(lambda: running.spool.attempts > before + 2)
+    assert not taken.called
+    running.spool.refused = set()
+    await taken
     assert running.spool.uids == [study.sop_uids[0]]

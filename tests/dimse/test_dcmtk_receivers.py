@@ -16,9 +16,10 @@ from pydicom import Dataset
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
 
+from harmonyd.dimse.dcmtk.kept import KeptReceiver
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.moves import Quota
-from harmonyd.dimse.dcmtk.receivers import MAX_WAITING, READY_SECS, KeptReceiver, Receivers
+from harmonyd.dimse.dcmtk.receivers import MAX_WAITING, READY_SECS, Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, QueryLevel, QueryModel, RemoteNode
@@ -48,10 +49,11 @@ class FakeReactor:
 class FakeChild:
     """A storescp in name only."""
 
-    state, description = "BACKOFF", "the port is taken; next try in 3 s"
+    description = "the port is taken; next try in 3 s"
 
     def __init__(self, spec: KeptSpec) -> None:
         self.spec = spec
+        self.state = "BACKOFF"
         self.ready = True
 
     def when_ready(self) -> Deferred[None]:
@@ -59,6 +61,9 @@ class FakeChild:
         if self.ready:
             waiter.callback(None)
         return waiter
+
+    async def stop(self) -> None:
+        self.state = "STOPPED"
 
 
 class FakeSupervisor:
@@ -74,6 +79,10 @@ class FakeSupervisor:
         self.kept.append(child)
         return child
 
+    def drop(self, child: FakeChild) -> None:
+        assert child.state == "STOPPED"
+        self.kept.remove(child)
+
 
 class Bench:
     """Receivers on a folder, with a clock and a supervisor in the test's hands."""
@@ -84,8 +93,8 @@ class Bench:
         clocked = FakeReactor(reactor, self.clock)
         box = Toolbox(clocked, self.supervisor, tools, folder, folder, folder, False)  # type: ignore[arg-type]
         self.quarantine = folder / "quarantine"
-        quota = Quota(box, self.quarantine, 10**9)
-        self.receivers = Receivers(box, folder, self.quarantine, Listeners(box), quota)
+        self.quota = Quota(box, self.quarantine, 10**9)
+        self.receivers = Receivers(box, folder, self.quarantine, Listeners(box), self.quota)
 
     def reasons(self) -> list[str]:
         return [json.loads(note.read_text())["reason"] for note in self.quarantine.glob("*.json")]
@@ -280,3 +289,42 @@ async def test_the_receiver_says_that_it_cannot_write(bench: Bench) -> None:
     second = bench.asking()
     assert not first.kept.write_failed
     await second.end()
+
+
+# --- too much of it ---------------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_much_that_nobody_asked_for(bench: Bench, tmp_path: Path, until: Any) -> None:
+    """The storescp is stopped, which cuts off who brings it; nothing is lost, and for the next move it runs again."""
+    await bench.receivers.open(PERSISTENT)
+    await until(lambda: bench.quota._counted_at is not None)
+    bench.quota.max_bytes = 1
+    shutil.copy(demo_files()[0], tmp_path / "incoming" / "11123" / "stranger")
+    await until(lambda: not bench.supervisor.kept)
+    assert len(bench.reasons()) == 1
+    turn = bench.asking()
+    assert turn.has_it and len(bench.supervisor.kept) == 1
+    await turn.end()
+    assert not bench.supervisor.kept
+    bench.quota.max_bytes = 10**9
+    again = bench.asking()
+    await again.end()
+    assert len(bench.supervisor.kept) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_much_during_a_move(bench: Bench, until: Any) -> None:
+    """What a move puts aside counts; beyond the bound the association that brings it is ended, and the move goes on."""
+    turn = bench.asking()
+    await until(lambda: bench.quota._counted_at is not None)
+    assert turn.kept is not None
+    first = turn.kept.child
+    bench.quota.max_bytes = 1000
+    turn.kept.put_aside(999)
+    assert turn.kept.child is first
+    turn.kept.put_aside(1)
+    await until(lambda: turn.kept is not None and turn.kept.child not in (first, None))
+    assert first is not None and first.state == "STOPPED"
+    assert [child.state for child in bench.supervisor.kept] == ["BACKOFF"]
+    await turn.end()

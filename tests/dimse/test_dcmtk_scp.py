@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from inbound_kit import FakeSpool
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from harmonyd.dimse.dcmtk import scp as scp_module
@@ -119,6 +120,24 @@ async def test_offered_until_taken(
     made.spool.refused.clear()
     await until(lambda: made.is_empty)
     assert sorted(made.spool.uids) == sorted([refused, taken])
+
+
+@pytest_twisted.ensureDeferred
+async def test_taken_means_all(made: Made, files: list[Path], until: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that goes is asked whether all is taken: not while something lies there that could not be."""
+    monkeypatch.setattr(scp_module, "SWEEP_SECS", 0.05)
+    await made.scp.start()
+    made.spool.refused.add(check_complete(files[0]).sop_instance_uid)
+    made.put(files[0], "CT.0")
+    await until(lambda: made.spool.attempts)
+    await made.scp.pause()
+    taken = Deferred.fromCoroutine(made.scp.taken())
+    before = made.spool.attempts
+    await until(lambda: made.spool.attempts > before + 2)
+    assert not taken.called
+    made.spool.refused.clear()
+    await taken
+    assert made.is_empty
 
 
 @pytest_twisted.ensureDeferred

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,8 @@ from endpoint_kit import (
 )
 from reload_kit import Host
 
-from harmonyd.testing.processes import free_port, port_is_free
+from harmonyd.testing.data import demo_files
+from harmonyd.testing.processes import free_port, port_is_free, wait_until
 
 Hosts = Callable[..., Host]
 MODE_CHANGES = ("per-association", "persistent", "per-association", "persistent")
@@ -97,3 +99,30 @@ def test_backends_and_order_change(hosts: Hosts, tmp_path: Path, mode: str) -> N
         assert added <= node.files.keys()
         assert before <= acknowledged(sending).keys()
     assert_all_kept(tmp_path / "kept", sending)
+
+
+def test_an_endpoint_is_renamed(hosts: Hosts, tmp_path: Path) -> None:
+    """What one had received and nothing took is an alarm; it is delivered once an endpoint has that name again."""
+    port, backends = free_port(), {"kept": keeping(tmp_path / "kept")}
+    options = endpoint(port, store_scp="per-association")["inbound"]
+    management = {"management": {"enabled": True, "network": "default"}}
+    lost = tmp_path / "host" / "tmp" / "spool" / "receiving"
+    for name in ("before", "later"):
+        (lost / name / "incoming").mkdir(parents=True)
+        shutil.copy(demo_files()[0], lost / name / "incoming" / "CT.1")
+
+    def untaken() -> list[str]:
+        return [left["endpoint"] for left in host.daemon.http("GET", "/admin/spool").json()["untaken"]]
+
+    def told() -> str:
+        ready = host.daemon.http("GET", "/readyz")
+        assert ready.status == 200
+        return str(ready.json()["checks"]["receiving"]["detail"])
+
+    host = hosts(backends=backends, endpoints={"later": options}, sections=management)
+    assert untaken() == ["before"]
+    assert "nothing takes what before has received" in told()
+    assert "that endpoint before has received lie in" in host.daemon.log
+    host.reload(backends=backends, endpoints={"before": options}, sections=management)
+    wait_until(lambda: list((tmp_path / "kept").glob("*/*/*.dcm")), "it is delivered")
+    wait_until(lambda: untaken() == [] and told() == "objects are accepted", "nothing is left")

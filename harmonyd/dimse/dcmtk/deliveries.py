@@ -1,7 +1,8 @@
 """What C-MOVE delivers to a port of our own: each object to the move that asked for it, whatever else runs.
 
-What nobody asked for goes to an endpoint that answers to the same AE title, if there is one, else to quarantine, which
-has a bound.
+Where an endpoint answers to the same AE title on the same port, it is the endpoint that receives; the moves pick out of
+that what is theirs, and what they do not take stays the endpoint's. Without one, and over associations that the
+endpoint refuses, what nobody asked for goes to quarantine, which has a bound.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -17,7 +18,7 @@ from twisted.logger import Logger
 from harmonyd.dimse.accept import matches, quarantine
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
-from harmonyd.dimse.dcmtk.listener import AssociationListener, Owner
+from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.turns import Wanted
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, read_header
@@ -28,6 +29,22 @@ MAX_ASSOCIATIONS = 100
 UNASKED = "while no C-MOVE was under way that could have asked for it"
 
 
+class Host(Protocol):
+    """Whose associations bring what moves have asked for: an endpoint of the same AE title."""
+
+    def unclaimed(self, association: InboundAssociation, path: Path) -> None:
+        """No move takes this file, or not any more: it is the host's again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Over which association a file came, and whose it is if no move takes it; None: nobody's."""
+
+    association: InboundAssociation
+    host: Host | None
+
+
 @dataclass(slots=True, eq=False)
 class Expectation:
     """What a move that runs has asked for. ``offer`` gets the path of each file that is for it."""
@@ -35,36 +52,44 @@ class Expectation:
     wanted: Wanted
     local_aet: str
     """Of movescu: the Move Originator that its objects name, where the PACS does so."""
+    remote_aet: str
+    """Of the PACS, which calls with it in most cases."""
     offer: Callable[[str], None]
-    inbound: dict[str, InboundAssociation] = field(default_factory=dict)
-    """By path, over which association a file came."""
+    brought: dict[str, Brought] = field(default_factory=dict)
+    """By path, what it was offered and has not taken."""
 
     def fits(self, header: InstanceHeader, originator_aet: str) -> bool:
         """Whether this object was asked for."""
         return originator_aet in ("", self.local_aet) and matches(self.wanted, header)
 
+    def fits_shared(self, header: InstanceHeader, originator_aet: str, calling_aet: str) -> bool:
+        """The same where others, too, send to this AE title: a modality may send more of a study that is being moved.
+
+        The object has to say that it was moved for us, or at least to come from the PACS. Nothing tells more: movescu's
+        message id is always 1. So what that PACS sends by itself, of this very study, at this very time and without a
+        Move Originator, is taken to be moved.
+        """
+        return (originator_aet != "" or calling_aet == self.remote_aet) and self.fits(header, originator_aet)
+
 
 class MoveDeliveries:
-    """Implements ``listener.Owner`` for a move destination."""
+    """Implements ``inetd.Receiving`` and ``listener.Owner`` for a move destination."""
 
     max_pdu = 65536
     association_timeout_secs = 300.0
     _log = Logger()
 
     def __init__(
-        self, box: Toolbox, folder: Path, quarantine_folder: Path, may_put_aside: Callable[[int], bool]
+        self, box: Toolbox, aet: str, folder: Path, quarantine_folder: Path, may_put_aside: Callable[[int], bool]
     ) -> None:
         """``may_put_aside`` counts bytes for which nobody asked, and says whether there may be more."""
+        self.aet = aet
         self.folder = folder
         self.listener: AssociationListener | None = None
-        self.fallback: Owner | None = None
-        """Who gets what no move has asked for."""
         self._box = box
         self._quarantine = quarantine_folder
         self._may_put_aside = may_put_aside
         self._expected: list[Expectation] = []
-        self._guests: set[tuple[str, str]] = set()
-        """Calling AE titles and addresses that the fallback refuses: they are let in while a move runs."""
         self._sorting: set[Path] = set()
         self._sorted: Waiters[None] = Waiters()
 
@@ -73,49 +98,80 @@ class MoveDeliveries:
         self._expected.append(expectation)
 
     async def forget(self, expectation: Expectation) -> None:
-        """The move has ended. What it has not taken (its client left) is put aside, and so is what still comes."""
+        """The move has ended. What it has not taken (its client left) is its host's, or put aside."""
         self._expected.remove(expectation)
-        for path, association in list(expectation.inbound.items()):
+        for path, brought in list(expectation.brought.items()):
+            if brought.host is not None:
+                del expectation.brought[path]
+                brought.host.unclaimed(brought.association, Path(path))
+                continue
             try:
-                await self._put_aside(association, Path(path), "its C-MOVE ended before it was taken")
+                await self._put_aside(brought.association, Path(path), "its C-MOVE ended before it was taken")
             except OSError as error:
                 self._log.error("a delivered object stays where it was received: {error}", error=error)
-        expectation.inbound.clear()
+        expectation.brought.clear()
 
     def taken(self, expectation: Expectation, path: str) -> None:
         """A file that was offered is no longer where it was."""
-        inbound = expectation.inbound.pop(path, None)
-        if inbound is not None:
-            inbound.settled(Path(path))
+        brought = expectation.brought.pop(path, None)
+        if brought is not None:
+            brought.association.settled(Path(path))
+
+    def note_put_aside(self, size_bytes: int) -> None:
+        """A move has put so much in quarantine: it was damaged, or came twice."""
+        self._may_put_aside(size_bytes)
+
+    def expects_from(self, calling_aet: str) -> bool:
+        """Whether a move runs whose PACS has this AE title.
+
+        Before the first object nothing else tells that an association belongs to a move: its address may be that of
+        another interface, or of a translator.
+        """
+        return any(expectation.remote_aet == calling_aet for expectation in self._expected)
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file is, or may become, a running move's: nobody else may take it."""
+        return path in self._sorting or any(str(path) in expectation.brought for expectation in self._expected)
 
     async def settle(self) -> None:
         """Return when every file that is closed by now has been offered to its move."""
         if self.listener is not None:
             for association in list(self.listener.associations):
-                association.look()
+                if association.association.called_aet == self.aet:
+                    association.look()
         pending = set(self._sorting)
         while pending & self._sorting:
             await self._sorted.wait()
 
-    # --- listener.Owner
+    # --- listener.Owner, and inetd.Receiving
 
-    def rejection(self, request: AssociateRequest, peer: str) -> Rejection | None:
+    def admit(self, request: AssociateRequest, peer: str) -> MoveDeliveries | Rejection:
         """See ``listener.Owner``."""
         if self.listener is not None and self.listener.count(self) >= MAX_ASSOCIATIONS:
             return Rejection.LOCAL_LIMIT_EXCEEDED
-        refused = None if self._may_put_aside(0) else Rejection.TEMPORARY_CONGESTION
-        if self.fallback is not None:
-            refused = self.fallback.rejection(request, peer)
-        if refused is not None and self._expected:
-            self._guests.add((request.calling_aet, peer))
-            return None
-        self._guests.discard((request.calling_aet, peer))
-        return refused
+        if not self._expected and not self._may_put_aside(0):
+            return Rejection.TEMPORARY_CONGESTION
+        return self
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
         """See ``inetd.Receiving``."""
+        self._begin_sorting(association, path, None)
+
+    def ended(self, association: InboundAssociation) -> None:
+        """See ``inetd.Receiving``."""
+
+    # --- whose an object is
+
+    def claim(self, association: InboundAssociation, path: Path, host: Host) -> None:
+        """A file that ``host`` has received: offered to the move that asked for it, else given back at once."""
+        if self._expected:
+            self._begin_sorting(association, path, host)
+        else:
+            host.unclaimed(association, path)
+
+    def _begin_sorting(self, association: InboundAssociation, path: Path, host: Host | None) -> None:
         self._sorting.add(path)
-        Deferred.fromCoroutine(self._sort(association, path)).addBoth(self._has_sorted, path)
+        Deferred.fromCoroutine(self._sort(association, path, host)).addBoth(self._has_sorted, path)
 
     def _has_sorted(self, result: Any, path: Path) -> None:
         self._sorting.discard(path)
@@ -123,26 +179,41 @@ class MoveDeliveries:
         if result is not None:
             self._log.failure("a delivered object stays where it was received", result)
 
-    async def _sort(self, association: InboundAssociation, path: Path) -> None:
+    async def _sort(self, association: InboundAssociation, path: Path, host: Host | None) -> None:
         header: InstanceHeader | None = None
         reason = f"arrived at {association.association.called_aet} {UNASKED}"
         try:
             header = await self._box.in_thread(read_header, path)
-        except FileNotFoundError:
-            association.settled(path)
-            return
         except DamagedFile as damage:
             reason = f"damaged: {damage.detail}"
-        for expectation in self._expected:
-            if header is not None and expectation.fits(header, association.originator_of(header.sop_instance_uid)):
-                expectation.inbound[str(path)] = association
-                expectation.offer(str(path))
+        except OSError as error:
+            if host is None and isinstance(error, FileNotFoundError):
+                association.settled(path)
                 return
-        known = association.association
-        if self.fallback is not None and (known.calling_aet, known.peer) not in self._guests:
-            self.fallback.file_closed(association, path)
+            if host is None:
+                raise
+        expectation = None if header is None else self._who_asked(association, header, host)
+        if expectation is not None:
+            expectation.brought[str(path)] = Brought(association, host)
+            expectation.offer(str(path))
+        elif host is not None:
+            host.unclaimed(association, path)
         else:
             await self._put_aside(association, path, reason)
+
+    def _who_asked(
+        self, association: InboundAssociation, header: InstanceHeader, host: Host | None
+    ) -> Expectation | None:
+        originator = association.originator_of(header.sop_instance_uid)
+        calling = association.association.calling_aet
+        for expectation in self._expected:
+            if host is None:
+                fits = expectation.fits(header, originator)
+            else:
+                fits = expectation.fits_shared(header, originator, calling)
+            if fits:
+                return expectation
+        return None
 
     async def _put_aside(self, association: InboundAssociation, path: Path, reason: str) -> None:
         try:
@@ -162,12 +233,6 @@ class MoveDeliveries:
                 calling=association.association.calling_aet, child=f"storescp:{association.association.id}",
             )  # fmt: skip
             Deferred.fromCoroutine(association.stop())
-
-    def ended(self, association: InboundAssociation) -> None:
-        """See ``inetd.Receiving``."""
-        running = self.listener.associations if self.listener is not None else ()
-        callers = {(item.association.calling_aet, item.association.peer) for item in running if item is not association}
-        self._guests &= callers
 
 
 def _size(path: Path) -> int:

@@ -13,6 +13,8 @@ from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.engine import Arrival, Association, ObjectHandler
 from harmonyd.dimse.part10 import InstanceHeader
 
+LOOK_SECS = 0.5
+"""How often a receiver that ends looks whether anything is left to be taken."""
 _CUT = "it was received last before harmonyd was ended: the transfer was cut short, or else it was acknowledged; "
 
 
@@ -75,6 +77,14 @@ def find_leftovers(
         if not leftovers.paths:
             leftovers.settled(leftovers.folder)
     return found
+
+
+def holds_files(parent: Path) -> bool:
+    """Whether anything lies there, or in the folders of associations. Blocking."""
+    try:
+        return any(_files(folder) for folder in (parent, *folders_in(parent)))
+    except FileNotFoundError:
+        return False
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """A DICOM port of our own: looks at each A-ASSOCIATE-RQ, refuses, or hands the connection to a storescp of its own.
 
-Owners register for the AE titles that they answer to; an endpoint and the deliveries of C-MOVE may share a port.
+Each AE title that is answered to has an owner, who says for each association who receives over it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECS = 1.0
 
 
-class Owner(Receiving, Protocol):
+class Owner(Protocol):
     """Who answers to an AE title."""
 
-    def rejection(self, request: AssociateRequest, peer: str) -> Rejection | None:
-        """Why this association is refused; None when it is accepted."""
+    def admit(self, request: AssociateRequest, peer: str) -> Receiving | Rejection:
+        """Who receives over this association, or why it is refused."""
         ...
 
 
@@ -128,15 +128,15 @@ class AssociationListener:
         self._pending.clear()
         self._close_inotify()
 
-    async def end_associations(self, owner: Receiving | None = None) -> None:
-        """End those of one owner, or all; returns when they have ended."""
-        running = [item for item in self.associations if owner is None or item.receiving is owner]
+    async def end_associations(self, receiving: Receiving) -> None:
+        """End those over which it receives; returns when they have ended."""
+        running = [item for item in self.associations if item.receiving is receiving]
         await gatherResults([Deferred.fromCoroutine(association.stop()) for association in running])
 
-    def count(self, owner: Receiving, peer: str | None = None) -> int:
-        """How many associations of this owner run (with this peer)."""
+    def count(self, receiving: Receiving, peer: str | None = None) -> int:
+        """Over how many associations (with this peer) it receives now."""
         return sum(
-            item.receiving is owner and peer in (None, item.association.peer) for item in self.associations
+            item.receiving is receiving and peer in (None, item.association.peer) for item in self.associations
         )
 
     def _close_inotify(self) -> None:
@@ -167,9 +167,8 @@ class AssociationListener:
                        peer=handshake.peer, port=self.port, why=why)  # fmt: skip
 
     def _requested(self, handshake: Handshake, request: AssociateRequest) -> None:
-        rejection = self._judge(request, handshake.peer)
-        if rejection is None:
-            rejection = self._accept(handshake, request)
+        answer = self._judge(request, handshake.peer)
+        rejection = answer if isinstance(answer, Rejection) else self._accept(handshake, request, answer)
         if rejection is None:
             return
         self._pending.pop(handshake, None)
@@ -182,7 +181,7 @@ class AssociationListener:
             text=rejection.text, port=self.port,
         )  # fmt: skip
 
-    def _judge(self, request: AssociateRequest, peer: str) -> Rejection | None:
+    def _judge(self, request: AssociateRequest, peer: str) -> Receiving | Rejection:
         if not request.protocol_version & 1:
             return Rejection.PROTOCOL_VERSION_NOT_SUPPORTED
         if request.application_context != APPLICATION_CONTEXT:
@@ -192,15 +191,14 @@ class AssociationListener:
             return Rejection.CALLED_AE_TITLE_NOT_RECOGNIZED
         if not request.calling_aet or request.calling_aet != printable(request.calling_aet):
             return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
-        return owner.rejection(request, peer)
+        return owner.admit(request, peer)
 
-    def _accept(self, handshake: Handshake, request: AssociateRequest) -> Rejection | None:
-        owner = self.owners[request.called_aet]
+    def _accept(self, handshake: Handshake, request: AssociateRequest, receiving: Receiving) -> Rejection | None:
         known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, handshake.peer)
         assert self._inotify is not None
         try:
             # The child gets a descriptor of its own: should it not start, this one can still answer.
-            association = InboundAssociation(self._box, handshake.sock.dup(), known, owner, self._ended)
+            association = InboundAssociation(self._box, handshake.sock.dup(), known, receiving, self._ended)
             association.start(self._inotify)
         except (HarmonydError, OSError) as error:
             self._log.error("no storescp for an association: {error}", error=error, port=self.port)

@@ -11,7 +11,7 @@ from typing import Protocol
 from harmonyd.dimse.accept import quarantine, wanted_keys
 from harmonyd.dimse.dcmtk.deliveries import Expectation, MoveDeliveries
 from harmonyd.dimse.dcmtk.listener import AssociationListener
-from harmonyd.dimse.dcmtk.listeners import Listeners
+from harmonyd.dimse.dcmtk.listeners import Listeners, Place
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.turns import Turns
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
@@ -43,6 +43,10 @@ class Delivery(Protocol):
 
     def taken(self, names: Sequence[str]) -> None:
         """These files are no longer where they were."""
+        ...
+
+    def put_aside(self, size_bytes: int) -> None:
+        """So much of it nobody had asked for, or it was damaged: the move has put it in quarantine."""
         ...
 
 
@@ -80,15 +84,14 @@ class MovePort:
         self.receiver = receiver
         self.turns = Turns(box.reactor, receiver.port)
         self._listeners = listeners
-        self._deliveries = MoveDeliveries(box, folder, quarantine_folder, quota)
-        self._listener: AssociationListener = listeners.claim(
-            "0.0.0.0", receiver.port, receiver.destination_aet, self._deliveries
-        )
+        self._deliveries = MoveDeliveries(box, receiver.destination_aet, folder, quarantine_folder, quota)
+        self._place = Place("0.0.0.0", receiver.port, receiver.destination_aet)
+        self._listener: AssociationListener = listeners.claim_for_moves(self._place, self._deliveries)
         self._deliveries.listener = self._listener
 
     async def close(self) -> None:
         """Answer to this AE title no more; returns when nothing that came over it is where it was received."""
-        self._listeners.release(self._listener, self.receiver.destination_aet, self._deliveries)
+        self._listeners.release_moves(self._place, self._deliveries)
         await self._listener.end_associations(self._deliveries)
         await self._deliveries.settle()
 
@@ -100,7 +103,7 @@ class MovePort:
         """
         wanted = wanted_keys(query)
         await self.turns.acquire(wanted, op.deadline)
-        expectation = Expectation(wanted, remote.local_aet, lambda name: None)
+        expectation = Expectation(wanted, remote.local_aet, remote.aet, lambda name: None)
         self._deliveries.expect(expectation)
         try:
             yield PortDelivery(self._deliveries, expectation)
@@ -131,6 +134,9 @@ class PortDelivery:
     def taken(self, names: Sequence[str]) -> None:
         for name in names:
             self._deliveries.taken(self._expectation, name)
+
+    def put_aside(self, size_bytes: int) -> None:
+        self._deliveries.note_put_aside(size_bytes)
 
 
 def put_aside(paths: Sequence[Path], quarantine_folder: Path) -> None:

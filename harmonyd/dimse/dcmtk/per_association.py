@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
-from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
+from harmonyd.dimse.dcmtk.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.dcmtk.listener import AssociationListener
-from harmonyd.dimse.dcmtk.listeners import Listeners
+from harmonyd.dimse.dcmtk.listeners import Listeners, Place
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
@@ -30,7 +31,7 @@ LEAST_ROOM_BYTES = 1_000_000
 
 
 class PerAssociationScp:
-    """Implements ``StoreScp``, and ``listener.Owner`` for its AE title. ``folder``: the receiving folders."""
+    """Implements ``StoreScp``, and ``listeners.Endpoint`` for its AE title. ``folder``: the receiving folders."""
 
     _log = Logger()
 
@@ -54,6 +55,8 @@ class PerAssociationScp:
         self._sweep_call: Any = None
         self._stopped = False
         self._unsubscribe: Callable[[], None] = lambda: None
+        self._place = _place(config)
+        listeners.reserve(self._place, self)
 
     async def start(self) -> None:
         """See ``StoreScp``. Raises ``Unavailable``, ``EngineFailed`` and OSError."""
@@ -67,24 +70,30 @@ class PerAssociationScp:
         """See ``StoreScp``. Associations that run are ended."""
         listener = self._listener
         if listener is not None:
-            self._listeners.release(listener, self._config.local_aet, self)
+            self._listeners.pause(self._place, self)
             await listener.end_associations(self)
             self._listener = None
 
     async def resume(self, config: StoreScpConfig) -> None:
         """See ``StoreScp``."""
-        self._config = config
+        if _place(config) != self._place:
+            self._listeners.release(self._place, self)
+        self._config, self._place = config, _place(config)
         self._listen()
 
     async def taken(self) -> None:
-        """See ``StoreScp``."""
+        """See ``StoreScp``. What is not taken now, or is lent to a move, is offered again by a sweep."""
         await self.taking.all_settled()
+        while await self._box.in_thread(holds_files, self.folder):
+            await deferLater(self._box.reactor, LOOK_SECS)
+            await self.taking.all_settled()
 
     async def stop(self) -> None:
         """Stop receiving, then taking; what was not taken is offered by the next ``start``."""
         self._stopped = True
         self._unsubscribe()
         await self.pause()
+        self._listeners.release(self._place, self)
         if self._sweep_call is not None and self._sweep_call.active():
             self._sweep_call.cancel()
         await self.taking.all_settled()
@@ -99,10 +108,9 @@ class PerAssociationScp:
             )
 
     def _listen(self) -> None:
-        config = self._config
-        self._listener = self._listeners.claim(config.bind_addr, config.port, config.local_aet, self)
+        self._listener = self._listeners.claim(self._place, self)
 
-    # --- listener.Owner
+    # --- listeners.Endpoint
 
     @property
     def max_pdu(self) -> int:
@@ -112,7 +120,7 @@ class PerAssociationScp:
     def association_timeout_secs(self) -> float:
         return self._config.association_timeout_secs
 
-    def rejection(self, request: AssociateRequest, peer: str) -> Rejection | None:
+    def admit(self, request: AssociateRequest, peer: str) -> PerAssociationScp | Rejection:
         """See ``listener.Owner``."""
         config, listener = self._config, self._listener
         if config.allowed_calling_aets and request.calling_aet not in config.allowed_calling_aets:
@@ -127,10 +135,18 @@ class PerAssociationScp:
             return Rejection.LOCAL_LIMIT_EXCEEDED
         if listener.count(self, peer) >= config.max_associations_per_peer:
             return Rejection.LOCAL_LIMIT_EXCEEDED
-        return None
+        return self
 
     def file_closed(self, association: InboundAssociation, path: Path) -> None:
         """See ``inetd.Receiving``."""
+        moves = self._listeners.moves_at(self._place)
+        if moves is None:
+            self.unclaimed(association, path)
+        else:
+            moves.claim(association, path, self)
+
+    def unclaimed(self, association: InboundAssociation, path: Path) -> None:
+        """See ``deliveries.Host``."""
         self.taking.add(OfAssociation(self._box, association, self._handler, self._admission), path)
 
     def ended(self, association: InboundAssociation) -> None:
@@ -145,9 +161,11 @@ class PerAssociationScp:
         idle = [folder for folder in folders if folder not in busy]
         aet = self._config.local_aet
         found = await self._box.in_thread(find_leftovers, self.folder, idle, aet, self._handler)
+        moves = self._listeners.moves_at(self._place)
         for leftovers in found:
             for path in leftovers.paths:
-                self.taking.add(leftovers, path)
+                if moves is None or not moves.holds(path):
+                    self.taking.add(leftovers, path)
 
     def _sweep_later(self) -> None:
         if not self._stopped:
@@ -197,6 +215,10 @@ class OfAssociation:
         self._inbound.settled(path)
 
     failed = settled
+
+
+def _place(config: StoreScpConfig) -> Place:
+    return Place(config.bind_addr, config.port, config.local_aet)
 
 
 def _is_full(folder: Path) -> bool:

@@ -6,7 +6,7 @@ when nobody's turn it is, is put in quarantine and said in the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.dimse.accept import quarantine
-from harmonyd.dimse.artifacts import says_cannot_write
-from harmonyd.dimse.dcmtk import argv
-from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.kept import KeptReceiver
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.moves import Delivery, MovePort, Quota, put_aside
 from harmonyd.dimse.dcmtk.run import Toolbox
@@ -26,107 +23,12 @@ from harmonyd.dimse.dcmtk.turns import MAX_WAITING
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, Unavailable
-from harmonyd.supervision.api import KeptChild, KeptSpec
 from harmonyd.supervision.errors import ChildNotReady, SpawnError
 from harmonyd.supervision.ports import problem_text, try_port
 
 PERSISTENT, PER_ASSOCIATION = "persistent", "per-association"
 READY_SECS = 10.0
 """How long a move waits for its storescp; a healthy one is up in a fraction of a second."""
-
-
-class KeptReceiver:
-    """One kept storescp and its folder. ``listener`` is told each complete file; without one, files are put aside."""
-
-    _log = Logger()
-
-    def __init__(self, box: Toolbox, receiver: MoveReceiver, folder: Path, quarantine_folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.receiver = receiver
-        self.folder = folder
-        self.listener: Callable[[str], None] | None = None
-        self.write_failed = False
-        """The storescp has said that it could not write an object; whoever has the turn sets this back."""
-        self._box = box
-        self._quarantine = quarantine_folder
-        self._watch = FolderWatch(box.reactor, folder, self._arrived, track_open=True)
-        command = argv.storescp(
-            box.tools["storescp"].path,
-            local_aet=receiver.destination_aet,
-            port=receiver.port,
-            folder=folder,
-            max_pdu=65536,
-            association_timeout_secs=300.0,
-        )
-        name, aet = f"incoming-{receiver.port}", receiver.destination_aet
-        self._told = box.kept_line(f"storescp:{name}")
-        spec = KeptSpec("storescp", name, tuple(command), receiver.port, aet, on_line=self._line)
-        try:
-            self.child: KeptChild = box.supervisor.keep(spec)
-        except Exception:
-            self._watch.close()
-            raise
-
-    @property
-    def source(self) -> Path:
-        """See ``moves.Delivery``."""
-        return self.folder
-
-    def listen(self, offer: Callable[[str], None]) -> None:
-        """See ``moves.Delivery``."""
-        self.listener = offer
-
-    async def sweep(self) -> list[str]:
-        """See ``moves.Delivery``: the complete files nobody was told of."""
-        names = self._watch.sweep()
-        for name in names:
-            self._watch.forget(name)
-        return names
-
-    def taken(self, names: Sequence[str]) -> None:
-        """See ``moves.Delivery``."""
-
-    async def put_aside_rest(self) -> None:
-        """Quarantine what lies in the folder and belongs to nobody: at start-up, before and after each turn."""
-        for name in await self.sweep():
-            await self._put_aside(name)
-
-    async def stop(self) -> None:
-        """End the storescp for good, and put aside what it received for nobody."""
-        try:
-            await self.child.stop()
-            self._box.supervisor.drop(self.child)
-            await self.put_aside_rest()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        self._watch.close()
-
-    def _line(self, line: bytes) -> None:
-        if says_cannot_write([line.decode("utf-8", "replace")]):
-            self.write_failed = True
-        if self._told is not None:
-            self._told(line)
-
-    def _arrived(self, name: str) -> None:
-        self._watch.forget(name)
-        if self.listener is not None:
-            self.listener(name)
-        else:
-            Deferred.fromCoroutine(self._put_aside(name)).addErrback(
-                lambda failure: self._log.failure("could not put {name} in quarantine", failure=failure, name=name)
-            )
-
-    async def _put_aside(self, name: str) -> None:
-        reason = f"arrived at {self.child.spec.name} while no C-MOVE was under way that could have asked for it"
-        try:
-            target = await self._box.in_thread(quarantine, self.folder / name, self._quarantine, reason)
-        except FileNotFoundError:
-            # A sweep and the file's own event found it at the same time.
-            return
-        child = self.child.spec.name
-        self._log.warn("an object nobody asked for is in quarantine: {target}", target=str(target), child=child)
 
 
 class Receivers:
@@ -191,8 +93,10 @@ class Receivers:
         kept = self._kept.get(receiver.port)
         if kept is None:
             folder = self._storage / "incoming" / str(receiver.port)
-            kept = self._kept[receiver.port] = KeptReceiver(self._box, receiver, folder, self._quarantine)
+            kept = KeptReceiver(self._box, receiver, folder, self._quarantine, self._quota)
+            self._kept[receiver.port] = kept
             await kept.put_aside_rest()
+        self._in_background(self._quota.count())
         return kept
 
     def keep_only(self, wanted: Collection[MoveReceiver]) -> None:
@@ -287,7 +191,8 @@ class Receivers:
         try:
             if receiver.store_scp == PERSISTENT:
                 kept = await self._open_kept(receiver)
-                await self._until_ready(kept.child, op)
+                await kept.begin_turn()
+                await self._until_ready(kept, op)
                 await kept.put_aside_rest()
                 kept.write_failed = False
             else:
@@ -296,8 +201,7 @@ class Receivers:
         finally:
             try:
                 if kept is not None:
-                    kept.listener = None
-                    await kept.put_aside_rest()
+                    await kept.end_turn()
             except OSError as error:
                 # The next turn tries again; what the move has to say must not be lost over it.
                 self._log.error("what port {port} received stays there: {error}", port=receiver.port, error=error)
@@ -321,7 +225,9 @@ class Receivers:
         late = "The deadline passed while the move waited for its turn on the store SCP"
         await until(self._box.reactor, op.deadline, lock.acquire(), DeadlinePassed(late, hint=hint, timeout="queue"))
 
-    async def _until_ready(self, child: KeptChild, op: OperationContext) -> None:
+    async def _until_ready(self, kept: KeptReceiver, op: OperationContext) -> None:
+        child = kept.child
+        assert child is not None
         deadline = min(op.deadline, self._box.reactor.seconds() + READY_SECS)
         try:
             await until(self._box.reactor, deadline, child.when_ready(), DeadlinePassed(""))

@@ -103,9 +103,12 @@ async def _instances(
     source, sweep = (folder, None) if delivery is None else (delivery.source, delivery.sweep)
     async with aclosing(run.batches(sweep)) as batches:
         async for names in batches:
+            before = intake.put_aside_bytes
             instances = await box.in_thread(intake.take, [source / name for name in names])
             if delivery is not None:
                 delivery.taken(names)
+                if intake.put_aside_bytes > before:
+                    delivery.put_aside(intake.put_aside_bytes - before)
             for instance in instances:
                 yield instance
 

@@ -19,7 +19,7 @@ from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
-from harmonyd.dimse.dcmtk.leftovers import find_leftovers, folders_in
+from harmonyd.dimse.dcmtk.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.dcmtk.log_config import kept_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.taking import Taking
@@ -79,8 +79,11 @@ class DcmtkStoreScp:
         await self._settle()
 
     async def taken(self) -> None:
-        """See ``StoreScp``."""
+        """See ``StoreScp``. What is not taken now is offered again by a sweep."""
         await self._taking.all_settled()
+        while await self._box.in_thread(holds_files, self._incoming):
+            await deferLater(self._box.reactor, LOOK_SECS)
+            await self._taking.all_settled()
 
     async def stop(self) -> None:
         """Stop receiving, then taking; what was not taken is offered by the next ``start``."""
