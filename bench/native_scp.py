@@ -75,7 +75,9 @@ def send(files: Sequence[Path], senders: int, port: int, sender: str) -> None:
         raise RuntimeError(f"{sender} ended with {codes}")
 
 
-async def rate(files: Sequence[Path], senders: int, sender: str, profile: cProfile.Profile | None) -> tuple[float, float]:
+async def rate(
+    files: Sequence[Path], senders: int, sender: str, profile: cProfile.Profile | None
+) -> tuple[float, float]:
     """Objects a second, and our processor time for each in milliseconds."""
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     spool = DurableSpool(reactor, folder, SpoolConfig(min_free_bytes=0, ballast_bytes=0, max_waiting=10**9))

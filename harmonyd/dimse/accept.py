@@ -16,6 +16,7 @@ from harmonyd.dimse.engine import Instance, Query
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
 from harmonyd.dimse.uid import is_uid
 
+TWICE = "the same SOP Instance UID arrived twice"
 _UNIQUE_KEYS = (
     ("PatientID", "patient_id"),
     ("StudyInstanceUID", "study_instance_uid"),
@@ -104,19 +105,19 @@ class Intake:
             header = check_complete(path)
         except DamagedFile as damage:
             self.damaged += 1
-            self._aside(path, "damaged", damage.detail)
+            self.aside(path, "damaged", damage.detail)
             return None
         return self.take_checked(path, header)
 
     def take_checked(self, path: Path, header: InstanceHeader) -> Instance | None:
         """Take in a file that is known to be whole; None when it was not asked for, or not again."""
         if not matches(self.wanted, header):
-            self._aside(path, "not asked for")
+            self.aside(path, "not asked for")
             return None
         if header.sop_instance_uid in self.arrived:
-            self._aside(path, "the same SOP Instance UID arrived twice")
+            self.aside(path, TWICE)
             return None
-        return self.taken(self._place(path, header), header)
+        return self.taken(self.place(path, header), header)
 
     def is_wanted(self, header: InstanceHeader) -> bool:
         """Whether it was asked for, and has not arrived yet. Does not block."""
@@ -127,7 +128,8 @@ class Intake:
         self.arrived.add(header.sop_instance_uid)
         return instance_of(path, header)
 
-    def _place(self, path: Path, header: InstanceHeader) -> Path:
+    def place(self, path: Path, header: InstanceHeader) -> Path:
+        """Move a file into the folder, unless it is there; returns where it is."""
         if path.parent == self.folder:
             return path
         uid = header.sop_instance_uid
@@ -140,7 +142,8 @@ class Intake:
             # Another file system (a backend's storage_dir).
             return Path(shutil.move(path, target))
 
-    def _aside(self, path: Path, reason: str, detail: str = "") -> None:
+    def aside(self, path: Path, reason: str, detail: str = "") -> None:
+        """Quarantine a file, and count it."""
         size = path.stat().st_size
         quarantine(path, self.quarantine_folder, f"{reason}: {detail}" if detail else reason)
         self.put_aside[reason] += 1

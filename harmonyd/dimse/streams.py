@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from twisted.internet.defer import Deferred
 
@@ -30,51 +30,41 @@ class ItemStream(Generic[T]):
         await self._items.aclose()
 
 
-async def ahead(source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Yield the items of ``source``, which runs to its end however slowly they are read.
+class Mailbox(Generic[T]):
+    """Items for one reader, who waits for them; ``end`` it with what is to be raised behind the last one, if anything.
 
-    For small items, and a source that holds what others wait for. What it raises comes after the items before it.
-    Closing this closes the source, and returns when that has ended.
+    For small items: there is no bound.
     """
-    reader = _Reader(source)
-    running = Deferred.fromCoroutine(reader.run())
-    try:
-        while reader.items or not reader.ended:
-            if reader.items:
-                yield reader.items.popleft()
-            else:
-                await reader.more()
-        if reader.error is not None:
-            raise reader.error
-    finally:
-        if not reader.ended:
-            running.cancel()
-            await running
 
-
-class _Reader(Generic[T]):
-    """Reads a source to its end and tells one who waits."""
-
-    def __init__(self, source: AsyncGenerator[T, None]) -> None:
-        self.items: deque[T] = deque()
-        self.ended = False
-        self.error: Exception | None = None
-        self._source = source
+    def __init__(self) -> None:
+        self.has_ended = False
+        self._items: deque[T] = deque()
+        self._error: Exception | None = None
         self._waiter: Deferred[None] | None = None
 
-    async def run(self) -> None:
-        try:
-            async for item in self._source:
-                self.items.append(item)
-                self._tell()
-        except Exception as error:  # noqa: BLE001 - it is raised where the items are read
-            self.error = error
-        self.ended = True
+    def put(self, item: T) -> None:
+        """One more."""
+        self._items.append(item)
         self._tell()
 
-    async def more(self) -> None:
-        self._waiter = Deferred(self._forget)
-        await self._waiter
+    def end(self, error: Exception | None = None) -> None:
+        """There will be no more."""
+        self.has_ended, self._error = True, error
+        self._tell()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._items:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if self.has_ended:
+                raise StopAsyncIteration
+            self._waiter = Deferred(self._forget)
+            await self._waiter
+        return self._items.popleft()
 
     def _tell(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -83,3 +73,30 @@ class _Reader(Generic[T]):
 
     def _forget(self, _cancelled: Deferred[None]) -> None:
         self._waiter = None
+
+
+async def ahead(source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield the items of ``source``, which runs to its end however slowly they are read.
+
+    For small items, and a source that holds what others wait for. What it raises comes after the items before it.
+    Closing this closes the source, and returns when that has ended.
+    """
+    box: Mailbox[T] = Mailbox()
+    running = Deferred.fromCoroutine(_fill(box, source))
+    try:
+        async for item in box:
+            yield item
+    finally:
+        if not box.has_ended:
+            running.cancel()
+            await running
+
+
+async def _fill(box: Mailbox[T], source: AsyncGenerator[T, None]) -> None:
+    try:
+        async for item in source:
+            box.put(item)
+    except Exception as error:  # noqa: BLE001 - it is raised where the items are read
+        box.end(error)
+    else:
+        box.end()

@@ -19,10 +19,11 @@ from harmonyd.config.model import SupervisionConfig
 from harmonyd.dimse.dcmtk.deliveries import UNASKED
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.log_config import support_files, write_support_files
-from harmonyd.dimse.dcmtk.moves import COUNT_SECS, MovePort, Quota
+from harmonyd.dimse.dcmtk.moves import MovePort
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, QueryLevel, QueryModel, RemoteNode
+from harmonyd.dimse.quarantine import COUNT_SECS, Quota
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.testing.data import CT_IMAGE_STORAGE, EXPLICIT_LITTLE_ENDIAN, MadeStudy, make_study
 from harmonyd.testing.processes import free_port, port_is_free

@@ -18,11 +18,11 @@ from twisted.internet.task import Clock, deferLater
 
 from harmonyd.dimse.dcmtk.kept import KeptReceiver
 from harmonyd.dimse.dcmtk.listeners import Listeners
-from harmonyd.dimse.dcmtk.moves import Quota
 from harmonyd.dimse.dcmtk.receivers import MAX_WAITING, READY_SECS, Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, QueryLevel, QueryModel, RemoteNode
+from harmonyd.dimse.quarantine import Quota
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ChildNotReady

@@ -15,11 +15,11 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
 from harmonyd.dimse.dcmtk.listeners import Listeners
-from harmonyd.dimse.dcmtk.moves import Quota
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, QueryLevel, QueryModel, RemoteNode
+from harmonyd.dimse.quarantine import Quota
 from harmonyd.testing.data import demo_files
 from harmonyd.testing.processes import free_port, port_is_free
 

@@ -12,7 +12,6 @@ from harmonyd.dimse.dcmtk import find, retrieve, store
 from harmonyd.dimse.dcmtk.echo import echo
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.log_config import support_files, write_support_files
-from harmonyd.dimse.dcmtk.moves import Quota
 from harmonyd.dimse.dcmtk.per_association import PerAssociationScp
 from harmonyd.dimse.dcmtk.receivers import Receivers
 from harmonyd.dimse.dcmtk.run import Toolbox
@@ -32,6 +31,7 @@ from harmonyd.dimse.engine import (
     StoreScp,
     StoreScpConfig,
 )
+from harmonyd.dimse.quarantine import Quota
 from harmonyd.dimse.streams import ItemStream
 from harmonyd.supervision.api import Supervisor
 

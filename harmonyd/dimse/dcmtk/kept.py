@@ -14,9 +14,9 @@ from harmonyd.dimse.accept import quarantine
 from harmonyd.dimse.artifacts import says_cannot_write
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
-from harmonyd.dimse.dcmtk.moves import Quota
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import MoveReceiver
+from harmonyd.dimse.quarantine import Quota
 from harmonyd.supervision.api import KeptChild, KeptSpec
 from harmonyd.supervision.errors import SpawnError
 

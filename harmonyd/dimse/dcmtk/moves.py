@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from harmonyd.dimse.accept import quarantine, wanted_keys
+from harmonyd.dimse.accept import wanted_keys
 from harmonyd.dimse.dcmtk.deliveries import Expectation, MoveDeliveries
 from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.listeners import Listeners, Place
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.turns import Turns
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
-
-COUNT_SECS = 60.0
-"""How old the size of the quarantine may be: somebody may have emptied it."""
+from harmonyd.dimse.quarantine import Quota
 
 
 class Delivery(Protocol):
@@ -48,29 +45,6 @@ class Delivery(Protocol):
     def put_aside(self, size_bytes: int) -> None:
         """So much of it nobody had asked for, or it was damaged: the move has put it in quarantine."""
         ...
-
-
-class Quota:
-    """How much of what nobody asked for may lie in quarantine. Counts what is in the folder, whatever put it there."""
-
-    def __init__(self, box: Toolbox, folder: Path, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._box = box
-        self._folder = folder
-        self._used = 0
-        self._counted_at: float | None = None
-
-    def __call__(self, more: int) -> bool:
-        """Count so many bytes more; return whether there may be yet more."""
-        self._used += more
-        return self._used < self.max_bytes
-
-    async def count(self) -> None:
-        """Look again, if the last look is too old."""
-        now = self._box.reactor.seconds()
-        if self._counted_at is None or now - self._counted_at > COUNT_SECS:
-            self._counted_at = now
-            self._used = await self._box.in_thread(_bytes_in, self._folder)
 
 
 class MovePort:
@@ -137,26 +111,3 @@ class PortDelivery:
 
     def put_aside(self, size_bytes: int) -> None:
         self._deliveries.note_put_aside(size_bytes)
-
-
-def put_aside(paths: Sequence[Path], quarantine_folder: Path) -> None:
-    """Quarantine what an earlier run left: files, and folders with files, that nothing writes to. Blocking."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            put_aside(list(path.iterdir()), quarantine_folder)
-            path.rmdir()
-        else:
-            quarantine(path, quarantine_folder, "was delivered for a C-MOVE before harmonyd was ended")
-
-
-def _bytes_in(folder: Path) -> int:
-    try:
-        paths = list(folder.iterdir())
-    except FileNotFoundError:
-        return 0
-    total = 0
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # somebody empties it
-            total += path.lstat().st_size
-    return total
-

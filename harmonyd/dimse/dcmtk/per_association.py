@@ -14,13 +14,13 @@ from twisted.logger import Logger
 from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation
-from harmonyd.dimse.dcmtk.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.dcmtk.listener import AssociationListener
 from harmonyd.dimse.dcmtk.listeners import Listeners, Place
 from harmonyd.dimse.dcmtk.run import Toolbox
-from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
+from harmonyd.dimse.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
+from harmonyd.dimse.taking import Taking
 
 SWEEP_SECS = 10.0
 """How often folders are looked through that no association writes to any more, but hold something."""

@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 
 from harmonyd.dimse.dcmtk.kept import KeptReceiver
 from harmonyd.dimse.dcmtk.listeners import Listeners
-from harmonyd.dimse.dcmtk.moves import Delivery, MovePort, Quota, put_aside
+from harmonyd.dimse.dcmtk.moves import Delivery, MovePort
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.turns import MAX_WAITING
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
+from harmonyd.dimse.quarantine import Quota, put_aside
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.supervision.errors import ChildNotReady, SpawnError

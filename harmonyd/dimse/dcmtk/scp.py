@@ -19,12 +19,12 @@ from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
-from harmonyd.dimse.dcmtk.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.dcmtk.log_config import kept_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
-from harmonyd.dimse.dcmtk.taking import Taking
 from harmonyd.dimse.engine import Admission, Arrival, Association, ObjectHandler, StoreScpConfig
+from harmonyd.dimse.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
+from harmonyd.dimse.taking import Taking
 from harmonyd.supervision.api import KeptChild, KeptSpec
 
 SWEEP_SECS = 10.0

@@ -1,7 +1,7 @@
 """One association that a peer began: its commands, each to the service that answers it (PS3.7 chapter 9).
 
 A service gets a command when that is complete, and reads its data set from the session. Another service of DIMSE is
-another entry in its owner's table.
+another entry in its receiver's table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Protocol, TypeAlias
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.connection import Connection, Silence
@@ -33,8 +32,8 @@ class Stopped(Exception):
     """We end the association."""
 
 
-class Owner(Protocol):
-    """Who answers to an AE title."""
+class Receiver(Protocol):
+    """Who serves associations."""
 
     @property
     def max_pdu(self) -> int: ...
@@ -47,10 +46,6 @@ class Owner(Protocol):
     @property
     def services(self) -> Mapping[int, Service]:
         """By Command Field (0000,0100) of the request."""
-        ...
-
-    def rejection(self, request: core.AssociateRequest, peer: str) -> Rejection | None:
-        """Why this association is refused; None when it is accepted."""
         ...
 
     def answer(self, request: core.AssociateRequest) -> core.Answer:
@@ -67,10 +62,10 @@ class InboundSession:
 
     _log = Logger()
 
-    def __init__(self, connection: Connection, association: Association, owner: Owner) -> None:
+    def __init__(self, connection: Connection, association: Association, receiver: Receiver) -> None:
         self.association = association
         self.connection = connection
-        self.owner = owner
+        self.receiver = receiver
         self.has_ended = False
         self._is_busy = False
         self._is_stopping = False
@@ -90,7 +85,7 @@ class InboundSession:
         if self.connection.association.established:
             self.connection.abort()
         self.has_ended = True
-        self.owner.ended(self)
+        self.receiver.ended(self)
         self._over.fire(None)
 
     async def stop(self) -> None:
@@ -145,7 +140,7 @@ class InboundSession:
         context = self.connection.association.contexts.get(event.context_id)
         assert context is not None
         command = event.command
-        service = self.owner.services.get(command.field)
+        service = self.receiver.services.get(command.field)
         if service is not None:
             await service(self, context, command)
         else:

@@ -10,7 +10,7 @@ import errno
 import socket
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.tcp import Server
@@ -22,13 +22,12 @@ from harmonyd.dimse.native import connection as connections
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.items import DEFAULT_MAX_PDU
-from harmonyd.dimse.native.inbound import InboundSession, Owner
-from harmonyd.dimse.native.storing import KeepingOwner
+from harmonyd.dimse.native.inbound import InboundSession, Receiver
 from harmonyd.errors import Unavailable
 
 MAX_PENDING = 256
 """Connections without an association yet, or any more; the oldest makes room for the next."""
-_BACKLOG = 128
+_BACKLOG = 1024
 _ACCEPTS = 32
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECS = 1.0
@@ -46,6 +45,14 @@ def explain(port: int, error: OSError) -> str:
     return f"port {port} cannot be used: {error.strerror}"
 
 
+class Owner(Protocol):
+    """Who answers to an AE title."""
+
+    def admit(self, request: core.AssociateRequest, peer: str) -> Receiver | Rejection:
+        """Who receives over this association, or why nobody does."""
+        ...
+
+
 class AssociationListener:
     """Listens from ``open`` to ``close``; associations that run go on after that."""
 
@@ -54,7 +61,7 @@ class AssociationListener:
     def __init__(self, reactor: Any, bind_addr: str, port: int) -> None:
         self.bind_addr = bind_addr
         self.port = port
-        self.owners: dict[str, KeepingOwner] = {}
+        self.owners: dict[str, Owner] = {}
         """By called AE title."""
         self.sessions: set[InboundSession] = set()
         self._reactor = reactor
@@ -129,14 +136,14 @@ class AssociationListener:
             pending.cut()
         self._pending.clear()
 
-    async def end_associations(self, owner: Owner | None = None) -> None:
-        """End those of one owner, or all; returns when they have ended."""
-        running = [session for session in self.sessions if owner is None or session.owner is owner]
+    async def end_associations(self, receiver: Receiver) -> None:
+        """End those of one receiver; returns when they have ended."""
+        running = [session for session in self.sessions if session.receiver is receiver]
         await gatherResults([Deferred.fromCoroutine(session.stop()) for session in running])
 
-    def count(self, owner: Owner, peer: str | None = None) -> int:
-        """How many associations of this owner run (with this peer)."""
-        return sum(item.owner is owner and peer in (None, item.association.peer) for item in self.sessions)
+    def count(self, receiver: Receiver, peer: str | None = None) -> int:
+        """How many associations of this receiver run (with this peer)."""
+        return sum(item.receiver is receiver and peer in (None, item.association.peer) for item in self.sessions)
 
     def _pause(self, error: OSError) -> None:
         """Without a descriptor, the connection that waits would wake us again and again."""
@@ -184,32 +191,31 @@ class AssociationListener:
                        peer=connection.peer, port=self.port, why=why)  # fmt: skip
 
     def _requested(self, connection: Connection, request: core.AssociateRequest) -> None:
-        rejection = self._judge(request, connection.peer)
-        if rejection is None:
-            self._accept(connection, request)
+        answer = self._judge(request, connection.peer)
+        if not isinstance(answer, Rejection):
+            self._accept(connection, request, answer)
             return
-        connection.reject(rejection)
+        connection.reject(answer)
         self._log.warn(
             "association from {calling} ({peer}) to {called}: {text}",
             calling=printable(request.calling_aet), peer=connection.peer, called=printable(request.called_aet),
-            text=rejection.text, port=self.port,
+            text=answer.text, port=self.port,
         )  # fmt: skip
 
-    def _judge(self, request: core.AssociateRequest, peer: str) -> Rejection | None:
+    def _judge(self, request: core.AssociateRequest, peer: str) -> Receiver | Rejection:
         owner = self.owners.get(request.called_aet)
         if owner is None:
             return Rejection.CALLED_AE_TITLE_NOT_RECOGNIZED
         if not request.calling_aet or request.calling_aet != printable(request.calling_aet):
             return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
-        return owner.rejection(request, peer)
+        return owner.admit(request, peer)
 
-    def _accept(self, connection: Connection, request: core.AssociateRequest) -> None:
-        owner = self.owners[request.called_aet]
+    def _accept(self, connection: Connection, request: core.AssociateRequest, receiver: Receiver) -> None:
         known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, connection.peer)
-        connection.association.accept(owner.answer(request), _INFORMATION, max_pdu=owner.max_pdu)
-        connection.silence_secs = owner.association_timeout_secs
+        connection.association.accept(receiver.answer(request), _INFORMATION, max_pdu=receiver.max_pdu)
+        connection.silence_secs = receiver.association_timeout_secs
         connection.flush()
-        session = InboundSession(connection, known, owner)
+        session = InboundSession(connection, known, receiver)
         self._pending.pop(connection, None)
         self.sessions.add(session)
         self._log.info(
@@ -221,9 +227,5 @@ class AssociationListener:
     def _ended(self, session: InboundSession) -> None:
         """Its peer may take its time to close the connection."""
         self.sessions.discard(session)
-        connection = session.connection
-        if connection.closed.called:
-            return
-        if self._sock is None:
-            return
-        self._pending[connection] = None
+        if self.is_open and not session.connection.closed.called:
+            self._pending[session.connection] = None

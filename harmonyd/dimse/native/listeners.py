@@ -1,68 +1,118 @@
-"""All DICOM ports of our own, shared by those who answer to different AE titles on one of them."""
+"""All DICOM ports of our own, and who answers to which AE title on them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol, TypeGuard
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from harmonyd.dimse.native.listener import AssociationListener, Explain, explain
-from harmonyd.dimse.native.storing import KeepingOwner
+from harmonyd.dimse.associate import Rejection
+from harmonyd.dimse.native import core
+from harmonyd.dimse.native.deliveries import MoveDeliveries
+from harmonyd.dimse.native.inbound import Receiver
+from harmonyd.dimse.native.listener import AssociationListener, Explain, Owner, explain
 from harmonyd.errors import Unavailable
 
+_NOT_OF_MOVES = (Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED, Rejection.TEMPORARY_CONGESTION)
+"""What an endpoint refuses for its own sake: a PACS may still deliver what it was asked for. Limits count for all."""
 
-class SharingOwner(KeepingOwner, Protocol):
-    """An owner that leaves what is not its own to another one of the same AE title."""
 
-    fallback: KeepingOwner | None
+class Endpoint(Owner, Receiver, Protocol):
+    """Who receives for an endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An AE title on a port."""
+
+    bind_addr: str
+    port: int
+    aet: str
+
+
+@dataclass(slots=True, eq=False)
+class Title:
+    """Who answers to an AE title on a port: an endpoint, the deliveries of C-MOVE, or both. ``listener.Owner``."""
+
+    endpoint: Endpoint | None = None
+    """Whose all is that no move has asked for, even while it does not receive."""
+    is_receiving: bool = False
+    """The endpoint."""
+    moves: MoveDeliveries | None = None
+
+    def admit(self, request: core.AssociateRequest, peer: str) -> Receiver | Rejection:
+        """See ``listener.Owner``. The endpoint's word counts, but for a PACS that delivers what a move asked for."""
+        endpoint, moves = self.endpoint, self.moves
+        if endpoint is None:
+            return Rejection.CALLED_AE_TITLE_NOT_RECOGNIZED if moves is None else moves.admit(request, peer)
+        answer = endpoint.admit(request, peer) if self.is_receiving else Rejection.TEMPORARY_CONGESTION
+        if answer in _NOT_OF_MOVES and moves is not None and moves.expects_from(request.calling_aet):
+            return moves.admit(request, peer)
+        return answer
 
 
 class Listeners:
-    """Opens a port with its first owner, closes it with its last.
-
-    One endpoint and the deliveries of C-MOVE may answer to the same AE title: what no move asked for is the endpoint's.
-    """
+    """Opens a port with the first who receives there, closes it with the last."""
 
     def __init__(self, reactor: Any, why: Explain = explain) -> None:
         """``why`` puts into words why one cannot listen on a port."""
         self._reactor = reactor
         self._why = why
+        self._titles: dict[Place, Title] = {}
         self._open: dict[tuple[str, int], AssociationListener] = {}
 
-    def claim(self, bind_addr: str, port: int, aet: str, owner: KeepingOwner) -> AssociationListener:
-        """Have ``owner`` answer to ``aet`` on this port.
+    def reserve(self, place: Place, endpoint: Endpoint) -> None:
+        """What comes there is this endpoint's, and refused until it claims the place, whoever listens there before."""
+        title = self._titles.setdefault(place, Title())
+        title.endpoint = title.endpoint or endpoint
 
-        Raises ``Unavailable`` when somebody else has the port, or another owner the AE title.
+    def claim(self, place: Place, endpoint: Endpoint) -> AssociationListener:
+        """Have the endpoint receive there.
+
+        Raises ``Unavailable`` when somebody else has the port, or another endpoint the AE title.
         """
-        listener = self._open.get((bind_addr, port))
-        if listener is None:
-            listener = AssociationListener(self._reactor, bind_addr, port)
-            listener.open(self._why)
-            self._open[bind_addr, port] = listener
-        present = listener.owners.get(aet)
-        if present is None:
-            listener.owners[aet] = owner
-        elif _shares(owner) and not _shares(present):
-            owner.fallback = present
-            listener.owners[aet] = owner
-        elif _shares(present) and present.fallback is None and not _shares(owner):
-            present.fallback = owner
-        else:
-            raise Unavailable(f"port {port} has somebody who answers to {aet} already")
+        title = self._titles.get(place) or Title()
+        if title.is_receiving and title.endpoint is not endpoint:
+            raise _taken(place)
+        listener = self._listening(place, title)
+        title.endpoint, title.is_receiving = endpoint, True
         return listener
 
-    def release(self, listener: AssociationListener, aet: str, owner: KeepingOwner) -> None:
-        """The owner answers no more; its associations go on until they end."""
-        present = listener.owners.get(aet)
-        if present is not None and _shares(present) and present.fallback is owner:
-            present.fallback = None
-        elif present is owner:
-            del listener.owners[aet]
-            if _shares(owner) and owner.fallback is not None:
-                listener.owners[aet] = owner.fallback
-        if not listener.owners:
-            listener.close()
-            for key in [key for key, known in self._open.items() if known is listener]:
-                del self._open[key]
+    def claim_for_moves(self, place: Place, moves: MoveDeliveries) -> AssociationListener:
+        """Have these deliveries come there. Raises as ``claim``."""
+        title = self._titles.get(place) or Title()
+        if title.moves is not None:
+            raise _taken(place)
+        listener = self._listening(place, title)
+        title.moves = moves
+        return listener
+
+    def pause(self, place: Place, endpoint: Endpoint) -> None:
+        """The endpoint receives no more; associations that run go on until they end. The place stays its own."""
+        title = self._titles.get(place)
+        if title is not None and title.endpoint is endpoint:
+            title.is_receiving = False
+            self._clear(place, title)
+
+    def release(self, place: Place, endpoint: Endpoint) -> None:
+        """The same for good."""
+        self.pause(place, endpoint)
+        title = self._titles.get(place)
+        if title is not None and title.endpoint is endpoint:
+            title.endpoint = None
+            self._clear(place, title)
+
+    def release_moves(self, place: Place, moves: MoveDeliveries) -> None:
+        """No deliveries come there any more; associations that run go on until they end."""
+        title = self._titles.get(place)
+        if title is not None and title.moves is moves:
+            title.moves = None
+            self._clear(place, title)
+
+    def moves_at(self, place: Place) -> MoveDeliveries | None:
+        """Whose deliveries come there, if any do."""
+        title = self._titles.get(place)
+        return title.moves if title is not None else None
 
     def close(self) -> None:
         """Close every port; associations that run go on."""
@@ -74,6 +124,29 @@ class Listeners:
         listeners = [item for item in self._open.values() if ports is None or item.port in ports]
         return sum(len(listener.sessions) for listener in listeners)
 
+    def _listening(self, place: Place, title: Title) -> AssociationListener:
+        address = place.bind_addr, place.port
+        listener = self._open.get(address)
+        if listener is None:
+            listener = AssociationListener(self._reactor, *address)
+            listener.open(self._why)
+            self._open[address] = listener
+        self._titles[place] = listener.owners[place.aet] = title
+        return listener
 
-def _shares(owner: KeepingOwner) -> TypeGuard[SharingOwner]:
-    return hasattr(owner, "fallback")
+    def _clear(self, place: Place, title: Title) -> None:
+        """Keep nothing that nobody needs."""
+        if title.endpoint is None and title.moves is None:
+            self._titles.pop(place, None)
+        address = place.bind_addr, place.port
+        listener = self._open.get(address)
+        if title.is_receiving or title.moves is not None or listener is None:
+            return
+        listener.owners.pop(place.aet, None)
+        if not listener.owners:
+            listener.close()
+            del self._open[address]
+
+
+def _taken(place: Place) -> Unavailable:
+    return Unavailable(f"port {place.port} has somebody who answers to {place.aet} already")

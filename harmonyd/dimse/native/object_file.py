@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.dimse.native import names
-from harmonyd.dimse.native.threads import in_thread
 from harmonyd.dimse.part10 import InstanceHeader, check_complete
+from harmonyd.dimse.threads import in_thread
 
 GATHER_BYTES = 1024 * 1024
 """So much of a data set is in memory before it is written."""

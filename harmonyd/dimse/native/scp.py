@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.native import core
-from harmonyd.dimse.native.inbound import InboundSession, Service, echo, storage_answer
+from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
 from harmonyd.dimse.native.listener import AssociationListener
-from harmonyd.dimse.native.listeners import Listeners
-from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Offer, Reception, Refused, Storing
-from harmonyd.dimse.native.threads import in_thread
+from harmonyd.dimse.native.listeners import Listeners, Place
+from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.threads import in_thread
 from harmonyd.waiters import Waiters
 
 FOLDER = "native"
@@ -26,7 +27,7 @@ FOLDER = "native"
 
 
 class NativeStoreScp:
-    """Implements ``StoreScp``, and ``Owner`` and ``Keeper`` for its AE title. ``folder``: the receiving folders."""
+    """Implements ``StoreScp``, ``listeners.Endpoint`` and ``storing.Keeper``. ``folder``: the receiving folders."""
 
     _log = Logger()
 
@@ -51,6 +52,10 @@ class NativeStoreScp:
         self._listeners = listeners
         self._listener: AssociationListener | None = None
         self._receptions = 0
+        self._run = uuid.uuid4().hex
+        self._numbers = count()
+        self._place = _place(config)
+        listeners.reserve(self._place, self)
         self._idle: Waiters[None] = Waiters()
 
     async def start(self) -> None:
@@ -67,13 +72,15 @@ class NativeStoreScp:
         """See ``StoreScp``. Associations that run are ended."""
         listener = self._listener
         if listener is not None:
-            self._listeners.release(listener, self._config.local_aet, self)
+            self._listeners.pause(self._place, self)
             await listener.end_associations(self)
             self._listener = None
 
     async def resume(self, config: StoreScpConfig) -> None:
         """See ``StoreScp``."""
-        self._config = config
+        if _place(config) != self._place:
+            self._listeners.release(self._place, self)
+        self._config, self._place = config, _place(config)
         self._listen()
 
     async def taken(self) -> None:
@@ -84,13 +91,13 @@ class NativeStoreScp:
     async def stop(self) -> None:
         """See ``StoreScp``. Nothing is left: what was not taken was not acknowledged."""
         await self.pause()
+        self._listeners.release(self._place, self)
         await self.taken()
 
     def _listen(self) -> None:
-        config = self._config
-        self._listener = self._listeners.claim(config.bind_addr, config.port, config.local_aet, self)
+        self._listener = self._listeners.claim(self._place, self)
 
-    # --- inbound.Owner
+    # --- listener.Owner, and inbound.Receiver
 
     @property
     def max_pdu(self) -> int:
@@ -100,8 +107,8 @@ class NativeStoreScp:
     def association_timeout_secs(self) -> float:
         return self._config.association_timeout_secs
 
-    def rejection(self, request: core.AssociateRequest, peer: str) -> Rejection | None:
-        """See ``inbound.Owner``."""
+    def admit(self, request: core.AssociateRequest, peer: str) -> Receiver | Rejection:
+        """See ``listener.Owner``."""
         config, listener = self._config, self._listener
         if config.allowed_calling_aets and request.calling_aet not in config.allowed_calling_aets:
             return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
@@ -115,59 +122,47 @@ class NativeStoreScp:
             return Rejection.LOCAL_LIMIT_EXCEEDED
         if listener.count(self, peer) >= config.max_associations_per_peer:
             return Rejection.LOCAL_LIMIT_EXCEEDED
-        return None
+        return self
 
     def answer(self, request: core.AssociateRequest) -> core.Answer:
-        """See ``inbound.Owner``."""
+        """See ``inbound.Receiver``."""
         return storage_answer(request)
 
     def ended(self, session: InboundSession) -> None:
-        """See ``inbound.Owner``."""
+        """See ``inbound.Receiver``."""
 
     # --- storing.Keeper
 
     def begin(self, offer: Offer) -> Reception:
         """See ``storing.Keeper``. When room runs out no object is begun; what is under way may still fit."""
-        if self._admission.must_end():
+        moves = self._listeners.moves_at(self._place)
+        if self._admission.must_end() and not (moves and moves.names_a_move(offer)):
             raise Refused(OUT_OF_RESOURCES, self._admission.refusal() or "no room")
         self._receptions += 1
-        return _Reception(self, offer)
+        path = self.folder / f"{self._run}-{next(self._numbers)}.dcm"
+        if moves is not None:
+            return moves.reception(offer, path, self._take, shared=True, ended=self._reception_ended)
+        return Reception(path, lambda at, header: self._take(offer, at, header), self._reception_ended)
 
-    def reception_ended(self) -> None:
-        """For ``_Reception``."""
+    async def _take(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
+        """Raises what the handler raises."""
+        await self._handler([Arrival(instance_of(path, header), offer.association, offer.move_originator_aet)])
+        return SUCCESS, ""
+
+    def _reception_ended(self) -> None:
         self._receptions -= 1
         if not self._receptions:
             self._idle.fire(None)
 
-    async def take(self, arrival: Arrival) -> None:
-        """For ``_Reception``. Raises what the handler raises."""
-        await self._handler([arrival])
 
-
-class _Reception:
-    """Implements ``storing.Reception``."""
-
-    def __init__(self, scp: NativeStoreScp, offer: Offer) -> None:
-        self.path = scp.folder / f"{uuid.uuid4().hex}.dcm"
-        self._scp = scp
-        self._offer = offer
-
-    async def keep(self, path: Path, header: InstanceHeader) -> tuple[int, str]:
-        """See ``storing.Reception``."""
-        offer = self._offer
-        await self._scp.take(Arrival(instance_of(path, header), offer.association, offer.move_originator_aet))
-        return SUCCESS, ""
-
-    def ended(self) -> None:
-        """See ``storing.Reception``."""
-        self._scp.reception_ended()
+def _place(config: StoreScpConfig) -> Place:
+    return Place(config.bind_addr, config.port, config.local_aet)
 
 
 def _emptied(folder: Path) -> int:
     """Make the folder, or remove what is in it; returns how many files that was. Blocking."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for path in folder.iterdir():
+    left = list(folder.iterdir())
+    for path in left:
         path.unlink()
-        count += 1
-    return count
+    return len(left)

@@ -6,9 +6,10 @@ Success is said when a keeper has it, and not before. What is refused, damaged o
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
@@ -17,7 +18,7 @@ from harmonyd.dimse.associate import printable
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.connection import Silence
-from harmonyd.dimse.native.inbound import Ended, InboundSession, Owner, Stopped
+from harmonyd.dimse.native.inbound import Ended, InboundSession, Stopped
 from harmonyd.dimse.native.object_file import ObjectFile, file_meta
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader
 from harmonyd.errors import StorageFull, Unavailable
@@ -43,7 +44,7 @@ class Refused(Exception):
         self.comment = comment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Offer:
     """A C-STORE request whose data set is on its way."""
 
@@ -63,25 +64,26 @@ class Offer:
         """Empty where there is none."""
         return self.command.move_originator_aet or ""
 
+    @property
+    def move_originator_message_id(self) -> int | None:
+        return self.command.move_originator_message_id
 
-class Reception(Protocol):
+
+Kept: TypeAlias = tuple[int, str]
+"""Status and Error Comment of an object that somebody has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reception:
     """What a keeper does with one object."""
 
-    @property
-    def path(self) -> Path:
-        """Where it is to be written; nothing is there."""
-        ...
-
-    async def keep(self, path: Path, header: InstanceHeader) -> tuple[int, str]:
-        """The file is whole: take it over. Returns the status for a success, or warning, and a comment.
-
-        Raises ``Refused``, and what a full disk raises; then the file is removed, if it still is there.
-        """
-        ...
-
-    def ended(self) -> None:
-        """Called once, whatever became of the object, before the peer is told."""
-        ...
+    path: Path
+    """Where it is to be written; nothing is there."""
+    keep: Callable[[Path, InstanceHeader], Awaitable[Kept]]
+    """The file is whole: take it over. Raises ``Refused``, and what a full disk raises; then the file is removed, if it
+    still is there."""
+    ended: Callable[[], None]
+    """Called once, whatever became of the object, before the peer is told."""
 
 
 class Keeper(Protocol):
@@ -90,10 +92,6 @@ class Keeper(Protocol):
     def begin(self, offer: Offer) -> Reception:
         """An object is on its way. Raises ``Refused``."""
         ...
-
-
-class KeepingOwner(Owner, Keeper, Protocol):
-    """An owner that stores."""
 
 
 class Storing:
@@ -126,7 +124,7 @@ class Storing:
             raise Refused(CANNOT_UNDERSTAND, "no data set")
         return self._keeper.begin(offer)
 
-    async def _receive(self, offer: Offer, transfer_syntax_uid: str, reception: Reception) -> tuple[int, str]:
+    async def _receive(self, offer: Offer, transfer_syntax_uid: str, reception: Reception) -> Kept:
         command, session = offer.command, offer.session
         meta = file_meta(
             command.affected_sop_class_uid or "",
@@ -152,7 +150,7 @@ class Storing:
 
     # --- what went wrong
 
-    def _failed(self, offer: Offer, path: Path, error: Exception) -> tuple[int, str]:
+    def _failed(self, offer: Offer, path: Path, error: Exception) -> Kept:
         match error:
             case Refused(status=status, comment=comment):
                 return self._say_refused(offer, status, comment)
@@ -165,7 +163,7 @@ class Storing:
         self._log.failure("an object could not be taken, by our fault", association_id=offer.association.id)
         return PROCESSING_FAILURE, "our fault; the log says more"
 
-    def _say_refused(self, offer: Offer, status: int, comment: str) -> tuple[int, str]:
+    def _say_refused(self, offer: Offer, status: int, comment: str) -> Kept:
         self._log.warn(
             "{uid} from {calling} ({peer}) is not taken: {comment} (status 0x{status:04X})",
             uid=printable(offer.sop_instance_uid), comment=comment, status=status, **_fields(offer),

@@ -12,7 +12,7 @@ from inbound_kit import FakeSpool, descriptors
 from harmonyd.dimse.engine import StoreScpConfig
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.scp import NativeStoreScp
-from harmonyd.dimse.native.threads import in_thread
+from harmonyd.dimse.threads import in_thread
 
 
 class NativeInbound:

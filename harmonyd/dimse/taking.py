@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import Arrival, ObjectHandler
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
+from harmonyd.dimse.threads import Threads
 from harmonyd.waiters import Waiters
 
 MAX_BATCH = 64
@@ -58,8 +58,8 @@ class Taking:
 
     _log = Logger()
 
-    def __init__(self, box: Toolbox, handler: ObjectHandler, name: str) -> None:
-        self._box = box
+    def __init__(self, threads: Threads, handler: ObjectHandler, name: str) -> None:
+        self._threads = threads
         self._handler = handler
         self._name = name
         self._queue: deque[tuple[Source, Path]] = deque()
@@ -111,7 +111,7 @@ class Taking:
 
     async def _take(self, batch: Sequence[tuple[Source, Path]]) -> None:
         try:
-            checked: list[_Checked] = await self._box.in_thread(_check, batch)
+            checked: list[_Checked] = await self._threads.in_thread(_check, batch)
         except Exception as error:  # noqa: BLE001 - as below
             self._failed([_Checked(source, path, None) for source, path in batch], error)
             return
