@@ -90,7 +90,7 @@ class Chunk:
         """Exactly ``count`` bytes; None when they are not there yet."""
         held = self._held
         piece = self.some(count - len(held))
-        if not held and len(piece) == count:
+        if len(piece) == count:
             return bytes(piece)
         held += piece
         if len(held) < count:
