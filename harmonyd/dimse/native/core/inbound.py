@@ -170,7 +170,7 @@ class Inbound:
             return False
         self._kind, length = head
         self._skip = not owner.pdu_begins(self._kind)
-        self._pdu_left, self._pdv_left = length, 0
+        self._pdu_left = length
         if self._kind != PduType.P_DATA_TF:
             if length not in LENGTHS[self._kind]:
                 raise ProtocolViolation(f"a PDU of type {self._kind} says that it has {length} bytes")
