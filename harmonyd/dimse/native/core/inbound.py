@@ -135,7 +135,7 @@ class Inbound:
 
     @property
     def held(self) -> int:
-        """Number of bytes kept: the whole memory of this association that a peer has a say in."""
+        """Number of bytes kept of what is not complete yet."""
         return self._chunk.held + self.messages.held
 
     def receive(self, data: bytes | bytearray | memoryview, owner: Owner, events: list[Event]) -> None:
