@@ -47,7 +47,7 @@ class Machine:
         if action.artim is not None:
             self.artim = action.artim is Artim.START
         if action.transport is Transport.CLOSE:
-            self.transport_done, self.artim = True, False
+            self.transport_done = True
         self.state = action.next[next_index]
 
 

@@ -204,6 +204,16 @@ def test_any_buffer_will_do(kind: Callable[[bytes], bytes]) -> None:
     assert _acceptor("store").receive(kind(SCU_SIDE["store"][1])) == _acceptor("store").receive(SCU_SIDE["store"][1])
 
 
+def test_a_buffer_is_let_go() -> None:
+    """Nothing but the pieces of a data set refers to what was received: then its buffer can be changed."""
+    association = _acceptor("echo")
+    whole = SCU_SIDE["echo"][1]
+    for content in (whole[:3], whole[3:40], whole[40:], b"nonsense"):
+        buffer = bytearray(content)
+        association.receive(buffer)
+        buffer += b"more"  # BufferError while a view of it exists
+
+
 def test_a_big_data_set_is_never_kept() -> None:
     """Of a message of 64 MiB in PDUs of 16 MiB nothing is held between two portions."""
     pair = Pair.established()

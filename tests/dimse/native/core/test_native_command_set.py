@@ -144,10 +144,10 @@ def test_what_is_wrong_with_a_command_set_is_said(content: bytes, complaint: str
 def test_what_carries_no_meaning_is_tolerated() -> None:
     """Retired elements, elements without a value, and padding of either kind disturb nothing."""
     retired = b"\0\0\x01\0\4\0\0\0\1\2\3\4"
-    empty = b"\0\0\2\x09\0\0\0\0"
+    empty = b"\0\0\2\x09\0\0\0\0" + b"\0\0\0\7\0\0\0\0"
     padded = b"\0\0\0\x10\6\0\0\x001.2 \0\0"
     command = command_set.decode(ECHO + retired + empty + padded)
-    assert (command.error_comment, command.affected_sop_instance_uid) == (None, "1.2")
+    assert (command.error_comment, command.priority, command.affected_sop_instance_uid) == (None, None, "1.2")
     assert command.name == "C-ECHO-RQ" and not command.has_data
 
 

@@ -50,6 +50,7 @@ def test_what_is_not_supported_is_said_so() -> None:
         ((False, True), (False, True), (False, True)),
         ((True, True), (True, False), (True, False)),
         ((False, True), (True, True), (False, True)),
+        ((True, False), (True, True), (True, False)),
         ((False, True), (False, False), (False, False)),
     ],
 )

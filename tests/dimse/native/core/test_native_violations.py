@@ -159,6 +159,13 @@ def test_a_second_request_after_a_rejection_is_aborted_once() -> None:
     assert pair.scp.data_to_send() == pdu.Abort(2, 2).encode()
 
 
+def test_what_waits_to_be_sent_is_dropped_for_an_abort() -> None:
+    """After an abort nothing else is of use to the peer."""
+    pair = Pair.established()
+    pair.scp.send(ECHO_ID, c_echo_rq(1))
+    aborts(pair.scp, b"\x08\0\0\0\0\4", AbortReason.UNRECOGNIZED_PDU, "type 8")
+
+
 # --- legal, if unusual ------------------------------------------------------------------------------------------------
 
 
