@@ -26,6 +26,7 @@ from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
 from harmonyd.spool.api import Spool
 from harmonyd.supervision.api import Supervisor
+from harmonyd.supervision.ports import problem_text
 from harmonyd.telemetry.health import Health
 from harmonyd.web.front_end import HttpFrontEnd
 from harmonyd.web.management import management_route
@@ -131,7 +132,7 @@ class Builder:
         return DcmtkEngine(self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch)
 
     def _native(self) -> NativeEngine:
-        return NativeEngine(self._reactor, storage=self._folders.storage)
+        return NativeEngine(self._reactor, storage=self._folders.storage, why=problem_text)
 
     def backends(
         self, config: Config, engines: Engines, unchanged: Mapping[str, Backend]

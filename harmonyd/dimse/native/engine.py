@@ -21,24 +21,30 @@ from harmonyd.dimse.engine import (
     StoreScpConfig,
 )
 from harmonyd.dimse.native import find, get, move, store
-from harmonyd.dimse.native.deliveries import Deliveries
 from harmonyd.dimse.native.exchange import Means
+from harmonyd.dimse.native.listener import Explain, explain
 from harmonyd.dimse.native.listeners import Listeners
+from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.native.scp import NativeStoreScp
+from harmonyd.dimse.quarantine import Quota
 from harmonyd.dimse.streams import ItemStream
 
 
 class NativeEngine:
     """Performs DIMSE operations; one for the whole daemon.
 
-    ``storage`` holds the artifact folders, ``spool/`` and ``quarantine/``.
+    ``storage`` holds the artifact folders, ``spool/`` and ``quarantine/``; ``why`` puts into words why one cannot
+    listen on a port.
     """
 
-    def __init__(self, reactor: Any, *, storage: Path, max_unasked_bytes: int = 1000**3) -> None:
-        self._means = Means(reactor, AssociationPool(reactor), storage)
-        self._listeners = Listeners(reactor)
-        self._deliveries = Deliveries(self._means, self._listeners, max_unasked_bytes)
+    def __init__(
+        self, reactor: Any, *, storage: Path, max_unasked_bytes: int = 1000**3, why: Explain = explain
+    ) -> None:
+        means = self._means = Means(reactor, AssociationPool(reactor), storage)
+        self._listeners = Listeners(reactor, why)
+        self._quota = Quota(means, means.quarantine, max_unasked_bytes)
+        self._ports = MovePorts(means, storage, means.quarantine, self._listeners, self._quota)
 
     async def start(self) -> None:
         """Nothing has to be prepared."""
@@ -55,7 +61,7 @@ class NativeEngine:
     def move(
         self, remote: RemoteNode, receiver: MoveReceiver, query: Query, op: OperationContext
     ) -> ItemStream[Instance]:
-        return move.move(self._means, self._deliveries, remote, receiver, query, op)
+        return move.move(self._means, self._ports, remote, receiver, query, op)
 
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ItemStream[StoreResult]:
         return store.store(self._means, remote, files, op)
@@ -66,7 +72,7 @@ class NativeEngine:
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Listen for C-MOVE deliveries now instead of with the first move."""
-        await self._deliveries.open(receiver)
+        await self._ports.open(receiver)
 
     def association_count(self, ports: Collection[int] | None = None) -> int:
         """How many associations run that somebody else began (on these ports)."""
@@ -78,13 +84,14 @@ class NativeEngine:
 
     def limit_unasked(self, max_bytes: int) -> None:
         """How much of what nobody asked for may lie in quarantine."""
-        self._deliveries.max_unasked_bytes = max_bytes
+        self._quota.max_bytes = max_bytes
 
     def keep_receivers(self, wanted: Collection[MoveReceiver]) -> None:
         """Close receivers that are not among these, once no move needs them."""
-        self._deliveries.keep_only(wanted)
+        self._ports.keep_only(wanted)
 
     async def close(self) -> None:
         """Release the associations that are kept open, and listen no more."""
+        await self._ports.close()
         self._listeners.close()
         await self._means.pool.close()
