@@ -90,7 +90,7 @@ class ClientAssociation:
             return event
         if isinstance(event, core.ReleaseRequested):
             self.connection.respond_release()
-        raise _error_for(event, self.remote, accepted=True)
+        raise error_for(event, self.remote, accepted=True)
 
     async def response(self, message_id: int) -> tuple[core.Command, bytes]:
         """The next response to a request of ours, with its data set (empty without one). Raises as ``receive`` does."""
@@ -155,8 +155,8 @@ class ClientAssociation:
             pass
 
 
-def _error_for(event: core.Event, remote: RemoteNode, *, accepted: bool) -> DimseError:
-    """What an event that is no message means."""
+def error_for(event: core.Event, remote: RemoteNode, *, accepted: bool) -> DimseError:
+    """The error that an event is which brings no message: the end of an association, or what must not come."""
     match event:
         case core.Rejected(result, source, reason):
             return failures.rejected(
@@ -184,7 +184,7 @@ async def open_association(
     whose ``timeout`` is "connect" or "association"; ``DeadlinePassed`` when the operation's time (reactor seconds) is
     over before.
     """
-    connection = await _connect(reactor, remote, _request(remote, proposed, roles), deadline)
+    connection = await _connect(reactor, remote, association_request(remote, proposed, roles), deadline)
     try:
         event = await until(reactor, deadline, Deferred.fromCoroutine(connection.receive()), deadline_passed())
     except Silence:
@@ -194,7 +194,7 @@ async def open_association(
         connection.abort()
         raise
     if not isinstance(event, core.Accepted):
-        raise _error_for(event, remote, accepted=False)
+        raise error_for(event, remote, accepted=False)
     return ClientAssociation(reactor, connection, remote, event)
 
 
@@ -207,9 +207,10 @@ def deadline_passed() -> DeadlinePassed:
     )
 
 
-def _request(
-    remote: RemoteNode, proposed: Sequence[tuple[str, Sequence[str]]], roles: Sequence[core.RoleSelection]
+def association_request(
+    remote: RemoteNode, proposed: Sequence[tuple[str, Sequence[str]]], roles: Sequence[core.RoleSelection] = ()
 ) -> core.AssociateRequest:
+    """What we ask a node for: (abstract syntax, transfer syntaxes) of each context; what is above 128 is left out."""
     contexts = tuple(
         core.ProposedContext(2 * number + 1, abstract, tuple(transfer))
         for number, (abstract, transfer) in enumerate(proposed[:MAX_CONTEXTS])
