@@ -41,7 +41,8 @@ class ClientAssociation:
     @property
     def is_open(self) -> bool:
         """Another operation may use it."""
-        return self.is_established and not self.connection.has_events
+        association = self.connection.association
+        return association.state is core.State.STA6 and not association.sending and not self.connection.has_events
 
     @property
     def is_established(self) -> bool:
@@ -83,10 +84,15 @@ class ClientAssociation:
             raise failures.aborted(self.remote, accepted=True)
 
     async def writable(self) -> None:
-        """Wait until what was sent is mostly gone. Raises as ``receive`` does."""
+        """Wait until what was sent is mostly gone. Raises as ``receive`` does.
+
+        A peer that takes nothing more, and has said something, has ended it in its way: that may still be received.
+        """
         try:
             await self.connection.writable()
         except Silence:
+            if self.connection.has_events:
+                raise failures.aborted(self.remote, accepted=True) from None
             self.connection.abort()
             raise failures.silence(self.remote, accepted=True) from None
         self.require_open()

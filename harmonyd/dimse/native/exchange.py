@@ -127,8 +127,7 @@ class Exchange:
             except AssociationAborted:
                 if not association.was_idle:
                     raise
-                association.abort()
-                self._is_final = True
+                self.let_go()
             else:
                 return
 
@@ -142,6 +141,24 @@ class Exchange:
         """From now on the deadline, and ``end``, are about this association."""
         self.association = association
         self._is_used = True
+
+    @property
+    def is_reusable(self) -> bool:
+        """The association is good for another request."""
+        return self._is_used and self._is_final and self.association.is_open
+
+    def let_go(self) -> None:
+        """Have nothing to do any more with an association that is no good; another one may be used."""
+        if self._is_used:
+            self._is_used = False
+            self._part()
+
+    def _part(self) -> None:
+        association, is_final, self._is_final = self.association, self._is_final, True
+        if is_final and association.is_established:
+            self._means.pool.give_back(association, self.idle_secs)
+        else:
+            association.abort()
 
     def asked(self) -> None:
         """A request goes out: until its final response the association is good for nothing else.
@@ -187,10 +204,7 @@ class Exchange:
             if not self._is_final and association.is_established:
                 await self._cancel()
         finally:
-            if self._is_final and association.is_established:
-                self._means.pool.give_back(association, self.idle_secs)
-            else:
-                association.abort()
+            self._part()
 
     async def _cancel(self) -> None:
         """C-CANCEL (PS3.7 section 9.3.2.3), and a moment for the final response to it."""
