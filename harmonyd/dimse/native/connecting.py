@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectError, DNSLookupError, TimeoutError, UserError
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -35,15 +36,25 @@ async def connect(reactor: Any, remote: RemoteNode, request: core.AssociateReque
         (deadline, deadline_passed()),
         key=lambda limit: limit[0],
     )
-    endpoint: Any = HostnameEndpoint(reactor, remote.host, remote.port, timeout=remote.connect_timeout_secs + 1)
+    attempt = _endpoint(reactor, remote).connect(Factory.forProtocol(build))
     try:
-        return await until(reactor, by, _cancellable(endpoint.connect(Factory.forProtocol(build))), error)
+        return await until(reactor, by, _cancellable(attempt), error)
     except (DNSLookupError, UnicodeError, ValueError):
         raise failures.unknown_host(remote) from None
     except (TimeoutError, UserError):
         raise failures.connect_timeout(remote) from None
     except ConnectError as refused:
         raise failures.unreachable(remote, _why(refused)) from None
+
+
+def _endpoint(reactor: Any, remote: RemoteNode) -> Any:
+    """An address needs no resolver, which works in a thread, and no waiting for a second address."""
+    host, timeout = remote.host, remote.connect_timeout_secs + 1
+    if isIPAddress(host):
+        return TCP4ClientEndpoint(reactor, host, remote.port, timeout)
+    if isIPv6Address(host):
+        return TCP6ClientEndpoint(reactor, host, remote.port, timeout)
+    return HostnameEndpoint(reactor, host, remote.port, timeout)
 
 
 def _cancellable(attempt: Deferred[Connection]) -> Deferred[Connection]:
