@@ -51,10 +51,10 @@ def _endpoint(reactor: Any, remote: RemoteNode) -> Any:
     """An address needs no resolver, which works in a thread, and no waiting for a second address."""
     host, timeout = remote.host, remote.connect_timeout_secs + 1
     if isIPAddress(host):
-        return TCP4ClientEndpoint(reactor, host, remote.port, timeout)
-    if isIPv6Address(host):
-        return TCP6ClientEndpoint(reactor, host, remote.port, timeout)
-    return HostnameEndpoint(reactor, host, remote.port, timeout)
+        kind: Any = TCP4ClientEndpoint
+    else:
+        kind = TCP6ClientEndpoint if isIPv6Address(host) else HostnameEndpoint
+    return kind(reactor, host, remote.port, timeout)
 
 
 def _cancellable(attempt: Deferred[Connection]) -> Deferred[Connection]:
