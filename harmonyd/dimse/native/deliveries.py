@@ -171,9 +171,9 @@ class MoveDeliveries:
 
     def begin(self, offer: Offer) -> Reception:
         """See ``storing.Keeper``, for associations that no endpoint receives."""
-        if not any(self._may_be_for(delivery, offer, False) for delivery in self._expected):
-            if not self._may_put_aside(0):
-                raise Refused(OUT_OF_RESOURCES, "nobody asked for it, and the quarantine is full")
+        is_awaited = any(self._may_be_for(delivery, offer, False) for delivery in self._expected)
+        if not is_awaited and not self._may_put_aside(0):
+            raise Refused(OUT_OF_RESOURCES, "nobody asked for it, and the quarantine is full")
         return self.reception(offer, self.folder / f"{uuid.uuid4().hex}.dcm", self._put_aside)
 
     def names_a_move(self, offer: Offer) -> bool:
