@@ -13,7 +13,8 @@ from typing import cast
 
 from harmonyd import config as configuration
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, StorageBackendOptions
-from harmonyd.daemon.build import asked_over_http, needs_dicom
+from harmonyd.daemon.build import asked_over_http
+from harmonyd.daemon.engines import needs_dcmtk
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.errors import HarmonydError
@@ -53,7 +54,7 @@ def _findings(config: Config, *, probe: bool) -> Iterator[Finding]:
     pipelines = len(config.pipelines)
     yield Finding(True, f"configuration {config.path}: {pipelines} pipeline{'s' * (pipelines != 1)}")
     tools: dict[str, Tool] | None = None
-    if needs_dicom(config):
+    if needs_dcmtk(config):
         try:
             tools = find_tools()
             yield Finding(True, "; ".join(f"{tool.name} {tool.version_text} ({tool.path})" for tool in tools.values()))

@@ -56,6 +56,13 @@ class MethodNotAllowed(HarmonydError):
     title = "Method not allowed"
 
 
+class Conflict(HarmonydError):
+    """What is asked for cannot be done to this thing in the state that it is in (RFC 9110 section 15.5.10)."""
+
+    fault = Fault.CALLER
+    title = "Not possible in this state"
+
+
 class NotAcceptable(HarmonydError):
     """None of the media types the client accepts can be produced (RFC 9110 section 12.5.1)."""
 

@@ -8,6 +8,8 @@ function or below ``TYPE_CHECKING`` counts like any other: it is a dependency of
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
+SANS_IO = "harmonyd.dimse.native.core"
+SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}
+"""Of the standard library: the protocol core has no sockets, clocks, threads or reactor."""
 
 
 def room(module: str) -> str:
@@ -83,3 +88,27 @@ def test_the_table_has_no_circle() -> None:
         order += free
         for name in free:
             del waiting[name]
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if name.startswith(SANS_IO)])
+def test_the_protocol_core_does_no_io(module: str) -> None:
+    """It imports what computes, and of harmonyd the vocabulary of DIMSE only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    outside = {name for name in found if name.split(".")[0] != "harmonyd"}
+    assert {name.split(".")[0] for name in outside} <= SANS_IO_MAY_IMPORT
+    allowed = ("harmonyd.dimse.associate", "harmonyd.dimse.errors", SANS_IO)
+    assert all(name.startswith(allowed) for name in found - outside)
+
+
+def test_the_protocol_core_can_be_used_alone() -> None:
+    """Importing it loads no reactor, no socket and no pydicom."""
+    program = (
+        f"import sys, {SANS_IO}; print(sorted({{'twisted', 'socket', 'asyncio', 'pydicom'}} & sys.modules.keys()))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert ended.stdout == "[]\n"

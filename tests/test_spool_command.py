@@ -211,11 +211,15 @@ def test_export_of_a_file_that_is_gone(storage: Path, command: Command, tmp_path
     assert command.err == f"harmonyd: {path}: No such file or directory\n"
 
 
-def test_without_a_spool(command: Command) -> None:
-    """Exit status 1, and that there is none; none is made."""
+def test_without_a_spool(config: Path, command: Command) -> None:
+    """Exit status 1, and that there is none; none is made. What moves have put aside is told all the same."""
     assert command("list") == 1
     assert "harmonyd: there is no spool below " in command.err
+    assert "quarantine" not in command.err
+    (config.parent / "tmp" / "quarantine").mkdir(parents=True)
+    (config.parent / "tmp" / "quarantine" / "1.dcm").touch()
     assert command("list") == 1
+    assert "/tmp/quarantine lie 1 files" in command.err
 
 
 def test_a_journal_that_is_none(storage: Path, command: Command) -> None:

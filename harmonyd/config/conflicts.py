@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from harmonyd.config.dicom import ANY_ADDRESS, PER_ASSOCIATION, settle_receiver
+from harmonyd.config.dicom import ANY_ADDRESS, NATIVE, PER_ASSOCIATION, settle_receiver
 from harmonyd.config.fields import Section
 from harmonyd.config.model import (
     ControlConfig,
@@ -109,8 +109,8 @@ def _claims(parts: Parts) -> Iterator[_Claim]:
             yield _Claim(section, key, network.http.bind_port, network.http.bind_address)
     for name, endpoint in parts.dicom_endpoints().items():
         options = parts.tables["endpoints"][name].table("options")
-        shares = endpoint.store_scp == PER_ASSOCIATION and endpoint.bind_addr == ANY_ADDRESS
-        how = (PER_ASSOCIATION, endpoint.local_aet) if shares else ()
+        shares = endpoint.store_scp in (PER_ASSOCIATION, NATIVE) and endpoint.bind_addr == ANY_ADDRESS
+        how = (endpoint.store_scp, endpoint.local_aet) if shares else ()
         yield _Claim(options, "port", endpoint.port, endpoint.bind_addr, *how)
     for name, backend in _receiving_backends(parts).items():
         options = parts.tables["backends"][name].table("options")

@@ -16,11 +16,13 @@ _MAX_PDU = (4096, 131072)
 """The range DCMTK accepts (--max-pdu)."""
 _ENDPOINT_ONLY = ("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes")
 _BACKEND_ONLY = (
-    *("aet", "host", "use_tls", "engine", "persistent_store_scp", "incoming_store_port", "move_destination_aet"),
+    *("aet", "host", "use_tls", "persistent_store_scp", "incoming_store_port", "move_destination_aet"),
     *("dimse_retrieve_mode", "connect_timeout_ms", "operation_timeout_ms"),
-    *("max_queue", "max_results", "query_model"),
+    *("max_queue", "max_results", "query_model", "association_idle_ms"),
 )
 PERSISTENT, PER_ASSOCIATION, TRANSIENT = "persistent", "per-association", "transient"
+DCMTK, NATIVE = "dcmtk", "native"
+"""Engines; the second is also what ``store_scp`` is called where the native engine receives: it has one way to."""
 ANY_ADDRESS = "0.0.0.0"
 _CANNOT = {
     "bind_addr": f"a persistent storescp always listens on {ANY_ADDRESS}",
@@ -41,6 +43,7 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
         bind_addr=section.text("bind_addr", ANY_ADDRESS, checks.ip_address),
         port=section.port("port", 11112),
         max_pdu=section.integer("max_pdu", 65536, *_MAX_PDU),
+        engine=_engine(section),
         store_scp=section.choice("store_scp", PERSISTENT, [PERSISTENT, PER_ASSOCIATION]),
         allowed_calling_aets=section.strings("allowed_calling_aets", checks.ae_title),
         max_associations=section.integer("max_associations", 50, 1, 200),
@@ -55,6 +58,9 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
 
 def settle_receiver(section: Section, options: DicomEndpointOptions) -> DicomEndpointOptions:
     """Choose ``store_scp`` where the file leaves it open; note a mistake where it names one that cannot do the rest."""
+    if options.engine == NATIVE:
+        _warn_about_modes(section)
+        return replace(options, store_scp=NATIVE)
     needs = {
         "bind_addr": options.bind_addr != ANY_ADDRESS,
         "allowed_calling_aets": bool(options.allowed_calling_aets),
@@ -84,7 +90,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         host=section.text("host", "", checks.host),
         port=section.port("port", 0),
         local_aet=local_aet,
-        engine=section.choice("engine", "dcmtk", ["dcmtk"], not_built=["native"]),
+        engine=_engine(section),
         store_scp=_store_scp(section),
         incoming_store_port=section.port("incoming_store_port", 11123),
         incoming_store_port_set="incoming_store_port" in section,
@@ -96,12 +102,26 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         max_pdu=section.integer("max_pdu", 65536, *_MAX_PDU),
         max_associations=section.integer("max_associations", 10, 1, 1000),
         max_queue=section.integer("max_queue", 100, 0, 100_000),
+        association_idle_secs=section.milliseconds("association_idle_ms", 5.0, least=0),
         max_results=section.integer("max_results", 10000, 1, 10_000_000),
         query_model=section.choice("query_model", "", ["study", "patient"]) or None,
         storage_dir=_storage_dir(section, base),
     )
     section.finish()
+    if options.engine == NATIVE:
+        _warn_about_modes(section)
+        return replace(options, store_scp=NATIVE)
     return options
+
+
+def _engine(section: Section) -> str:
+    return section.choice("engine", DCMTK, [DCMTK, NATIVE])
+
+
+def _warn_about_modes(section: Section) -> None:
+    for key in ("store_scp", "persistent_store_scp"):
+        if key in section:
+            section.warn(key, "it has no effect: the native engine receives by itself, in one way that can all")
 
 
 def _refuse_tls(section: Section) -> None:

@@ -101,9 +101,9 @@ class Section:
             return self._wrong(key, "out of range", allowed, default)
         return float(value)
 
-    def milliseconds(self, key: str, default_secs: float) -> float:
+    def milliseconds(self, key: str, default_secs: float, least: int = 100) -> float:
         """A time in milliseconds, returned in seconds."""
-        return self.integer(key, int(default_secs * 1000), 100, 7 * 24 * 3600 * 1000) / 1000
+        return self.integer(key, int(default_secs * 1000), least, 7 * 24 * 3600 * 1000) / 1000
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.raw(key)

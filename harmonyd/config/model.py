@@ -159,8 +159,9 @@ class DicomEndpointOptions:
     bind_addr: str = "0.0.0.0"
     port: int = 11112
     max_pdu: int = 65536
+    engine: str = "dcmtk"
     store_scp: str = "persistent"
-    """"persistent" or "per-association"; the four below need the second."""
+    """"persistent", "per-association" or "native"; the four below need one of the last two."""
     allowed_calling_aets: tuple[str, ...] = ()
     """Empty: any."""
     max_associations: int = 50
@@ -182,7 +183,7 @@ class DicomBackendOptions:
     local_aet: str = "HARMONY_SCU"
     engine: str = "dcmtk"
     store_scp: str = "persistent"
-    """"persistent" or "transient" (``persistent_store_scp`` true or false), or "per-association"."""
+    """"persistent" or "transient" (``persistent_store_scp`` true or false), "per-association" or "native"."""
     incoming_store_port: int = 11123
     incoming_store_port_set: bool = False
     """True when the file names it: the receiver then starts with the daemon, else with the first move."""
@@ -195,6 +196,8 @@ class DicomBackendOptions:
     max_associations: int = 10
     max_queue: int = 100
     """Requests that may wait for a free association; one more gets 503."""
+    association_idle_secs: float = 5.0
+    """engine = "native": how long an association stays open for the next request; 0: not at all."""
     max_results: int = 10000
     query_model: str | None = None
     """"study", "patient" or None: by level."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from harmonyd.control.management import utc
-from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound
+from harmonyd.errors import BadRequest, Conflict, MethodNotAllowed, NotFound
 from harmonyd.spool.api import BackendSummary, EntryInfo, EntryState, Pile, Spool, Summary
 
 MAX_LISTED = 1000
@@ -30,7 +30,7 @@ class SpoolResource:
         self._now = now
 
     async def __call__(self, method: str, path: Sequence[str], query: Query) -> Any:
-        """Do what ``method`` asks for. Raises BadRequest, NotFound, MethodNotAllowed, Unavailable."""
+        """Do what ``method`` asks for. Raises BadRequest, Conflict, NotFound, MethodNotAllowed, Unavailable."""
         actions = self._actions(path, query)
         action = actions.get(method)
         if action is None:
@@ -82,8 +82,15 @@ class SpoolResource:
         return entry_document(await self._found(id_))
 
     async def retry(self, id_: int) -> dict[str, Any]:
-        """Try one now. Raises NotFound."""
-        await self._found(id_)
+        """Try one now. Raises NotFound, and Conflict for one that is damaged."""
+        found = await self._found(id_)
+        damage = [delivery.reason for delivery in found.deliveries if delivery.state is EntryState.DAMAGED]
+        if damage and len(damage) == len(found.deliveries):
+            raise Conflict(
+                f"Entry {id_} is damaged, there is nothing to deliver: {damage[0]}.",
+                hint="Have the object sent again, then discard the entry.",
+                reason=damage[0],
+            )
         return {"deliveries": await self._spool.retry([id_])}
 
     async def retry_all(self) -> dict[str, Any]:

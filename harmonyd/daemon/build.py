@@ -12,8 +12,11 @@ from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, HttpListener, NetworkConfig
 from harmonyd.control.management import Document, Resource
+from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
-from harmonyd.dimse.dcmtk.tools import Tool
+from harmonyd.dimse.dcmtk.tools import find_tools
+from harmonyd.dimse.engine import MoveReceiver
+from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.middleware import registry as middleware_registry
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
@@ -23,6 +26,7 @@ from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
 from harmonyd.spool.api import Spool
 from harmonyd.supervision.api import Supervisor
+from harmonyd.supervision.ports import problem_text
 from harmonyd.telemetry.health import Health
 from harmonyd.web.front_end import HttpFrontEnd
 from harmonyd.web.management import management_route
@@ -64,7 +68,7 @@ class Leaving:
 class Parts:
     """What a daemon runs: what its configuration names, and what is leaving."""
 
-    engine: DcmtkEngine | None
+    engines: Engines
     backends: dict[str, Backend]
     endpoints: dict[str, DicomEndpoint]
     """Those that receive with DICOM."""
@@ -82,15 +86,6 @@ class Parts:
     @property
     def front_ends(self) -> list[HttpFrontEnd]:
         return [*self.listeners.values(), *self.leaving.front_ends]
-
-
-def needs_dicom(config: Config) -> bool:
-    """Does any pipeline use a dicom endpoint or backend?"""
-    used = [
-        *(config.endpoints[name].service for pipeline in config.pipelines.values() for name in pipeline.endpoints),
-        *(config.backends[name].service for pipeline in config.pipelines.values() for name in pipeline.backends),
-    ]
-    return "dicom" in used
 
 
 class Builder:
@@ -114,32 +109,37 @@ class Builder:
         self._documents = documents
         self._resources = resources
 
-    def all(self, config: Config, tools: Mapping[str, Tool] | None) -> Parts:
-        """Every part. ``tools`` is None when ``needs_dicom`` says no. Raises ``HarmonydError``."""
-        engine = None if tools is None else self.engine(tools)
-        if engine is not None:
-            engine.limit_unasked(config.spool.max_unasked_bytes)
-        backends = self.backends(config, engine, {})
+    def all(self, config: Config) -> Parts:
+        """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
+        engines = self.engines()
+        engines.require(engines_in(config))
+        engines.limit_unasked(config.spool.max_unasked_bytes)
+        backends = self.backends(config, engines, {})
         pipelines = self.pipelines(config, backends)
-        endpoints = {name: self.endpoint(config, name, engine, pipelines) for name in dicom_endpoints(config)}
+        endpoints = {name: self.endpoint(config, name, engines, pipelines) for name in dicom_endpoints(config)}
         front_ends = {
             listener: self.front_end(config, config.networks[name], pipelines)
             for listener, name in listeners(config).items()
         }
-        return Parts(engine, backends, endpoints, front_ends)
+        return Parts(engines, backends, endpoints, front_ends)
 
-    def engine(self, tools: Mapping[str, Tool]) -> DcmtkEngine:
-        """What performs DIMSE operations."""
-        folders = self._folders
-        scratch = folders.run / "dcmtk"
-        return DcmtkEngine(self._reactor, self._supervisor, tools, storage=folders.storage, scratch=scratch)
+    def engines(self) -> Engines:
+        """What performs DIMSE operations; none is made yet."""
+        return Engines({DCMTK: self._dcmtk, NATIVE: self._native})
+
+    def _dcmtk(self) -> DcmtkEngine:
+        storage, scratch = self._folders.storage, self._folders.run / "dcmtk"
+        return DcmtkEngine(self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch)
+
+    def _native(self) -> NativeEngine:
+        return NativeEngine(self._reactor, storage=self._folders.storage, why=problem_text)
 
     def backends(
-        self, config: Config, engine: DcmtkEngine | None, unchanged: Mapping[str, Backend]
+        self, config: Config, engines: Engines, unchanged: Mapping[str, Backend]
     ) -> dict[str, Backend]:
         """By name. Those in ``unchanged`` go on. Raises ``HarmonydError``."""
         resources = registry.Resources(
-            self._reactor, engine, self._folders.storage, asked_over_http(config), self._in_thread
+            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -160,23 +160,24 @@ class Builder:
         }
 
     def endpoint(
-        self, config: Config, name: str, engine: DcmtkEngine | None, pipelines: Mapping[str, Pipeline]
+        self, config: Config, name: str, engines: Engines, pipelines: Mapping[str, Pipeline]
     ) -> DicomEndpoint:
         """A dicom endpoint."""
-        assert engine is not None
         options, _ = dicom_endpoints(config)[name]
-        pipeline = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engine, pipeline, self._spool, self._in_thread)
+        pipeline, own = self.inbound_pipeline(config, name, pipelines)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own)
 
-    def inbound_pipeline(self, config: Config, name: str, pipelines: Mapping[str, Pipeline]) -> Pipeline:
-        """The pipeline of a dicom endpoint; one that has no backend gets a folder to keep objects in."""
+    def inbound_pipeline(
+        self, config: Config, name: str, pipelines: Mapping[str, Pipeline]
+    ) -> tuple[Pipeline, StorageBackend | None]:
+        """The pipeline of a dicom endpoint; one that has no backend gets its own, a folder to keep objects in."""
         options, pipeline_name = dicom_endpoints(config)[name]
         pipeline = pipelines[pipeline_name]
         if pipeline.backends:
-            return pipeline
+            return pipeline, None
         folder = options.storage_dir or self._folders.storage / "received" / name
         storage = StorageBackend(KEPT, folder, self._in_thread)
-        return Pipeline(pipeline.name, pipeline.middleware, {KEPT: storage})
+        return Pipeline(pipeline.name, pipeline.middleware, {KEPT: storage}), storage
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
@@ -228,6 +229,16 @@ def receiving_backends(config: Config) -> list[DicomBackendOptions]:
     """The backends that may have a kept receiver for C-MOVE."""
     found = (config.backends[name].options for name in sorted(asked_over_http(config)))
     return [item for item in found if isinstance(item, DicomBackendOptions) and item.store_scp != "transient"]
+
+
+def move_receivers(config: Config) -> dict[str, list[MoveReceiver]]:
+    """By engine, the kept receivers for C-MOVE that there may be."""
+    receivers: dict[str, list[MoveReceiver]] = {}
+    for options in receiving_backends(config):
+        receivers.setdefault(options.engine, []).append(
+            MoveReceiver(options.store_scp, options.move_destination_aet, options.incoming_store_port)
+        )
+    return receivers
 
 
 def listeners(config: Config) -> dict[HttpListener, str]:

@@ -25,7 +25,6 @@ from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
-from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.telemetry.health import CheckResult, DiskWritable, Health
@@ -39,7 +38,7 @@ STOP_MARGIN_SECS = 45.0
 
 
 class Daemon:
-    """One daemon, from a validated configuration. ``tools`` is None when the configuration has no DICOM in it.
+    """One daemon, from a validated configuration.
 
     ``load`` reads the configuration again, by default from where it came from. ``notifier`` tells the service manager
     how it is; without one nobody is told.
@@ -51,7 +50,6 @@ class Daemon:
         self,
         config: Config,
         reactor: Any,
-        tools: Mapping[str, Tool] | None,
         load: Callable[[], Config] | None = None,
         notifier: Notifier | None = None,
     ) -> None:
@@ -80,7 +78,7 @@ class Daemon:
         self._builder = Builder(
             reactor, self.supervisor, self.health, folders, self.spool, self._management.documents, resources
         )
-        self._parts = self._builder.all(config, tools)
+        self._parts = self._builder.all(config)
         self._disk = DiskWritable(reactor, config.storage.path)
         self.health.add_check("storage", self._disk)
         self.health.add_check("children", self._children)
@@ -102,8 +100,7 @@ class Daemon:
         await self._disk.start()
         if self._parts.endpoints or self.spool.exists:
             await self.spool.start()
-        if self._parts.engine is not None:
-            await self._parts.engine.start()
+        await self._parts.engines.start()
         for backend in self._parts.backends.values():
             await backend.start()
         for endpoint in self._parts.dicom_endpoints:
@@ -145,7 +142,7 @@ class Daemon:
 
     async def _grace(self, ports: Collection[int]) -> None:
         grace_secs = self.config.supervision.stop_grace_secs
-        await associations_end(self._reactor, self.supervisor, self._parts.engine, grace_secs, ports)
+        await associations_end(self._reactor, self.supervisor, self._parts.engines, grace_secs, ports)
 
     async def _children_settle(self) -> None:
         """Who waits for the reload wants to find its children running; one that does not come up is not waited for."""
@@ -182,9 +179,7 @@ class Daemon:
         await self._all(backend.stop for backend in parts.all_backends)
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
-        if parts.engine is not None:
-            parts.engine.close()
-        await self._all([self._control.stop])
+        await self._all([parts.engines.close, self._control.stop])
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
@@ -201,10 +196,9 @@ class Daemon:
         await gatherResults([Deferred.fromCoroutine(run(stop)) for stop in stops])
 
     async def _associations_end(self, grace_secs: float) -> None:
-        engine = self._parts.engine
-        if engine is not None:
-            engine.accept_no_more()
-        left = await associations_end(self._reactor, self.supervisor, engine, grace_secs)
+        engines = self._parts.engines
+        engines.accept_no_more()
+        left = await associations_end(self._reactor, self.supervisor, engines, grace_secs)
         if left:
             said = "{count} inbound associations were still open after {grace:g} s; they are aborted"
             self._log.warn(said, count=left, grace=grace_secs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from harmonyd.dimse.dcmtk.engine import DcmtkEngine
+from harmonyd.daemon.engines import Engines
 from harmonyd.supervision.ports import established
 from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
@@ -18,14 +18,14 @@ _POLL_SECS = 0.1
 async def associations_end(
     reactor: Any,
     supervisor: ProcessSupervisor,
-    engine: DcmtkEngine | None,
+    engines: Engines,
     grace_secs: float,
     only: Collection[int] | None = None,
 ) -> int:
     """Wait until nobody is connected to a child, at most ``grace_secs``; return how many connections are left.
 
-    Associations that ``engine`` has accepted itself are waited for, too. ``only``: the ports of those that are waited
-    for; None: all. A storescp cannot be told to accept no more: an association that begins meanwhile is waited for.
+    Associations that ``engines`` have accepted themselves are waited for, too. ``only``: the ports of those that are
+    waited for; None: all. A storescp cannot be told to accept no more: what begins meanwhile is waited for, too.
     """
     until = reactor.seconds() + grace_secs
     while True:
@@ -33,8 +33,7 @@ async def associations_end(
         if only is not None:
             ports = [port for port in ports if port in only]
         count: int = await in_thread(reactor, lambda ports=ports: sum(map(established, ports)))
-        if engine is not None:
-            count += engine.association_count(only)
+        count += engines.association_count(only)
         if not count or reactor.seconds() >= until:
             return count
         await deferLater(reactor, _POLL_SECS)

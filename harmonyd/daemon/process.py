@@ -6,7 +6,7 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from twisted.python.failure import Failure
 from harmonyd import config as configuration
 from harmonyd.config.model import Config
 from harmonyd.daemon.again import hold_signals, start_again, take_signals
-from harmonyd.daemon.build import needs_dicom
 from harmonyd.daemon.daemon import Daemon
-from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.errors import HarmonydError
 from harmonyd.telemetry import journal
 from harmonyd.telemetry.logging import start_logging
@@ -54,7 +52,6 @@ def run(config_path: Path, main: Main | None = None, adapt: Callable[[Config], C
     notifier = Notifier.from_environment(os.environ)
     try:
         config = configuration.load(config_path)
-        tools = find_tools() if needs_dicom(config) else None
         config = config if adapt is None else adapt(config)
         start_logging(config.logging)
     except configuration.ConfigError as error:
@@ -72,12 +69,11 @@ def run(config_path: Path, main: Main | None = None, adapt: Callable[[Config], C
         found = configuration.load(config_path)
         return found if adapt is None else adapt(found)
 
-    return _run_reactor(config, tools, load, main, notifier)
+    return _run_reactor(config, load, main, notifier)
 
 
 def _run_reactor(
     config: Config,
-    tools: Mapping[str, Tool] | None,
     load: Callable[[], Config],
     main: Main | None,
     notifier: Notifier,
@@ -87,7 +83,7 @@ def _run_reactor(
     reactor: Any = installed
     status = EXIT_OK
     try:
-        daemon = Daemon(config, reactor, tools, load, notifier)
+        daemon = Daemon(config, reactor, load, notifier)
     except HarmonydError as error:
         complain(error)
         notifier.status(f"Cannot start: {error.detail}")

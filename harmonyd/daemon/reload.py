@@ -13,7 +13,7 @@ from harmonyd.config.errors import ConfigError
 from harmonyd.config.model import Config
 from harmonyd.control.api import Action, Changes, GroupActive, GroupRunning, UnknownGroup
 from harmonyd.daemon import diff
-from harmonyd.daemon.build import needs_dicom
+from harmonyd.daemon.engines import needs_dcmtk
 from harmonyd.daemon.takeover import NotStarted
 from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.errors import HarmonydError, Unavailable
@@ -132,7 +132,7 @@ class ConfigReloader:
     async def restart(self) -> None:
         """See ``control.api.Reloader``."""
         config = await in_thread(self._reactor, self._load)
-        if needs_dicom(config):
+        if needs_dcmtk(config):
             await in_thread(self._reactor, find_tools)
         self._log.info("harmonyd restarts in place")
         self._begin_restart()

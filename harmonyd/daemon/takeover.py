@@ -16,10 +16,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import Config
-from harmonyd.daemon.build import Builder, Parts, asked_over_http, needs_dicom
+from harmonyd.daemon.build import Builder, Parts, asked_over_http
+from harmonyd.daemon.engines import engines_in
 from harmonyd.daemon.takeover_dicom import DicomTakeover, Grace
 from harmonyd.daemon.takeover_http import HttpTakeover
-from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.errors import HarmonydError
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
@@ -46,7 +46,6 @@ class Takeover:
         self._new = new
         self._http = HttpTakeover(builder, parts, new)
         self._dicom = DicomTakeover(reactor, builder, parts, old, new, grace)
-        self._engine = parts.engine
         self._backends: dict[str, Backend] = {}
         self._pipelines: dict[str, Pipeline] = {}
         self._started: list[Backend] = []
@@ -54,10 +53,10 @@ class Takeover:
     async def prepare(self) -> None:
         """Raises ``HarmonydError`` or OSError; then nothing has changed."""
         new = self._new
-        if self._engine is None and needs_dicom(new):
-            self._engine = self._builder.engine(await in_thread(self._reactor, find_tools))
-            await self._engine.start()
-        self._backends = self._builder.backends(new, self._engine, self._unchanged())
+        engines = self._parts.engines
+        await in_thread(self._reactor, engines.require, engines_in(new))
+        await engines.start()
+        self._backends = self._builder.backends(new, engines, self._unchanged())
         self._pipelines = self._builder.pipelines(new, self._backends)
         await self._dicom.prepare()
         try:
@@ -71,9 +70,7 @@ class Takeover:
     def commit(self) -> None:
         """From now on new requests and objects go the new way."""
         parts = self._parts
-        parts.engine = self._engine
-        if parts.engine is not None:
-            parts.engine.limit_unasked(self._new.spool.max_unasked_bytes)
+        parts.engines.limit_unasked(self._new.spool.max_unasked_bytes)
         kept = set(map(id, self._backends.values()))
         known = set(map(id, parts.backends.values()))
         parts.leaving.backends += [backend for backend in parts.backends.values() if id(backend) not in kept]

@@ -10,8 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import Config
-from harmonyd.daemon.build import Builder, Parts, dicom_endpoints, listeners, receiving_backends
-from harmonyd.dimse.engine import MoveReceiver
+from harmonyd.daemon.build import Builder, Parts, dicom_endpoints, listeners, move_receivers, receiving_backends
 from harmonyd.errors import HarmonydError
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.dicom.inbound import DicomEndpoint, scp_config
@@ -57,13 +56,7 @@ class DicomTakeover:
             elif scp_config(name, before[name][0]) != scp_config(name, after[name][0]):
                 self._ending[name] = self._resuming[name] = endpoint
         parts.endpoints = endpoints
-        if parts.engine is not None:
-            parts.engine.keep_receivers(
-                [
-                    MoveReceiver(options.store_scp, options.move_destination_aet, options.incoming_store_port)
-                    for options in receiving_backends(self._new)
-                ]
-            )
+        parts.engines.keep_receivers(move_receivers(self._new))
 
     def _endpoint(self, name: str, pipelines: Mapping[str, Pipeline]) -> DicomEndpoint:
         """The one that runs, or that is just leaving, or a new one."""
@@ -75,8 +68,8 @@ class DicomTakeover:
             if name in leaving.handing_on:
                 leaving.handing_on.pop(name).cancel()
         if endpoint is None:
-            endpoint = self._starting[name] = self._builder.endpoint(self._new, name, self._parts.engine, pipelines)
-        endpoint.change(options, self._builder.inbound_pipeline(self._new, name, pipelines))
+            endpoint = self._starting[name] = self._builder.endpoint(self._new, name, self._parts.engines, pipelines)
+        endpoint.change(options, *self._builder.inbound_pipeline(self._new, name, pipelines))
         return endpoint
 
     async def finish(self) -> list[str]:

@@ -107,15 +107,26 @@ class Intake:
             self.damaged += 1
             self.aside(path, "damaged", damage.detail)
             return None
+        return self.take_checked(path, header)
+
+    def take_checked(self, path: Path, header: InstanceHeader) -> Instance | None:
+        """Take in a file that is known to be whole; None when it was not asked for, or not again."""
         if not matches(self.wanted, header):
             self.aside(path, "not asked for")
             return None
         if header.sop_instance_uid in self.arrived:
             self.aside(path, TWICE)
             return None
-        target = self.place(path, header)
+        return self.taken(self.place(path, header), header)
+
+    def is_wanted(self, header: InstanceHeader) -> bool:
+        """Whether it was asked for, and has not arrived yet. Does not block."""
+        return matches(self.wanted, header) and header.sop_instance_uid not in self.arrived
+
+    def taken(self, path: Path, header: InstanceHeader) -> Instance:
+        """Count one that is wanted, and lies in the folder already. Does not block."""
         self.arrived.add(header.sop_instance_uid)
-        return instance_of(target, header)
+        return instance_of(path, header)
 
     def place(self, path: Path, header: InstanceHeader) -> Path:
         """Move a file into the folder, unless it is there; returns where it is."""

@@ -9,6 +9,9 @@ from enum import Enum
 
 from harmonyd.dimse.errors import DimseError
 
+ARTIM_SECS = 30.0
+"""The ARTIM timer (PS3.8 section 9.1.5): for a whole A-ASSOCIATE-RQ, and for a peer that has released its association
+to close the connection."""
 HEADER_BYTES = 6
 MAX_REQUEST_BYTES = 128 * 1024
 """128 presentation contexts with every transfer syntax there is need less than half of this."""

@@ -51,6 +51,8 @@ class RemoteNode:
     max_pdu: int = 65536
     max_associations: int = 10
     """That we may have open to it at once, idle ones included."""
+    idle_secs: float = 5.0
+    """How long an association stays open that nobody uses; 0: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class MoveReceiver:
     """Who receives what a C-MOVE delivers."""
 
     store_scp: str
-    """"persistent", "per-association" or "transient"."""
+    """"persistent", "per-association", "transient" or "native"."""
     destination_aet: str
     port: int
 
@@ -185,7 +187,7 @@ class StoreScpConfig:
     max_pdu: int = 65536
     association_timeout_secs: float = 300.0
     store_scp: str = "persistent"
-    """"persistent" or "per-association"; what follows is enforced by the second only."""
+    """"persistent", "per-association" or "native"; what follows is not enforced by the first."""
     allowed_calling_aets: tuple[str, ...] = ()
     """Empty: any."""
     max_associations: int = 50
@@ -298,3 +300,9 @@ class Engine(Protocol):
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Start the receiver for C-MOVE deliveries now instead of with the first move."""
         ...
+
+
+class EnginesByName(Protocol):
+    """The engines there are: "dcmtk", "native"."""
+
+    def __getitem__(self, name: str) -> Engine: ...

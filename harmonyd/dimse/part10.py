@@ -77,6 +77,8 @@ class InstanceHeader:
     size_bytes: int
     source_aet: str = ""
     """Source Application Entity Title (0002,0016); storescp writes the calling AE title there."""
+    data_set_at: int = 0
+    """Where the data set begins, in bytes."""
 
 
 def read_header(path: Path) -> InstanceHeader:
@@ -114,19 +116,19 @@ def _read(path: Path, last_tag: int) -> InstanceHeader:
                 raise MalformedDataset("the file is empty")
             cursor = Cursor(b"", source)
             meta = read_file_meta(cursor)
-            end = source.size
+            begin, end = cursor.base + cursor.pos, source.size
             if is_deflated(meta.transfer_syntax_uid):
-                cursor, end = Cursor(b"", InflatedSource(source, cursor.base + cursor.pos)), UNKNOWN_END
+                cursor, end = Cursor(b"", InflatedSource(source, begin)), UNKNOWN_END
             walker = _Walker(cursor, last_tag)
             if cursor.more(1) <= 0:
                 raise cursor.wrong("there is no data set behind the file meta information")
             walker.dataset(_encoding_at(cursor, encoding_of(meta.transfer_syntax_uid), 0), end)
-            return _header(meta, walker.found, source.size)
+            return _header(meta, walker.found, source.size, begin)
         except MalformedDataset as error:
             raise DamagedFile(f"{path.name}: {error.detail}") from error
 
 
-def _header(meta: FileMeta, found: dict[int, bytes], size: int) -> InstanceHeader:
+def _header(meta: FileMeta, found: dict[int, bytes], size: int, begin: int) -> InstanceHeader:
     def uid(tag: int) -> str:
         return found.get(tag, b"").decode("latin-1").strip(_PADDING)
 
@@ -142,6 +144,7 @@ def _header(meta: FileMeta, found: dict[int, bytes], size: int) -> InstanceHeade
         patient_id=charset_of(found.get(_CHARSET, b"")).decode(found.get(_PATIENT_ID, b"")).strip(_PADDING),
         size_bytes=size,
         source_aet=meta.source_aet,
+        data_set_at=begin,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
 CANCEL = 0xFE00
 UNKNOWN = "Unknown status"
 

@@ -15,7 +15,7 @@ from harmonyd.config.model import (
     HttpEndpointOptions,
     StorageBackendOptions,
 )
-from harmonyd.dimse.engine import Engine
+from harmonyd.dimse.engine import EnginesByName
 from harmonyd.services.base import Backend, HttpEndpoint
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
@@ -25,10 +25,11 @@ from harmonyd.services.storage import StorageBackend
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What backends are built from. ``engine`` is None when the configuration has no DICOM in it."""
+    """What backends are built from."""
 
     reactor: Any
-    engine: Engine | None
+    engines: EnginesByName
+    """Those that the configuration needs."""
     storage: Path
     asked_over_http: frozenset[str]
     """Names of backends that an HTTP client can reach."""
@@ -45,11 +46,11 @@ def _echo_endpoint(config: EndpointConfig) -> HttpEndpoint:
 
 
 def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
-    assert resources.engine is not None
+    options = cast(DicomBackendOptions, config.options)
     return DicomBackend(
         config.name,
-        cast(DicomBackendOptions, config.options),
-        resources.engine,
+        options,
+        resources.engines[options.engine],
         resources.reactor,
         resources.storage,
         has_retrievers=config.name in resources.asked_over_http,

@@ -117,7 +117,7 @@ class BackendSummary:
     waiting: int
     quarantined: int
     oldest_received_at: float | None
-    """Of those that wait: since when the oldest is tried (that is when it came, or was driven again by hand)."""
+    """Of those that wait: when the oldest came, however often it was driven again."""
     away_reason: str = ""
     """Why the backend is not tried now; empty when it is."""
 

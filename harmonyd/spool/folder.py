@@ -29,7 +29,10 @@ class SpoolFolder:
         self._endpoints = endpoints
         self._layout = Layout(storage)
         if not self._layout.journal.exists():
-            raise NotFound(f"there is no spool below {storage}", hint="harmonyd makes it when it starts")
+            aside = set_aside(self._layout).files  # moves put aside what nobody asked for, also without a spool
+            held = f"; in {self._layout.quarantine} lie {aside} files" if aside else ""
+            made = "harmonyd makes it when it starts with a dicom endpoint"
+            raise NotFound(f"there is no spool below {storage}{held}", hint=made)
         self._journal = Journal(self._layout)
 
     def __enter__(self) -> SpoolFolder:

@@ -1,10 +1,12 @@
 """Making received files ours. Whatever ends us at whatever point, an object is where it came from, or in the spool.
 
-1. The files are flushed to the disk, then the folders they are in: they survive a power loss where they lie.
+1. The files are flushed to the disk, then the folders they are in, and where such a folder is new those that it is in:
+   they survive a power loss where they lie.
 2. One transaction notes where each lies and where it is to go. From here on it is ours.
 3. Each is renamed to its place, in the journal's thread, before anything else can read of it there.
 
-After a crash between 2 and 3 ``recovery`` finishes the move.
+After a crash between 2 and 3 ``recovery`` finishes the move. So 3 need not be flushed: a power loss may undo a rename,
+as a whole, and that is the same.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ SYNC_THREADS = 4
 """Files flushed at once for one batch; the disk does several in little more time than one."""
 
 
+MAX_ROOTED = 10_000
+"""Folders that are remembered as durable."""
+
+
 class Intake:
     """Takes files over. Raises StorageFull or OSError, then none of the batch is taken and each is where it was."""
 
@@ -34,6 +40,8 @@ class Intake:
         self._layout = layout
         self._do = do
         self._saw_free = saw_free
+        self._rooted: dict[Path, None] = {}
+        """Folders whose names are on the disk, up to the spool's own."""
         self._not_placed: list[str] = []
         """Journalled, but neither could they be moved nor could that be taken back: done with the next batch. A crash
         before that makes them ours after all. Touched in the journal's thread alone."""
@@ -127,7 +135,20 @@ class Intake:
         """Each folder once; returns what is free on the disk."""
         for folder in {path.parent for path in paths}:
             sync(folder)
+            self._root(folder)
         return free_bytes(self._layout.folder)
+
+    def _root(self, folder: Path) -> None:
+        """Flush the name of a folder that is new, and of those above it: a receiver makes one for each association."""
+        new: list[Path] = []
+        above = self._layout.folder
+        while folder not in self._rooted and above in folder.parents:
+            sync(folder.parent)
+            new.append(folder)
+            folder = folder.parent
+        if len(self._rooted) > MAX_ROOTED:
+            self._rooted.clear()
+        self._rooted.update(dict.fromkeys(new))
 
     def _drop_copies(self, paths: Iterable[Path]) -> None:
         _unlink(path for path in paths if self._layout.is_copy(path))

@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harmonyd.errors import StorageFull
@@ -47,6 +47,8 @@ class Layout:
             folder.mkdir(mode=0o700, exist_ok=True)
         for folder in (self.objects, self.folder, self.folder.parent):
             sync(folder)
+        with suppress(PermissionError):  # not ours to read: whoever made it was somebody else
+            sync(self.folder.parent.parent)
 
     def object(self, name: str) -> Path:
         """The place of the object of this name."""

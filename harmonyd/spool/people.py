@@ -24,11 +24,14 @@ def summary(journal: Journal, refusal: str | None) -> Summary:
     return Summary(totals.entries, totals.bytes, damaged, backends, refusal)
 
 
+OLDEST = "SELECT min(entry) FROM deliveries INDEXED BY deliveries_waiting WHERE queue = ? AND state = 'WAITING'"
+
+
 def _oldest(journal: Journal, queue: int) -> float | None:
-    """Since when the oldest one has been tried."""
-    sql = "SELECT min(since) FROM deliveries INDEXED BY deliveries_since WHERE queue = ? AND state = 'WAITING'"
-    oldest: float | None = journal.db.execute(sql, (queue,)).fetchone()[0]
-    return oldest
+    """When the oldest one that waits was received."""
+    sql = f"SELECT received_at FROM entries WHERE id = ({OLDEST})"
+    row = journal.db.execute(sql, (queue,)).fetchone()
+    return None if row is None else float(row[0])
 
 
 def entries(

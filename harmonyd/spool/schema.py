@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harmonyd.errors import HarmonydError, StorageFull
 
-VERSION = 1
+VERSION = 2
 BUSY_TIMEOUT_SECS = 30.0
 LOG_PAGES = 256
 """The write-ahead log is used again after so much (1 MB): it has to fit the room that the ballast gives back."""
@@ -91,6 +91,8 @@ CREATE TRIGGER delivery_changed AFTER UPDATE OF state ON deliveries WHEN NEW.sta
         WHERE id = NEW.queue;
 END;
 """
+_WAITING = "CREATE INDEX deliveries_waiting ON deliveries (queue, entry) WHERE state = 'WAITING'"
+"""Since version 2."""
 _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE")
 
 
@@ -127,6 +129,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         if version == 0:
             for statement in _statements(_TABLES):
                 db.execute(statement)
+        if version < VERSION:
+            db.execute(_WAITING)
             db.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:
         if db.in_transaction:

@@ -98,7 +98,7 @@ class DurableSpool:
         self._started = True
         for endpoint in self._desks:
             await self._arrange(endpoint)
-        self._looking = looking = self._look.start(LOOK_SECS)
+        self._looking = looking = self._look.start(LOOK_SECS, now=False)  # endpoints are attached by then
         looking.addErrback(lambda failure: self._log.failure("the spool is not looked after", failure))
 
     async def stop(self) -> None:
@@ -227,10 +227,18 @@ class DurableSpool:
 
     # --- people ---
 
+    @property
+    def _is_none(self) -> bool:
+        """Nothing was ever received, and nothing is: there is no dicom endpoint."""
+        return not self._started and not self.exists
+
     async def summary(self) -> Summary:
         """Counts and ages."""
         refusal = self.admission.refusal()
-        found = await self._do(lambda journal: people.summary(journal, refusal))
+        if self._is_none:
+            found = Summary(0, 0, 0, (), refusal)
+        else:
+            found = await self._do(lambda journal: people.summary(journal, refusal))
         aside = await in_thread(self._reactor, set_aside, self._layout)
         return replace(found, set_aside=aside, untaken=await self.untaken.now())
 
@@ -238,12 +246,16 @@ class DurableSpool:
         self, *, state: EntryState | None = None, endpoint: str | None = None, after: int = 0, limit: int = 100
     ) -> list[EntryInfo]:
         """In the order of their arrival, at most 1000; ``after``: the last id already seen."""
+        if self._is_none:
+            return []
         return await self._do(
             lambda journal: people.entries(journal, state=state, endpoint=endpoint, after=after, limit=limit)
         )
 
     async def retry(self, ids: Sequence[int] | None = None) -> int:
         """Try these now (None: all that wait or are in quarantine); returns how many deliveries that concerns."""
+        if self._is_none:
+            return 0
         now = self._reactor.seconds()
         count = await self._do(lambda journal: people.retry(journal, ids, now))
         await self._look_closely()
@@ -251,6 +263,8 @@ class DurableSpool:
 
     async def discard(self, ids: Sequence[int]) -> int:
         """Remove these for good; returns how many there were. One that is being delivered may arrive all the same."""
+        if self._is_none:
+            return 0
         now = self._reactor.seconds()
         gone = await self._do(lambda journal: people.discard(journal, ids, now))
         self._release.begin(gone)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Table = Mapping[str, Any]
+ENGINE_VARIABLE = "HARMONYD_TEST_ENGINE"
+"""Environment: the ``engine`` of each dicom endpoint and backend that names none, so that tests run over either.
+
+The native one then keeps no association open between operations, as with DCMTK's programs.
+"""
 DEFAULT_ENDPOINTS: Table = {"http": {"service": "http", "path_prefix": "/dicom"}}
 
 
@@ -40,8 +46,11 @@ def write_config(
     }
     pipelines_file = {
         "pipelines": {"test": pipeline} if pipelines is None else pipelines,
-        "endpoints": {name: _with_options(given) for name, given in endpoints.items()},
-        "backends": {name: _with_options({"service": "dicom", **given}) for name, given in backends.items()},
+        "endpoints": {name: _with_options(given, {}) for name, given in endpoints.items()},
+        "backends": {
+            name: _with_options({"service": "dicom", **given}, {"association_idle_ms": 0})
+            for name, given in backends.items()
+        },
         "middleware": middleware,
     }
     main_file = _merged(_main_file(http_port), sections or {})
@@ -60,9 +69,13 @@ def _main_file(http_port: int) -> dict[str, Any]:
     }
 
 
-def _with_options(given: Table) -> dict[str, Any]:
+def _with_options(given: Table, for_native: Table) -> dict[str, Any]:
     """``service`` and everything else below ``options``, where the configuration wants it."""
-    return {"service": given["service"], "options": {key: given[key] for key in given if key != "service"}}
+    options = {key: given[key] for key in given if key != "service"}
+    engine = os.environ.get(ENGINE_VARIABLE)
+    if engine and given["service"] == "dicom":
+        options = {"engine": engine, **(for_native if engine == "native" else {}), **options}
+    return {"service": given["service"], "options": options}
 
 
 def _merged(own: dict[str, Any], given: Table) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from harmonyd.errors import (
     BadRequest,
+    Conflict,
     DeadlinePassed,
     Fault,
     Forbidden,
@@ -41,6 +42,7 @@ STATUS: Mapping[type[HarmonydError], int] = {
     NotFound: 404,
     MethodNotAllowed: 405,
     NotAcceptable: 406,
+    Conflict: 409,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     HarmonydError: 500,

@@ -17,6 +17,7 @@ from twisted.internet.threads import deferToThread
 
 from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.control.spool import SpoolResource
+from harmonyd.errors import NotFound
 from harmonyd.web.front_end import HttpFrontEnd
 from harmonyd.web.management import management_route
 
@@ -131,14 +132,16 @@ async def test_entries_page_by_page(api):
 
 @ensureDeferred
 async def test_retry_one(api):
-    """An object that was given up is delivered; one that is damaged cannot be, and is told as no delivery."""
+    """An object that was given up is delivered; one that is damaged cannot be, and that is said."""
     api.backends.mended = True
     _, document, _ = await api.ask("POST", f"/spool/entries/{QUARANTINED}/retry")
     assert document == {"deliveries": 1}
     while QUARANTINED in await api.ids():
         pass
     assert QUARANTINED in api.backends.got
-    assert (await api.ask("POST", f"/spool/entries/{DAMAGED}/retry"))[:2] == (200, {"deliveries": 0})
+    status, document, _ = await api.ask("POST", f"/spool/entries/{DAMAGED}/retry")
+    assert (status, document["title"]) == (409, "Not possible in this state")
+    assert "is damaged, there is nothing to deliver: damaged: the file is" in document["detail"]
     assert (await api.ask("POST", f"/spool/entries/{QUARANTINED}/retry"))[0] == 404
 
 
@@ -253,7 +256,24 @@ async def test_pages_of_this_machine_may(api, origin):
 
 @ensureDeferred
 async def test_a_spool_that_does_not_run(api):
-    """Without a dicom endpoint there may be none: 503, which says so."""
+    """While it stops, or cannot be used: 503, which says so."""
     await api.spool.stop()
     status, document, _ = await api.ask("GET", "/spool")
     assert (status, document["detail"]) == (503, "the spool cannot do this: it is stopped")
+
+
+@ensureDeferred
+async def test_without_a_spool(started_reactor, tmp_path):
+    """Without a dicom endpoint there is none: it is empty, but what moves have put aside is shown."""
+    resource = SpoolResource(make(started_reactor, tmp_path), started_reactor.seconds)
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine" / "1.dcm").write_bytes(bytes(9))
+    document = await resource("GET", [], {})
+    assert (document["entries"], document["bytes"], document["damaged"], document["backends"]) == (0, 0, 0, [])
+    assert (document["quarantine_folder"]["files"], document["untaken"]) == (1, [])
+    assert await resource("GET", ["entries"], {}) == {"entries": [], "next_after": None}
+    assert await resource("POST", ["retry"], {}) == {"deliveries": 0}
+    for method, path in (("GET", ["entries", "1"]), ("POST", ["entries", "1", "retry"]), ("DELETE", ["entries", "1"])):
+        with pytest.raises(NotFound):
+            await resource(method, path, {})
+    assert not (tmp_path / "spool").exists()

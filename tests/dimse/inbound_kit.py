@@ -92,7 +92,7 @@ class Inbound:
 
     async def stop(self) -> None:
         await self.scp.stop()
-        self.engine.close()
+        await self.engine.close()
         await self.supervisor.stop_all()
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:

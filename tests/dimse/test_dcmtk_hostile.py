@@ -28,7 +28,9 @@ from raw_scu import (
 )
 from test_dcmtk_listener import storescu
 
-from harmonyd.dimse.dcmtk import handshake, listener
+from harmonyd.dimse.dcmtk import arrivals, handshake, inetd, listener
+from harmonyd.dimse.dcmtk.arrivals import FolderWatch
+from harmonyd.dimse.dcmtk.arrivals import natural_order as in_order
 from harmonyd.testing.data import MadeStudy
 from harmonyd.testing.processes import wait_until
 
@@ -126,6 +128,29 @@ async def test_slow_after_the_association(inbound: Any, study: MadeStudy) -> Non
     await running.in_thread(send)
     await running.scp.taken()
     assert not running.spool.arrivals and not running.spool.damages
+
+
+@pytest_twisted.ensureDeferred
+async def test_released_and_not_closed(
+    inbound: Any, study: MadeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who releases and keeps the connection open is closed after the ARTIM time; then another is let in."""
+    monkeypatch.setattr(inetd, "ARTIM_SECS", 0.3)
+    running = await inbound(max_associations=1)
+
+    def send(scu: RawScu) -> list[int]:
+        assert scu.associate()[0] == ASSOCIATE_AC
+        assert scu.store(study.sop_uids[0].encode(), [data_set_of(study.files[0])]) == P_DATA
+        assert scu.release() == RELEASE_RP
+        return scu.rest()
+
+    with RawScu(running.port) as scu:
+        assert await running.in_thread(send, scu) == []
+        await running.scp.taken()
+        assert not running.children
+        assert await running.in_thread(storescu, running.port, study.files[1]) == 0
+    await running.scp.taken()
+    assert sorted(running.spool.uids) == sorted(study.sop_uids[:2])
 
 
 @pytest_twisted.ensureDeferred
@@ -388,3 +413,38 @@ async def test_eight_senders_of_one_study(inbound: Any, eventually: Any, study: 
     found = {(item.association.calling_aet, item.instance.sop_instance_uid) for item in running.spool.arrivals}
     assert found == {(title, uid) for title in titles for uid in study.sop_uids}
     assert len({item.association.id for item in running.spool.arrivals}) == 8
+
+
+@pytest.mark.parametrize("how", ["killed", "aborted"])
+@pytest_twisted.ensureDeferred
+async def test_ended_in_the_middle_and_nothing_heard(
+    inbound: Any, eventually: Any, study: MadeStudy, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Though the kernel told of no file, all that was acknowledged is handed over, and only what was cut is removed.
+
+    storescp removes that itself when it is not killed.
+    """
+    monkeypatch.setattr(FolderWatch, "_event", lambda *event: None)
+    monkeypatch.setattr(arrivals, "natural_order", lambda name: [(-number, text) for number, text in in_order(name)])
+    running = await inbound()
+    *whole, last = (data_set_of(path) for path in study.files[:6])
+
+    def send(scu: RawScu) -> None:
+        assert scu.associate()[0] == ASSOCIATE_AC
+        for uid, data in zip(study.sop_uids, whole, strict=False):
+            assert scu.store(uid.encode(), [data]) == P_DATA
+        scu.send(store_rq(study.sop_uids[5].encode()) + p_data(last[:-200], 0))
+
+    with RawScu(running.port) as scu:
+        await running.in_thread(send, scu)
+        (association,) = running.engine._listeners._open["127.0.0.1", running.port].associations
+        await eventually(lambda: association._log_of.is_cut and len(list(running.incoming.glob("*/*"))) == 6)
+        if how == "killed":
+            os.kill(running.children[0], signal.SIGKILL)
+        else:
+            scu.send(pdu(ABORT, bytes(4)))
+        await eventually(lambda: not running.engine.association_count())
+    await running.scp.taken()
+    assert sorted(running.spool.uids) == sorted(study.sop_uids[:5])
+    assert not running.spool.damages
+    assert {arrival.association.calling_aet for arrival in running.spool.arrivals} == {"RAW"}

@@ -139,13 +139,14 @@ async def test_each_its_own(shared: Any, eventually: Any, study: MadeStudy) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_taken_by_its_move(shared: Any, study: MadeStudy) -> None:
+async def test_taken_by_its_move(shared: Any, eventually: Any, study: MadeStudy) -> None:
     """It is no longer in the endpoint's folder, which is empty."""
     both: Shared = await shared()
     async with both.move(study) as (delivery, offered):
         assert await both.send("PACS", study.files[0]) == 0
         await delivery.sweep()
         take(delivery, offered)
+    await eventually(lambda: not both.running.engine.association_count())
     await both.running.scp._sweep()
     assert not both.running.spool.attempts
     assert not list(both.running.incoming.iterdir())

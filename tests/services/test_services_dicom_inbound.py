@@ -389,6 +389,39 @@ async def test_the_order_of_its_life() -> None:
     ]
 
 
+class OwnBackend(FakeBackend):
+    """Says when it is started and stopped."""
+
+    def __init__(self, said: list[Any], name: str) -> None:
+        super().__init__()
+        self._said = said
+        self.name = name
+
+    async def start(self) -> None:
+        self._said.append(f"{self.name} starts")
+
+    async def stop(self) -> None:
+        self._said.append(f"{self.name} stops")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_backend_of_its_own() -> None:
+    """It is started before anything is delivered to it, changed with the pipeline, and stopped at the end."""
+    stage = Stage()
+    first, second = (OwnBackend(stage.said, name) for name in ("first", "second"))
+    stage.endpoint.change(DicomEndpointOptions(), Pipeline("p", [], {"received": first}), first)
+    await stage.endpoint.start()
+    await stage.endpoint.arrange()
+    stage.endpoint.change(DicomEndpointOptions(), Pipeline("p", [], {"received": second}), second)
+    await stage.endpoint.arrange()
+    await stage.endpoint.stop()
+    assert stage.said == [
+        *("first starts", "spool delivers for scp", "scp starts", "spool rearranges scp"),
+        *("second starts", "first stops", "spool rearranges scp"),
+        *("scp stops", "spool delivers nothing for scp", "second stops"),
+    ]
+
+
 @pytest_twisted.ensureDeferred
 async def test_deliveries_under_way_keep_their_pipeline(received: Path) -> None:
     """After a change they end as they began, and one can wait for that."""

@@ -12,6 +12,7 @@ from crash_child import KILLED, POINTS, deliver_into
 from pytest_twisted import ensureDeferred
 from spool_kit import ENDPOINT, Pacs, object_files, received, take
 
+from harmonyd.spool import intake
 from harmonyd.spool.api import EntryState
 from harmonyd.spool.layout import Layout, new_name
 
@@ -121,3 +122,24 @@ async def test_a_move_that_fails_is_taken_back(make_spool, storage, incoming):
     spool._layout.place = real
     await spool.take(ENDPOINT, entries, ["pacs"])
     assert len(await spool.entries()) == 3
+
+
+@ensureDeferred
+async def test_a_new_folder_is_durable(make_spool, storage, monkeypatch):
+    """Its own name is flushed, too, and those of the folders above it that are new: once each."""
+    spool = make_spool()
+    await spool.start()
+    synced: list[Path] = []
+    monkeypatch.setattr(intake, "sync", lambda path: synced.append(path) if path.is_dir() else None)
+    receiving = storage / "spool" / "receiving"
+    await take(spool, receiving / "scp" / "incoming" / "one", "1.1")
+    assert sorted(synced) == [storage / "spool", receiving, *(receiving / "scp" / name for name in ("", *INCOMING))]
+    synced.clear()
+    await take(spool, receiving / "scp" / "incoming" / "one", "1.2")
+    assert synced == [receiving / "scp" / "incoming" / "one"]
+    synced.clear()
+    await take(spool, receiving / "scp" / "incoming" / "two", "1.3")
+    assert sorted(synced) == [receiving / "scp" / "incoming", receiving / "scp" / "incoming" / "two"]
+
+
+INCOMING = ("incoming", "incoming/one")

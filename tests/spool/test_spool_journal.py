@@ -88,7 +88,7 @@ def test_cost_is_flat_with_100_000_waiting(journal, in_order):
     assert dearer == {}
 
 
-@pytest.mark.parametrize("sql", [Journal.DUE, Journal.NEXT, Journal.OLD, Journal.HEAD])
+@pytest.mark.parametrize("sql", [Journal.DUE, Journal.NEXT, Journal.OLD, Journal.HEAD, people.OLDEST])
 def test_query_plans(journal, sql):
     """What a dispatcher asks is answered by an index, without sorting."""
     plan = journal.db.execute(f"EXPLAIN QUERY PLAN {sql}", (1,) * sql.count("?")).fetchall()
@@ -142,6 +142,35 @@ def test_a_clock_that_was_set_back(journal):
         journal.put_off(queue, 2, 1e9, "no", 1)
         journal.cap_due(queue, 100.0)
     assert len(journal.due(queue, 100.0, 10)) == 3
+
+
+def test_the_oldest_is_as_old_as_it_is(journal):
+    """How long the oldest waits counts from when it came, and not from when it was last driven again."""
+    queue = fill(journal, 3)
+    with journal.transaction():
+        journal.add(ENDPOINT, [new_row("1.77")], [BACKEND], 50.0)
+        journal.give_up(queue, 1, "no", 60.0)
+        people.retry(journal, [2], 60.0)
+        people.retry(journal, None, 70.0)
+    assert people.summary(journal, None).backends[0].oldest_received_at == 1.0
+    with journal.transaction():
+        for entry in (1, 2, 3):
+            journal.delivered(queue, entry, 80.0)
+    assert people.summary(journal, None).backends[0].oldest_received_at == 50.0
+
+
+def test_an_older_journal_is_brought_up_to_date(storage):
+    """One of version 1 gets what it lacks, once, and keeps what it holds."""
+    journal = open_journal(storage)
+    queue = fill(journal, 3)
+    journal.db.execute("DROP INDEX deliveries_waiting")
+    journal.db.execute("PRAGMA user_version = 1")
+    journal.close()
+    for _ in range(2):
+        journal = open_journal(storage)
+        assert people.summary(journal, None).backends[0].oldest_received_at == 1.0
+        assert len(journal.due(queue, 5.0, 10)) == 3
+        journal.close()
 
 
 def test_a_newer_or_broken_journal_is_refused(storage):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from harmonyd.dimse.associate import ARTIM_SECS
 from harmonyd.dimse.engine import MoveReceiver, QueryModel, RemoteNode
 
 _MODEL_OPTION = {QueryModel.STUDY_ROOT: "-S", QueryModel.PATIENT_ROOT: "-P"}
@@ -95,7 +96,7 @@ def storescp_inetd(
         str(tool),
         *("--inetd", "-lc", str(log_config)),
         *("-dhl", "+B", "+uf", "+xa"),
-        *("-ta", "30", "-td", silence, "-ts", silence),
+        *("-ta", _seconds(ARTIM_SECS), "-td", silence, "-ts", silence),
         *("-aet", local_aet, "-pdu", str(max_pdu)),
         *("-od", str(folder)),
     ]
@@ -120,7 +121,7 @@ def storescp(
         str(tool),
         *(("-v",) if log_config is None else ("-lc", str(log_config))),
         *("-dhl", "+B", "+uf", "+xa"),
-        *("-ta", "30", "-td", silence, "-ts", silence),
+        *("-ta", _seconds(ARTIM_SECS), "-td", silence, "-ts", silence),
         *("-aet", local_aet, "-pdu", str(max_pdu)),
         *("-od", str(folder)),
         str(port),

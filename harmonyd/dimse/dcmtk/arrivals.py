@@ -71,16 +71,17 @@ class FolderWatch:
             self.close()
             raise _no_watch(folder, error) from error
 
-    def sweep(self) -> list[str]:
+    def sweep(self, *, writer_gone: bool = False) -> list[str]:
         """Names of files not reported yet, in natural order, less those still being written; they count as reported.
 
         What the kernel has yet to tell is reported first, and then in the list only if it was forgotten already.
+        ``writer_gone``: nothing is being written any more, whatever was heard of it.
         """
         with os.scandir(self._folder) as entries:
             names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
         # In this order: of each file that was seen here the kernel had already said that it was made.
         self._drain()
-        self._open = {name for name in self._open & names if not self._is_stale(name)}
+        self._open = set() if writer_gone else {name for name in self._open & names if not self._is_stale(name)}
         new = names - self._seen - self._open
         self._seen |= new
         return sorted(new, key=natural_order)

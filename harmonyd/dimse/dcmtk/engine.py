@@ -114,7 +114,7 @@ class DcmtkEngine:
         """Close kept receivers that are not among these, once no move needs them."""
         self._receivers.keep_only(wanted)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop watching folders; the children are the supervisor's to end."""
         self._receivers.close()
         self._listeners.close()

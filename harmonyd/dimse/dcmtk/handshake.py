@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harmonyd.dimse.associate import (
+    ARTIM_SECS,
     HEADER_BYTES,
     AssociateRequest,
     NotAnAssociateRequest,
@@ -20,8 +21,6 @@ from harmonyd.dimse.associate import (
     request_bytes,
 )
 
-ARTIM_SECS = 30.0
-"""For the whole A-ASSOCIATE-RQ (the ARTIM timer of PS3.8 section 9.1.5)."""
 CLOSE_SECS = 5.0
 """For a peer that was refused, to close its side."""
 _POLL_SECS = 0.05

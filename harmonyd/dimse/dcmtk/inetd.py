@@ -7,23 +7,25 @@ back until the answer is known: what was not answered was acknowledged to nobody
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from harmonyd.dimse.associate import ARTIM_SECS
 from harmonyd.dimse.dcmtk import argv
 from harmonyd.dimse.dcmtk.announced import Announced
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch, SharedInotify
 from harmonyd.dimse.dcmtk.log_config import receiver_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.dcmtk.store_log import StoreLog
 from harmonyd.dimse.engine import Association
+from harmonyd.dimse.part10 import DamagedFile, check_complete
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
 from harmonyd.waiters import Waiters
 
@@ -32,10 +34,6 @@ MIN_BYTES = 1000
 MAX_LOG_BYTES = 64_000
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 """``tcpi_bytes_received`` in ``struct tcp_info`` (linux/tcp.h)."""
-_REQUEST = re.compile(rb"@DEBUG\|Message Type *: C-STORE RQ")
-_ANSWER = re.compile(rb"@TRACE\|\(0000,0100\) US 32769 ")
-"""Command Field of a C-STORE response (PS3.7 table 9.3-2)."""
-_STATUS = re.compile(rb"@TRACE\|\(0000,0900\) US (\d+) ")
 
 
 class Receiving(Protocol):
@@ -84,7 +82,7 @@ class InboundAssociation:
         self._held: deque[Path] = deque()
         """Closed, and not known to have been acknowledged; at most the last one can have been cut by an abort."""
         self.announced = Announced()
-        self._log_of = _StoreLog()
+        self._log_of = StoreLog()
         self._told = 0
         self._box = box
         self._sock = sock
@@ -93,6 +91,7 @@ class InboundAssociation:
         self._watch: FolderWatch | None = None
         self._child: OnceChild | None = None
         self._idle_call: Any = None
+        self._release_call: Any = None
         self._over: Waiters[None] = Waiters()
 
     def start(self, inotify: SharedInotify) -> None:
@@ -106,7 +105,7 @@ class InboundAssociation:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
             raise
-        if not self.has_ended:
+        if self._sock.fileno() >= 0:
             self._watch_idleness(self._bytes_received())
 
     def _spawn(self) -> None:
@@ -149,7 +148,7 @@ class InboundAssociation:
 
         For whoever knows from elsewhere that what was sent has been acknowledged.
         """
-        if self._watch is not None and not self.has_ended:
+        if self._watch is not None and self._sock.fileno() >= 0:
             for name in self._watch.sweep():
                 self._closed(name)
             self._tell(all_held=True)
@@ -172,7 +171,7 @@ class InboundAssociation:
         self._log_of.feed(line)
         self._tell()
         if line == b"@INFO|Association Release":
-            self.released = True
+            self._is_released()
         elif line.startswith((b"@WARN|", b"@ERROR|", b"@FATAL|")):
             said = line.partition(b"|")[2].decode("utf-8", "replace")
             self._log.warn("{line}", line=said, child=f"storescp:{self.association.id}")
@@ -192,27 +191,50 @@ class InboundAssociation:
             self.receiving.file_closed(self, path)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
+        rest: list[Path] = []
         try:
-            self._tell_the_rest()
+            assert self._watch is not None
+            rest = [*self._held, *(self.folder / name for name in self._watch.sweep(writer_gone=True))]
         except OSError as error:  # a sweep of the owner finds what is there
             self._log.error("{folder} cannot be looked through: {error}", folder=str(self.folder), error=error)
-        self.has_ended = True
+        self._held.clear()
         self._let_go()
-        self.receiving.ended(self)
-        self._on_end(self)
-        if not self.files:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
-        self._over.fire(None)
+        Deferred.fromCoroutine(self._end(rest)).addErrback(
+            lambda failure: self._log.failure("an association did not end as it should", failure=failure)
+        )
         return record
 
-    def _tell_the_rest(self) -> None:
-        assert self._watch is not None
-        for name in self._watch.sweep():
-            self._closed(name)
-        if self._held and not self.released and self._log_of.is_cut:
-            self._remove_cut(self._held.pop())
-        self._tell(all_held=True)
+    async def _end(self, rest: list[Path]) -> None:
+        """Tell the rest, but for what was cut. In one go, unless files have to be looked at for that."""
+        try:
+            cut = await self._cut_among(rest)
+            if cut is not None:
+                rest.remove(cut)
+                self._remove_cut(cut)
+        finally:
+            self._held.extend(rest)
+            self._tell(all_held=True)
+            self.has_ended = True
+            self.receiving.ended(self)
+            self._on_end(self)
+            if not self.files:
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            self._over.fire(None)
+
+    async def _cut_among(self, rest: list[Path]) -> Path | None:
+        """The one that was not acknowledged, if there is one among these.
+
+        After lost inotify events it may be any of them, and the rest was acknowledged: then only one that is not whole
+        can be it, and if that is not a single one, none is touched.
+        """
+        acknowledged = max(0, self._log_of.successes - self._told)
+        if self.released or not self._log_of.is_cut or len(rest) <= acknowledged:
+            return None
+        if not acknowledged and len(rest) == 1:
+            return rest[0]
+        torn: list[Path] = await self._box.in_thread(_torn, rest)
+        return torn[0] if len(torn) == 1 else None
 
     def _remove_cut(self, path: Path) -> None:
         """storescp removes it itself, unless it was killed."""
@@ -228,13 +250,33 @@ class InboundAssociation:
         )  # fmt: skip
 
     def _let_go(self) -> None:
-        if self._idle_call is not None and self._idle_call.active():
-            self._idle_call.cancel()
+        for call in (self._idle_call, self._release_call):
+            if call is not None and call.active():
+                call.cancel()
         if self._watch is not None:
             self._watch.close()
         self._sock.close()
 
-    # --- a peer that hardly sends anything
+    # --- a peer that does not close, or hardly sends anything
+
+    def _is_released(self) -> None:
+        """The peer has to close now; storescp would wait for that without end."""
+        self.released = True
+        if self._release_call is None and self._sock.fileno() >= 0:
+            self._release_call = self._box.reactor.callLater(ARTIM_SECS, self._close_late)
+
+    def _close_late(self) -> None:
+        self._log.info(
+            "{calling} ({peer}) has released its association, and kept the connection open: it is closed",
+            calling=self.association.calling_aet, peer=self.association.peer, child=f"storescp:{self.association.id}",
+        )  # fmt: skip
+        self._stop_child()
+
+    def _stop_child(self) -> None:
+        if self._child is not None:
+            Deferred.fromCoroutine(self._child.stop()).addErrback(
+                lambda failure: self._log.failure("an association could not be ended", failure=failure)
+            )
 
     def _bytes_received(self) -> int:
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
@@ -256,36 +298,17 @@ class InboundAssociation:
             calling=self.association.calling_aet, peer=self.association.peer, count=received - before,
             secs=self.receiving.association_timeout_secs, child=f"storescp:{self.association.id}",
         )  # fmt: skip
-        Deferred.fromCoroutine(self._child.stop()).addErrback(
-            lambda failure: self._log.failure("an association could not be ended", failure=failure)
-        )
+        self._stop_child()
 
 
-class _StoreLog:
-    """What storescp's log tells of C-STORE requests and their answers, in the order of the association.
-
-    The peer writes part of it (UIDs, AE titles), but of its own association only.
-    """
-
-    def __init__(self) -> None:
-        self.successes = 0
-        """Requests that were answered with Success."""
-        self._requests = 0
-        self._answers = 0
-        self._in_answer = False
-
-    @property
-    def is_cut(self) -> bool:
-        """The last request was not answered. After a failure, file and request cannot be told to belong together."""
-        return self._requests > self._answers and self.successes == self._answers
-
-    def feed(self, line: bytes) -> None:
-        """Take in one line."""
-        if _REQUEST.match(line):
-            self._requests += 1
-        elif _ANSWER.match(line):
-            self._answers += 1
-            self._in_answer = True
-        elif self._in_answer and (status := _STATUS.match(line)):
-            self._in_answer = False
-            self.successes += not int(status[1])
+def _torn(paths: Sequence[Path]) -> list[Path]:
+    """Those that are not whole. Blocking."""
+    found = []
+    for path in paths:
+        try:
+            check_complete(path)
+        except DamagedFile:
+            found.append(path)
+        except OSError:  # gone, or unreadable now: nothing is known of it
+            continue
+    return found

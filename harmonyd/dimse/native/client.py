@@ -51,6 +51,13 @@ class ClientAssociation:
         self.connection.closed.addBoth(lambda _: closed.callback(None))
         return closed
 
+    def has_all(self, needed: Sequence[tuple[str, Sequence[str]]]) -> bool:
+        """Whether a context was accepted for each abstract syntax, in one of the transfer syntaxes named with it."""
+        wanted: dict[str, list[str]] = {}
+        for abstract_syntax, transfer_syntaxes in needed:
+            wanted.setdefault(abstract_syntax, []).extend(transfer_syntaxes)
+        return all(self.contexts.find(uid, *syntaxes) is not None for uid, syntaxes in wanted.items())
+
     def next_message_id(self) -> int:
         """A Message ID (0000,0110) that is not in use."""
         self._message_id = self._message_id % 0xFFFF + 1

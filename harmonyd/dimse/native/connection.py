@@ -131,15 +131,12 @@ class Connection(Protocol):
         elif not self._is_losing:
             self._cancel_end_call()
 
-    async def writable(self) -> bool:
-        """Wait until what was written is mostly gone; False when an event came before. Raises as ``receive`` does."""
-        if self._interruption is not None:
-            raise self._interruption
-        while not self._may_write and not self._events:
-            if not self._is_connected:
-                return False
+    async def writable(self) -> None:
+        """Wait until what was written is mostly gone, or the association is over. Raises as ``receive`` does."""
+        while not self._may_write and self._is_connected and self.association.established:
+            if self._interruption is not None:
+                raise self._interruption
             await self._wait()
-        return not self._events
 
     # --- ending
 
@@ -295,9 +292,7 @@ class Connection(Protocol):
 
     def resumeProducing(self) -> None:
         self._may_write = True
-        self._quiet_since = self._reactor.seconds()
-        if not self._events:
-            self._wake()
+        self._wake()
 
     def stopProducing(self) -> None:
         self._may_write = False

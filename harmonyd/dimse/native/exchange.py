@@ -23,15 +23,20 @@ T = TypeVar("T")
 
 CANCEL_SECS = 1.0
 """How long a node may take to answer a C-CANCEL before the association is aborted."""
-QUESTIONS: Proposal = tuple(
-    (uid, names.UNCOMPRESSED)
-    for uid in (
-        names.VERIFICATION,
-        *(names.FIND[model] for model in QueryModel),
-        *(names.MOVE[model] for model in QueryModel),
-    )
+SERVICES = (
+    names.VERIFICATION,
+    *(names.FIND[model] for model in QueryModel),
+    *(names.MOVE[model] for model in QueryModel),
 )
 """What every association for echo, find and move proposes, so that each of them can use it."""
+
+
+def _contexts(service: str) -> Proposal:
+    """Apart, so that a node that prefers Implicit VR gives us Explicit, and with it the VR of private elements."""
+    return tuple((service, (syntax,)) for syntax in names.UNCOMPRESSED)
+
+
+_QUESTIONS: Proposal = tuple(context for service in SERVICES for context in _contexts(service))
 
 Ask: TypeAlias = Callable[[ClientAssociation, core.Context, int], None]
 """Sends the request: association, presentation context, message id."""
@@ -73,25 +78,37 @@ class Exchange:
         self._op = op
         self._first: tuple[core.Command, bytes] | None = None
         self._holds_slot = False
-        self._is_begun = False
-        self._is_final = False
+        self.can_be_cancelled = True
+        """With C-CANCEL: a C-FIND, C-GET or C-MOVE."""
+        self.idle_secs = remote.idle_secs
+        """How long the association may wait afterwards for another operation that can use it."""
+        self.incoming: core.Command | None = None
+        """A C-STORE of the node whose data set is under way to us."""
+        self._is_used = False
+        self._is_final = True
+        """No request of ours is under way."""
         self._is_expired = False
         remaining = max(0.0, op.deadline - means.reactor.seconds())
         self._deadline_call: Any = means.reactor.callLater(remaining, self._expire)
 
-    async def begin(self, needed: str, usual: Proposal, ask: Ask, message_id: int | None = None) -> None:
-        """Send the request, and wait for the first response.
+    async def begin(
+        self, service: str, ask: Ask, message_id: int | None = None, *, can_be_cancelled: bool = True
+    ) -> None:
+        """Send a request for one of ``SERVICES``, and wait for the first response.
 
         An association that was idle may have been ended by its peer without our knowing: then another one is asked.
         Raises a ``DimseError``, ``Unavailable`` or ``DeadlinePassed``.
         """
         await self.slot()
+        self.can_be_cancelled = can_be_cancelled
         while True:
-            self.use(await self._means.pool.take(self._remote, needed, usual, self._op.deadline))
-            association = self.association
-            was_idle, self._is_begun = association.was_idle, True
-            self.context = association.context(needed)
+            needed = _contexts(service)
+            association = await self._means.pool.take(self._remote, needed, _QUESTIONS, self._op.deadline)
+            was_idle = association.was_idle
+            self.use(association)
+            self.context = association.context(service, *names.UNCOMPRESSED)
             self.message_id = association.next_message_id() if message_id is None else message_id
+            self.asked()
             try:
                 ask(association, self.context, self.message_id)
                 self._first = await self._response()
@@ -111,8 +128,13 @@ class Exchange:
     def use(self, association: ClientAssociation) -> None:
         """From now on the deadline, and ``end``, are about this association."""
         self.association = association
+        self._is_used = True
         if self._is_expired:
             association.interrupt(deadline_passed())
+
+    def asked(self) -> None:
+        """A request goes out: until its final response the association is good for nothing else."""
+        self._is_final = False
 
     async def response(self) -> tuple[core.Command, bytes]:
         """The next response, and its data set. Raises as ``ClientAssociation.response`` does."""
@@ -134,7 +156,7 @@ class Exchange:
         if self._deadline_call.active():
             self._deadline_call.cancel()
         try:
-            if self._is_begun:
+            if self._is_used:
                 await self._end_association()
         finally:
             if self._holds_slot and self._op.slots is not None:
@@ -145,15 +167,15 @@ class Exchange:
         association = self.association
         if not self._is_final and association.connection.association.established:
             await self._cancel()
-        if self._is_final and association.is_open:
-            self._means.pool.give_back(association)
-        else:
+        if not self._is_final or not association.is_open:
             association.abort()
+        else:
+            await self._means.pool.give_back(association, self.idle_secs)
 
     async def _cancel(self) -> None:
         """C-CANCEL (PS3.7 section 9.3.2.3), and a moment for the final response to it."""
         association, reactor = self.association, self._means.reactor
-        if association.connection.association.sending:
+        if not self.can_be_cancelled or association.connection.association.sending:
             return
         association.send(self.context.id, core.c_cancel_rq(self.message_id))
         rest = Deferred.fromCoroutine(self._rest())
@@ -163,14 +185,20 @@ class Exchange:
             association.abort()
 
     async def _rest(self) -> None:
+        """Let go by what was under way; objects that still come are refused."""
         while not self._is_final:
-            event = await self.association.receive()
-            if isinstance(event, core.CommandReceived) and event.command.is_response and not event.command.has_data:
-                self.saw(event.command)
+            match await self.association.receive():
+                case core.CommandReceived(_, command) if command.is_response:
+                    self.saw(command)
+                case core.CommandReceived(_, command):
+                    self.incoming = command
+                case core.DataReceived(context_id, _, True) if self.incoming is not None:
+                    self.association.send(context_id, self.incoming.response(dimse_status.OUT_OF_RESOURCES))
+                    self.incoming = None
 
     def _expire(self) -> None:
         self._is_expired = True
-        if self._is_begun and not self._is_final:
+        if self._is_used and not self._is_final:
             self.association.interrupt(deadline_passed())
 
 

@@ -9,7 +9,7 @@ from harmonyd.dimse.dataset_json import dataset_to_json
 from harmonyd.dimse.engine import Match, OperationContext, Outcome, Query, RemoteNode, SubOperations
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
-from harmonyd.dimse.native.exchange import QUESTIONS, Exchange, Means, is_pending
+from harmonyd.dimse.native.exchange import Exchange, Means, is_pending
 from harmonyd.dimse.query_file import identifier
 from harmonyd.dimse.streams import ItemStream
 
@@ -25,7 +25,7 @@ async def echo(means: Means, remote: RemoteNode, op: OperationContext) -> Outcom
 
     exchange = Exchange(means, remote, op)
     try:
-        await exchange.begin(names.VERIFICATION, QUESTIONS, ask)
+        await exchange.begin(names.VERIFICATION, ask, can_be_cancelled=False)
         command, _ = await exchange.response()
     finally:
         await exchange.end()
@@ -42,7 +42,7 @@ def find(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -
     async def produce(stream: ItemStream[Match]) -> AsyncGenerator[Match, None]:
         exchange = Exchange(means, remote, op)
         try:
-            await exchange.begin(names.FIND[query.model], QUESTIONS, ask)
+            await exchange.begin(names.FIND[query.model], ask)
             count = 0
             while True:
                 command, data = await exchange.response()

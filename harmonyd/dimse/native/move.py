@@ -15,7 +15,7 @@ from harmonyd.dimse.errors import DimseFailure
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
 from harmonyd.dimse.native.deliveries import Delivery
-from harmonyd.dimse.native.exchange import QUESTIONS, Exchange, Means, is_pending, suboperations_of
+from harmonyd.dimse.native.exchange import Exchange, Means, is_pending, suboperations_of
 from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.query_file import identifier
 from harmonyd.dimse.reconcile import reconcile
@@ -92,9 +92,7 @@ class _Run:
     async def talk(self, arrived: Mailbox[Instance]) -> None:
         """Ask, and read the responses to the last one and until what they announce has come. Never raises."""
         try:
-            await self.exchange.begin(
-                names.MOVE[self._query.model], QUESTIONS, self._ask, self._delivery.message_id
-            )
+            await self.exchange.begin(names.MOVE[self._query.model], self._ask, self._delivery.message_id)
             final = await self._final_response()
             await self._settle(final)
             self._final = final

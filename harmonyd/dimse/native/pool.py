@@ -11,15 +11,11 @@ from typing import Any, TypeAlias
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from harmonyd.dimse import failures
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import AssociationAborted, AssociationRejected
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.client import ClientAssociation, open_association
 from harmonyd.dimse.native.connection import Silence
-
-IDLE_SECS = 10.0
-"""An association is released when nobody has used it this long: most PACS close it themselves after a minute."""
 
 Proposal: TypeAlias = Sequence[tuple[str, Sequence[str]]]
 """(abstract syntax, transfer syntaxes), one for each presentation context."""
@@ -28,9 +24,8 @@ Proposal: TypeAlias = Sequence[tuple[str, Sequence[str]]]
 class AssociationPool:
     """For all remote nodes of an engine. Nobody shares an association: it is taken, used, and given back."""
 
-    def __init__(self, reactor: Any, idle_secs: float = IDLE_SECS) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._idle_secs = idle_secs
         self._idle: dict[RemoteNode, list[_Idle]] = {}
         self._open: dict[RemoteNode, int] = {}
         """How many there are, idle ones included."""
@@ -46,21 +41,19 @@ class AssociationPool:
         """How many of them nobody uses."""
         return len(self._idle.get(remote, ()))
 
-    async def take(self, remote: RemoteNode, needed: str, usual: Proposal, deadline: float) -> ClientAssociation:
-        """One with an accepted context for the abstract syntax ``needed``; a new one proposes all of ``usual``.
+    async def take(
+        self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float
+    ) -> ClientAssociation:
+        """An idle one that has what is ``needed``, or a new one that proposes all of ``usual``.
 
-        Raises ``NoPresentationContext``, and what ``open_association`` raises.
+        What was accepted is for the caller to look at. Raises what ``open_association`` raises.
         """
         for idle in list(reversed(self._idle.get(remote, []))):
-            if idle.association.contexts.find(needed) is not None:
+            if idle.association.has_all(needed):
                 if self._wake(idle):
                     return idle.association
                 idle.association.abort()
-        association = await self._open_usual(remote, needed, usual, deadline)
-        if association.contexts.find(needed) is None:
-            await association.release()
-            raise failures.no_context(remote)
-        return association
+        return await self._open_usual(remote, needed, usual, deadline)
 
     async def open(
         self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection] = ()
@@ -78,15 +71,15 @@ class AssociationPool:
             await self._end(idle)
         return await self._open_counted(remote, proposed, deadline, roles)
 
-    def give_back(self, association: ClientAssociation) -> None:
-        """It may be used again; one that is over is forgotten."""
-        if self._closing or not association.is_open:
-            Deferred.fromCoroutine(association.release())
+    async def give_back(self, association: ClientAssociation, idle_secs: float) -> None:
+        """It may be used again within this time; one that is over is forgotten."""
+        if self._closing or not association.is_open or not idle_secs:
+            await association.release()
             return
         association.was_idle = True
         idle = _Idle(association)
         self._idle.setdefault(association.remote, []).append(idle)
-        idle.call = self._reactor.callLater(self._idle_secs, self._end_soon, idle)
+        idle.call = self._reactor.callLater(idle_secs, self._end_soon, idle)
         idle.watch = Deferred.fromCoroutine(self._watch(idle))
 
     async def close(self) -> None:
@@ -98,16 +91,15 @@ class AssociationPool:
     # --- opening
 
     async def _open_usual(
-        self, remote: RemoteNode, needed: str, usual: Proposal, deadline: float
+        self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float
     ) -> ClientAssociation:
-        only = [item for item in usual if item[0] == needed]
-        if remote in self._plain or len(only) == len(usual):
-            return await self.open(remote, only, deadline)
+        if remote in self._plain or len(needed) == len(usual):
+            return await self.open(remote, needed, deadline)
         try:
             return await self.open(remote, usual, deadline)
         except AssociationAborted:
             # Some abort instead of refusing a presentation context that they do not know.
-            association = await self.open(remote, only, deadline)
+            association = await self.open(remote, needed, deadline)
             self._plain.add(remote)
             return association
 

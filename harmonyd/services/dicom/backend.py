@@ -77,6 +77,7 @@ class DicomBackend:
             options.association_timeout_secs,
             options.max_pdu,
             options.max_associations,
+            options.association_idle_secs,
         )
 
     async def start(self) -> None:

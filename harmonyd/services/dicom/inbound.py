@@ -12,13 +12,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import DicomEndpointOptions
-from harmonyd.dimse.engine import Arrival, Association, Engine, StoreScp, StoreScpConfig
+from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
 from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
 from harmonyd.dimse.part10 import claimed_uid
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, NotTried
 from harmonyd.pipeline.pipeline import Pipeline
+from harmonyd.services.base import Backend
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.http.errors import UpstreamUnreachable
 from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Result, Spool, Untried
@@ -51,24 +52,30 @@ class DicomEndpoint:
         self,
         name: str,
         options: DicomEndpointOptions,
-        engine: Engine,
+        engines: EnginesByName,
         pipeline: Pipeline,
         spool: Spool,
         in_thread: InThread,
+        own: Backend | None = None,
     ) -> None:
-        """``pipeline`` has at least one backend."""
+        """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint."""
         self.name = name
         self._options = options
         self._pipeline = pipeline
+        self._own = own
+        self._started: Backend | None = None
+        """Of its own."""
         self._in_thread = in_thread
         self._spool = spool
         self._running: set[Deferred[Sequence[Result]]] = set()
-        self._engine = engine
-        self._mode = options.store_scp
+        self._engines = engines
+        self._mode = (options.engine, options.store_scp)
+        engine = engines[options.engine]
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
 
     async def start(self) -> None:
-        """Deliver what is in the spool, and receive. Raises what starting a receiver raises."""
+        """Deliver what is in the spool, and receive. Raises what starting a receiver, or a backend, raises."""
+        await self._start_own()
         self._spool.attach(self.name, self, in_order=self._options.in_order)
         await self._scp.start()
 
@@ -76,14 +83,26 @@ class DicomEndpoint:
         """Receive and deliver nothing any more; what is in the spool stays there."""
         await self._scp.stop()
         await self._spool.detach(self.name)
+        started, self._started = self._started, None
+        if started is not None:
+            await started.stop()
 
-    def change(self, options: DicomEndpointOptions, pipeline: Pipeline) -> None:
+    async def _start_own(self) -> None:
+        before, self._started = self._started, self._own
+        if self._own is not None and self._own is not before:
+            await self._own.start()
+        if before is not None and before is not self._own:
+            await before.stop()
+
+    def change(self, options: DicomEndpointOptions, pipeline: Pipeline, own: Backend | None = None) -> None:
         """Pass the next object through ``pipeline``, and from the next ``resume`` on receive as ``options`` say."""
         self._options = options
         self._pipeline = pipeline
+        self._own = own
 
     async def arrange(self) -> None:
         """Deliver to the backends, and in the order, that the last ``change`` named."""
+        await self._start_own()
         await self._spool.rearrange(self.name, in_order=self._options.in_order)
 
     async def pause(self) -> None:
@@ -93,12 +112,13 @@ class DicomEndpoint:
     async def resume(self) -> None:
         """Receive again, with another kind of receiver if need be. Raises what starting one raises."""
         config = scp_config(self.name, self._options)
-        if config.store_scp == self._mode:
+        mode = (self._options.engine, self._options.store_scp)
+        if mode == self._mode:
             await self._scp.resume(config)
             return
         await self._scp.stop()
-        self._mode = config.store_scp
-        self._scp = self._engine.store_scp(config, self, self._spool.admission)
+        self._mode = mode
+        self._scp = self._engines[self._options.engine].store_scp(config, self, self._spool.admission)
         await self._scp.start()
 
     async def handed_on(self) -> None:

@@ -17,10 +17,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
-from harmonyd.dimse.associate import APPLICATION_CONTEXT, Rejection
+from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.native.core import pdu
 from harmonyd.dimse.native.core.commands import Command
 from harmonyd.dimse.native.core.contexts import Answer, Contexts, agreed
@@ -37,7 +36,8 @@ from harmonyd.dimse.native.core.events import (
 )
 from harmonyd.dimse.native.core.inbound import Inbound
 from harmonyd.dimse.native.core.items import UserInformation
-from harmonyd.dimse.native.core.messages import MIN_PEER_MAX_PDU, OutgoingMessages
+from harmonyd.dimse.native.core.machine import Machine, not_acceptable
+from harmonyd.dimse.native.core.messages import OutgoingMessages, check_peer_max_pdu
 from harmonyd.dimse.native.core.pdu import (
     Abort,
     AssociateAccept,
@@ -48,7 +48,7 @@ from harmonyd.dimse.native.core.pdu import (
     ReleaseResponse,
 )
 from harmonyd.dimse.native.core.reasons import abort_text, rejection_text
-from harmonyd.dimse.native.core.states import ACTIONS, PDU_EVENTS, TABLE, Action, Artim, Evt, State, Transport
+from harmonyd.dimse.native.core.states import ACTIONS, PDU_EVENTS, TABLE, Evt, State
 
 _RECEIVING = (State.STA6, State.STA7)
 _UNCONNECTED = (State.STA1, State.STA4)
@@ -62,17 +62,13 @@ class Association:
         """The A-ASSOCIATE-RQ: ours, or the peer's once it is here."""
         self.contexts = Contexts()
         """What was negotiated; empty before."""
-        self.state = State.STA1
-        self.artim = False
-        """The ARTIM timer is to run: the peer is to send its request, or to close the transport connection."""
         self._is_requestor = request is not None
         self._max_pdu = max_pdu
-        self._transport_done = False
+        self._machine = Machine()
         self._deaf = False
         """The peer's bytes cannot be understood, or mean nothing any more."""
-        self._queue: deque[bytes | memoryview] = deque()
         self._inbound = Inbound(max_pdu)
-        self._outgoing = OutgoingMessages(self._queue)
+        self._outgoing = OutgoingMessages(self._machine.queue)
         self._events: list[Event] = []
 
     # --- beginning ----------------------------------------------------------------------------------------------------
@@ -81,19 +77,19 @@ class Association:
     def requestor(cls, request: AssociateRequest) -> Association:
         """The side that asks; call ``connected()`` when the transport connection is there."""
         association = cls(request.user_information.max_pdu, request)
-        association._do(Evt.ASSOCIATE_REQUEST)
+        association._machine.do(Evt.ASSOCIATE_REQUEST)
         return association
 
     @classmethod
     def acceptor(cls, max_pdu: int) -> Association:
         """The side that is asked, over a connection that is there. ``max_pdu``: what it will tell the peer."""
         association = cls(max_pdu, None)
-        association._do(Evt.TRANSPORT_INDICATION)
+        association._machine.do(Evt.TRANSPORT_INDICATION)
         return association
 
     def connected(self) -> None:
         """Requestor: the transport connection is there; the A-ASSOCIATE-RQ is in ``data_to_send()``."""
-        self._do(Evt.TRANSPORT_CONFIRM, self.request)
+        self._machine.do(Evt.TRANSPORT_CONFIRM, self.request)
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
@@ -101,8 +97,6 @@ class Association:
         """What the peer sent, in any portions. Never raises."""
         events: list[Event] = []
         self._events = events
-        if self.state is State.STA13:
-            self._inbound.discard_pdu()
         try:
             self._inbound.receive(data, self, events)
         except ProtocolViolation as violation:
@@ -117,24 +111,34 @@ class Association:
         if self.state is State.STA1:
             return []
         over = self.state is State.STA13
-        self._do(Evt.TRANSPORT_CLOSED)
-        self._transport_done = True
+        self._machine.do(Evt.TRANSPORT_CLOSED)
+        self._machine.transport_done = True
         self._end()
         return [] if over else [ConnectionLost()]
 
     def artim_expired(self) -> None:
         """The peer had its time; when it has used it in vain, ``closing`` becomes true."""
-        if (Evt.ARTIM_EXPIRED, self.state) in TABLE:
-            self._do(Evt.ARTIM_EXPIRED)
+        if self._machine.possible(Evt.ARTIM_EXPIRED):
+            self._machine.do(Evt.ARTIM_EXPIRED)
             self._end()
 
     def data_to_send(self) -> bytes:
         """Take what is to be written now."""
-        if not self._queue:
+        if not self._machine.queue:
             return b""
-        data = b"".join(self._queue)
-        self._queue.clear()
+        data = b"".join(self._machine.queue)
+        self._machine.queue.clear()
         return data
+
+    @property
+    def state(self) -> State:
+        """Of PS3.8 section 9.2."""
+        return self._machine.state
+
+    @property
+    def artim(self) -> bool:
+        """The ARTIM timer is to run: the peer is to send its request, or to close the transport connection."""
+        return self._machine.artim
 
     @property
     def closing(self) -> bool:
@@ -143,7 +147,7 @@ class Association:
         While ``artim`` is true, too, the peer is expected to close it: an orderly driver closes its own direction only,
         goes on reading until ``receive_eof()``, and closes when its ARTIM time is over.
         """
-        return self._transport_done or self.state is State.STA13
+        return self._machine.transport_done or self.state is State.STA13
 
     @property
     def listening(self) -> bool:
@@ -153,7 +157,7 @@ class Association:
     @property
     def established(self) -> bool:
         """Commands may be sent: it was accepted, and we have not begun to end it."""
-        return (Evt.P_DATA_REQUEST, self.state) in TABLE
+        return self._machine.possible(Evt.P_DATA_REQUEST)
 
     @property
     def oversized_pdus(self) -> int:
@@ -174,21 +178,23 @@ class Association:
 
         ``max_pdu``: what the peer is told, where it depends on who asks; else it is what ``acceptor`` got.
         """
-        action = self._allowed(Evt.ASSOCIATE_RESPONSE_ACCEPT)
+        action = self._machine.allowed(Evt.ASSOCIATE_RESPONSE_ACCEPT)
         request = self.request
         assert request is not None
+        if sorted(context.id for context in answer.contexts) != sorted(context.id for context in request.contexts):
+            raise NotAllowed("each proposed presentation context needs one answer")
         if max_pdu is not None:
             self._max_pdu = max_pdu
             self._inbound.limit(max_pdu)
         info = replace(user_information or UserInformation(), max_pdu=self._max_pdu, roles=answer.roles)
         contexts = agreed(request.contexts, answer.contexts, request.user_information.roles, answer.roles)
         accept = AssociateAccept(request.called_aet, request.calling_aet, answer.contexts, info)
-        self._perform(action, accept)
+        self._machine.perform(action, accept)
         self._establish(contexts, request.user_information.max_pdu)
 
     def reject(self, rejection: Rejection) -> None:
         """Answer ``Requested`` with an A-ASSOCIATE-RJ."""
-        self._do(Evt.ASSOCIATE_RESPONSE_REJECT, AssociateReject(*rejection.value))
+        self._machine.do(Evt.ASSOCIATE_RESPONSE_REJECT, AssociateReject(*rejection.value))
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -197,14 +203,14 @@ class Association:
 
         Raises ``NotAllowed``, and ``ValueError`` for a command that cannot be encoded.
         """
-        self._allowed(Evt.P_DATA_REQUEST)
+        self._machine.allowed(Evt.P_DATA_REQUEST)
         if self.contexts.get(context_id) is None:
             raise NotAllowed(f"presentation context {context_id} was not accepted")
         self._outgoing.command(context_id, command, has_data=has_data)
 
     def send_data(self, context_id: int, fragment: bytes | memoryview, last: bool) -> None:
         """Send a piece of the data set, of any length. Its buffer must stay as it is until ``data_to_send()``."""
-        self._allowed(Evt.P_DATA_REQUEST)
+        self._machine.allowed(Evt.P_DATA_REQUEST)
         self._outgoing.data(context_id, fragment, last)
 
     @property
@@ -224,41 +230,21 @@ class Association:
 
     def abort(self, source: int = AbortSource.SERVICE_USER, reason: int = AbortReason.NOT_SPECIFIED) -> None:
         """End it at once. What was not taken for sending is not sent. Allowed always; nothing happens after an end."""
-        if (Evt.ABORT_REQUEST, self.state) in TABLE:
-            self._queue.clear()
-            self._do(Evt.ABORT_REQUEST, Abort(source, reason))
+        if self._machine.possible(Evt.ABORT_REQUEST):
+            self._machine.queue.clear()
+            self._machine.do(Evt.ABORT_REQUEST, Abort(source, reason))
             self._end()
-        elif self.state is State.STA2:
-            self._do(Evt.ARTIM_EXPIRED)
+        elif self.state is State.STA2:  # there is no association to abort yet, only a connection to close (AA-2)
+            self._machine.do(Evt.ARTIM_EXPIRED)
             self._end()
 
     def _do_between_messages(self, event: Evt, answer: ReleaseRequest | ReleaseResponse) -> None:
-        action = self._allowed(event)
+        action = self._machine.allowed(event)
         if self._outgoing.unfinished:
             raise NotAllowed("the data set that was announced is not finished")
-        self._perform(action, answer)
+        self._machine.perform(action, answer)
 
     # --- state --------------------------------------------------------------------------------------------------------
-
-    def _allowed(self, event: Evt) -> Action:
-        name = TABLE.get((event, self.state))
-        if name is None:
-            raise NotAllowed(f"{event.name.replace('_', ' ').lower()} is not possible in {self.state.name.title()}")
-        return ACTIONS[name]
-
-    def _do(self, event: Evt, to_send: pdu.Pdu | None = None, *, next_index: int = 0) -> None:
-        self._perform(self._allowed(event), to_send, next_index=next_index)
-
-    def _perform(self, action: Action, to_send: pdu.Pdu | None = None, *, next_index: int = 0) -> None:
-        """Carry an action out, except for what it indicates: its caller knows the values."""
-        data = b"" if action.sends is None or to_send is None else to_send.encode()
-        if data:
-            self._queue.append(data)
-        if action.artim is not None:
-            self.artim = action.artim is Artim.START
-        if action.transport is Transport.CLOSE:
-            self._transport_done, self.artim = True, False
-        self.state = action.next[next_index]
 
     def _end(self) -> None:
         """Nothing that the peer sends can mean anything any more."""
@@ -294,7 +280,7 @@ class Association:
             case AssociateAccept() as accept:
                 self._accepted(accept)
             case AssociateReject(result, source, reason):
-                self._do(Evt.ASSOCIATE_RJ_PDU)
+                self._machine.do(Evt.ASSOCIATE_RJ_PDU)
                 self._tell_end(Rejected(result, source, reason, rejection_text(result, source, reason)))
             case ReleaseRequest():
                 self._release_requested()
@@ -304,46 +290,44 @@ class Association:
                 self._aborted(source, reason)
 
     def _requested(self, request: AssociateRequest) -> None:
-        _check_max_pdu(request.user_information)
-        refusal = _not_acceptable(request)
+        check_peer_max_pdu(request.user_information.max_pdu)
+        self._machine.do(Evt.ASSOCIATE_RQ_PDU)
+        self.request = request
+        refusal = not_acceptable(request)
         if refusal is None:
-            self._do(Evt.ASSOCIATE_RQ_PDU)
-            self.request = request
             self._events.append(Requested(request))
             return
-        self._do(Evt.ASSOCIATE_RQ_PDU, next_index=1)
-        self._queue.append(refusal.pdu())
-        self.artim = True
-        self._events.append(Rejected(*refusal.value, refusal.text, by_peer=False))
+        self.reject(refusal)
+        self._events.append(Rejected(*refusal.value, rejection_text(*refusal.value), by_peer=False))
 
     def _accepted(self, accept: AssociateAccept) -> None:
         request, info = self.request, accept.user_information
         assert request is not None
-        _check_max_pdu(info)
+        check_peer_max_pdu(info.max_pdu)
         contexts = agreed(request.contexts, accept.contexts, request.user_information.roles, info.roles)
-        self._do(Evt.ASSOCIATE_AC_PDU)
+        self._machine.do(Evt.ASSOCIATE_AC_PDU)
         self._establish(contexts, info.max_pdu)
         self._events.append(Accepted(contexts, info.max_pdu, info))
 
     def _release_requested(self) -> None:
         """In a collision both want the same: the requestor answers at once, the acceptor after the peer's answer."""
         collision = self.state is State.STA7
-        self._do(Evt.RELEASE_RQ_PDU, next_index=int(collision and not self._is_requestor))
+        self._machine.do(Evt.RELEASE_RQ_PDU, next_index=int(collision and not self._is_requestor))
         if not collision:
             self._events.append(ReleaseRequested())
         elif self._is_requestor:
-            self._do(Evt.RELEASE_RESPONSE, ReleaseResponse())
+            self._machine.do(Evt.RELEASE_RESPONSE, ReleaseResponse())
 
     def _release_answered(self) -> None:
-        self._do(Evt.RELEASE_RP_PDU)
+        self._machine.do(Evt.RELEASE_RP_PDU)
         if self.state is State.STA12:
-            self._do(Evt.RELEASE_RESPONSE, ReleaseResponse())
+            self._machine.do(Evt.RELEASE_RESPONSE, ReleaseResponse())
         self._tell_end(Released())
 
     def _aborted(self, source: int, reason: int) -> None:
         over = self.state is State.STA13
-        self._queue.clear()
-        self._do(Evt.ABORT_PDU)
+        self._machine.queue.clear()
+        self._machine.do(Evt.ABORT_PDU)
         self._end()
         if not over:
             self._events.append(Aborted(source, reason, abort_text(source, reason), by_peer=True))
@@ -354,8 +338,8 @@ class Association:
         action = ACTIONS[TABLE.get((event, self.state), TABLE[Evt.INVALID_PDU, self.state])]
         by_provider = action is not ACTIONS["AA-1"]
         abort = Abort(AbortSource.SERVICE_PROVIDER, reason) if by_provider else Abort()
-        self._queue.clear()
-        self._perform(action, abort)
+        self._machine.queue.clear()
+        self._machine.perform(action, abort)
         self._end()
         if not over:
             self._events.append(Aborted(abort.source, abort.reason, text, by_peer=False))
@@ -363,19 +347,3 @@ class Association:
     def _tell_end(self, event: Event) -> None:
         self._events.append(event)
         self._end()
-
-
-def _check_max_pdu(info: UserInformation) -> None:
-    if 0 < info.max_pdu < MIN_PEER_MAX_PDU:
-        raise ProtocolViolation(
-            f"the peer can receive {info.max_pdu} bytes in a P-DATA-TF; {MIN_PEER_MAX_PDU} are needed"
-        )
-
-
-def _not_acceptable(request: AssociateRequest) -> Rejection | None:
-    """Whether the service provider itself rejects (AE-6): there is one version, and one application context."""
-    if not request.protocol_version & 1:
-        return Rejection.PROTOCOL_VERSION_NOT_SUPPORTED
-    if request.application_context != APPLICATION_CONTEXT:
-        return Rejection.APPLICATION_CONTEXT_NAME_NOT_SUPPORTED
-    return None

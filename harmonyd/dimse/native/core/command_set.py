@@ -16,6 +16,8 @@ from harmonyd.dimse.native.core.errors import BadCommandSet
 
 MAX_COMMAND_SET_BYTES = 64 * 1024
 """A real one has a few hundred bytes."""
+MAX_COMMENT_BYTES = 64
+"""Of the Error Comment (0000,0902); what is longer is cut."""
 
 _ELEMENT = struct.Struct("<HHI")
 _US_ELEMENT = struct.Struct("<HHIH")
@@ -61,8 +63,13 @@ def _write_uid(element: int, value: str) -> bytes:
     return _write(element, _pad(value.encode("latin-1"), b"\0"))
 
 
-def _write_text(element: int, value: str) -> bytes:
-    return _write(element, _pad(value.encode("utf-8"), b" "))
+def _write_aet(element: int, value: str) -> bytes:
+    return _write(element, _pad(value.encode("latin-1"), b" "))
+
+
+def _write_comment(element: int, value: str) -> bytes:
+    """An LO in the default repertoire, as a command set has no Specific Character Set (PS3.7 section 6.3.1)."""
+    return _write(element, _pad(value.encode("ascii", "replace")[:MAX_COMMENT_BYTES], b" "))
 
 
 def _write_tags(element: int, value: tuple[int, ...]) -> bytes:
@@ -77,7 +84,8 @@ Reader = Callable[[bytes], Any]
 Writer = Callable[[int, Any], bytes]
 _US: tuple[Reader, Writer] = (_read_us, _write_us)
 _UI: tuple[Reader, Writer] = (_read_uid, _write_uid)
-_TEXT: tuple[Reader, Writer] = (_read_text, _write_text)
+_AE: tuple[Reader, Writer] = (_read_text, _write_aet)
+_LO: tuple[Reader, Writer] = (_read_text, _write_comment)
 _TAGS: tuple[Reader, Writer] = (_read_tags, _write_tags)
 
 ELEMENTS: dict[int, tuple[str, tuple[Reader, Writer]]] = {
@@ -86,12 +94,12 @@ ELEMENTS: dict[int, tuple[str, tuple[Reader, Writer]]] = {
     0x0100: ("field", _US),
     0x0110: ("message_id", _US),
     0x0120: ("message_id_being_responded_to", _US),
-    0x0600: ("move_destination", _TEXT),
+    0x0600: ("move_destination", _AE),
     0x0700: ("priority", _US),
     0x0800: ("data_set_type", _US),
     0x0900: ("status", _US),
     0x0901: ("offending_elements", _TAGS),
-    0x0902: ("error_comment", _TEXT),
+    0x0902: ("error_comment", _LO),
     0x0903: ("error_id", _US),
     0x1000: ("affected_sop_instance_uid", _UI),
     0x1001: ("requested_sop_instance_uid", _UI),
@@ -102,7 +110,7 @@ ELEMENTS: dict[int, tuple[str, tuple[Reader, Writer]]] = {
     0x1021: ("completed", _US),
     0x1022: ("failed", _US),
     0x1023: ("warning", _US),
-    0x1030: ("move_originator_aet", _TEXT),
+    0x1030: ("move_originator_aet", _AE),
     0x1031: ("move_originator_message_id", _US),
 }
 """PS3.7 table E.1-1: element number in group 0000, attribute of ``Command``, how it is read and written."""

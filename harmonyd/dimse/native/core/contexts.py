@@ -66,6 +66,9 @@ class Contexts:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contexts) and self._by_id == other._by_id
+
     def __repr__(self) -> str:
         return f"Contexts({list(self)})"
 
@@ -104,15 +107,18 @@ def negotiate(
 ) -> Answer:
     """Answer each proposed context as ``supported`` says of its abstract syntax; ``some_dict.get`` will do for it.
 
-    Roles are answered for what is supported: what was asked for, as far as ``Support`` grants it.
+    Roles are answered with what was asked for, as far as ``Support`` grants it. Where that is nothing there is no
+    answer: the requestor is SCU then.
     """
     contexts = tuple(_answer(context, supported(context.abstract_syntax)) for context in proposed)
-    roles = tuple(
-        RoleSelection(role.sop_class_uid, role.scu and support.requestor_scu, role.scp and support.requestor_scp)
-        for role in proposed_roles
-        if (support := supported(role.sop_class_uid)) is not None
-    )
-    return Answer(contexts, roles)
+    roles = (_granted(role, supported(role.sop_class_uid)) for role in proposed_roles)
+    return Answer(contexts, tuple(role for role in roles if role.scu or role.scp))
+
+
+def _granted(role: RoleSelection, support: Support | None) -> RoleSelection:
+    if support is None:
+        return RoleSelection(role.sop_class_uid, False, False)
+    return RoleSelection(role.sop_class_uid, role.scu and support.requestor_scu, role.scp and support.requestor_scp)
 
 
 def _answer(context: ProposedContext, support: Support | None) -> AnsweredContext:

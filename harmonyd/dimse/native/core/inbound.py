@@ -90,7 +90,7 @@ class Chunk:
         """Exactly ``count`` bytes; None when they are not there yet."""
         held = self._held
         piece = self.some(count - len(held))
-        if not held and len(piece) == count:
+        if len(piece) == count:
             return bytes(piece)
         held += piece
         if len(held) < count:
@@ -139,7 +139,7 @@ class Inbound:
 
     @property
     def held(self) -> int:
-        """Number of bytes kept: the whole memory of this association that a peer has a say in."""
+        """Number of bytes kept of what is not complete yet."""
         return self._chunk.held + self.messages.held
 
     def receive(self, data: bytes | bytearray | memoryview, owner: Owner, events: list[Event]) -> None:
@@ -150,10 +150,6 @@ class Inbound:
                 pass
         finally:
             self._chunk.let_go()
-
-    def discard_pdu(self) -> None:
-        """Skip what is left of a P-DATA-TF: nobody wants it any more."""
-        self._skip = True
 
     def forget(self) -> None:
         """Nothing more will be received."""
@@ -178,7 +174,7 @@ class Inbound:
             return False
         self._kind, length = head
         self._skip = not owner.pdu_begins(self._kind)
-        self._pdu_left, self._pdv_left = length, 0
+        self._pdu_left = length
         if self._kind != PduType.P_DATA_TF:
             if length not in LENGTHS[self._kind]:
                 raise ProtocolViolation(f"a PDU of type {self._kind} says that it has {length} bytes")

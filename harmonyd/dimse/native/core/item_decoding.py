@@ -114,7 +114,7 @@ def _context_id(content: bytes, what: str) -> int:
 
 def decode_user_information(content: bytes) -> UserInformation:
     """PS3.8 table 9-16. Of a sub-item that may stand once only the last one counts."""
-    single: dict[str, Any] = {}
+    single: dict[str, Any] = {"implementation_class_uid": "", "implementation_version_name": ""}
     several: defaultdict[str, list[Any]] = defaultdict(list)
     for kind, version, value in items_in(content, "the user information"):
         if kind in _SINGLE:

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+IMPLEMENTATION_CLASS_UID = "2.25.215289038995406866855151790805042915127"
+IMPLEMENTATION_VERSION_NAME = "HARMONYD"
+"""What we say of ourselves (PS3.7 section D.3.3.2)."""
 DEFAULT_MAX_PDU = 16384
 """What is assumed of a peer that does not say what it can receive."""
 
@@ -134,8 +137,9 @@ class UserInformation:
 
     max_pdu: int = DEFAULT_MAX_PDU
     """Longest variable field of a P-DATA-TF that the sender of this can receive; 0 is no limit (PS3.8 section D.1)."""
-    implementation_class_uid: str = ""
-    implementation_version_name: str = ""
+    implementation_class_uid: str = IMPLEMENTATION_CLASS_UID
+    """Ours unless something else is said; empty when a peer sends none. So the next one."""
+    implementation_version_name: str = IMPLEMENTATION_VERSION_NAME
     asynchronous_operations: AsynchronousOperations | None = None
     roles: tuple[RoleSelection, ...] = ()
     extended: tuple[ExtendedNegotiation, ...] = ()

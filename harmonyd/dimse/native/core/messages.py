@@ -21,6 +21,8 @@ MAX_SENT_PDU = 128 * 1024
 """Longer ones bring nothing, even to a peer that allows them."""
 MIN_PEER_MAX_PDU = 64
 """A peer that can receive less than this cannot be served in a reasonable number of PDUs."""
+_CACHED_BYTES = 1024
+"""A command set is remembered up to this length."""
 _UNEXPECTED = AbortReason.UNEXPECTED_PDU_PARAMETER
 
 
@@ -63,7 +65,7 @@ class IncomingMessages:
                     f"a fragment in presentation context {context_id} comes inside a message in {self._context_id}",
                     _UNEXPECTED,
                 )
-            if command is self._data:
+            if command is self._data:  # one kind is under way, and this is the other
                 kinds = ("a data set", "a command set") if command else ("a command set", "a data set")
                 raise ProtocolViolation(f"{kinds[0]} is not finished, and {kinds[1]} comes", _UNEXPECTED)
         else:
@@ -104,8 +106,10 @@ class IncomingMessages:
             return self._cached
         content = bytes(self._command) + piece
         self._command.clear()
-        self._cached_bytes, self._cached = content, command_set.decode(content)
-        return self._cached
+        command = command_set.decode(content)
+        if len(content) <= _CACHED_BYTES:
+            self._cached_bytes, self._cached = content, command
+        return command
 
 
 class OutgoingMessages:
@@ -168,3 +172,9 @@ class OutgoingMessages:
         size = len(fragment)
         self._queue.append(_PDU_WITH_PDV.pack(PduType.P_DATA_TF, size + 6, size + 2, context_id, flags))
         self._queue.append(fragment)
+
+
+def check_peer_max_pdu(peer_max_pdu: int) -> None:
+    """Raises ``ProtocolViolation`` when the peer cannot be served in a reasonable number of PDUs."""
+    if 0 < peer_max_pdu < MIN_PEER_MAX_PDU:
+        raise ProtocolViolation(f"the peer can receive {peer_max_pdu} bytes in a PDU; {MIN_PEER_MAX_PDU} are needed")

@@ -37,14 +37,14 @@ HEADER = struct.Struct(">BxI")
 PDV_HEADER = struct.Struct(">IBB")
 """Length of what follows it, presentation context id, message control header (PS3.8 section 9.3.5.1, Annex E)."""
 COMMAND_FLAG, LAST_FLAG = 1, 2
-MAX_ASSOCIATE_BYTES = 128 * 1024
-"""128 presentation contexts with every transfer syntax there is need less than half of this."""
+MAX_ASSOCIATE_BYTES = 256 * 1024
+"""128 presentation contexts with all 38 transfer syntaxes that DCMTK knows take 127 KiB, and there are more."""
 MAX_CONTEXTS = 128
 _ASSOCIATE = struct.Struct(">H2x16s16s32x")
 _REJECT = struct.Struct(">xBBB")
 _ABORT = struct.Struct(">xxBB")
 _FOUR_BYTES = range(4, 5)
-_NO_INFORMATION = UserInformation()
+_OUR_INFORMATION = UserInformation()
 
 
 class PduType(IntEnum):
@@ -77,7 +77,7 @@ class AssociateRequest:
     called_aet: str
     calling_aet: str
     contexts: tuple[ProposedContext, ...]
-    user_information: UserInformation = _NO_INFORMATION
+    user_information: UserInformation = _OUR_INFORMATION
     application_context: str = APPLICATION_CONTEXT
     protocol_version: int = 1
 
@@ -104,7 +104,7 @@ class AssociateAccept:
     called_aet: str
     calling_aet: str
     contexts: tuple[AnsweredContext, ...]
-    user_information: UserInformation = _NO_INFORMATION
+    user_information: UserInformation = _OUR_INFORMATION
     application_context: str = APPLICATION_CONTEXT
     protocol_version: int = 1
 
@@ -284,7 +284,7 @@ class _Parts:
         self.version = int(version)
         self.aets = (text_of(called), text_of(calling))
         self.contexts: list[bytes] = []
-        self.information = _NO_INFORMATION
+        self.information = decode_user_information(b"")
         names: list[str] = []
         for kind, _, content in items_in(body[_ASSOCIATE.size :], what):
             if kind == context_type:

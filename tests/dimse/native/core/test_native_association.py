@@ -91,6 +91,8 @@ def test_what_is_not_allowed_raises_and_changes_nothing() -> None:
     scu.connected()
     assert scu.data_to_send()
     pair = Pair.established()
+    with pytest.raises(NotAllowed, match="context 5 was not accepted"):
+        pair.scu.send(5, c_echo_rq(1))
     pair.scu.send(STORE_ID, c_store_rq(1, CT_IMAGE, "1.2.3"), has_data=True)
     before = pair.scu.data_to_send()
     assert before

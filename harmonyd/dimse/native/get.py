@@ -1,0 +1,190 @@
+"""C-GET: objects come back over the association that asked for them, each in a transfer syntax it is stored in.
+
+A peer can send an object only in a presentation context for its SOP class with its transfer syntax, and answers one
+transfer syntax to a context. So a study whose objects differ needs many contexts, of the 128 that there may be: the
+node is asked first what the study consists of.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+
+from harmonyd.dimse import artifacts, failures
+from harmonyd.dimse import status as dimse_status
+from harmonyd.dimse.accept import Intake
+from harmonyd.dimse.engine import Instance, OperationContext, Query, RemoteNode
+from harmonyd.dimse.errors import DimseFailure
+from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native.classes import classes_of
+from harmonyd.dimse.native.client import MAX_CONTEXTS
+from harmonyd.dimse.native.exchange import Exchange, Means, is_pending, suboperations_of
+from harmonyd.dimse.native.object_file import ObjectFile, file_meta
+from harmonyd.dimse.native.pool import Proposal
+from harmonyd.dimse.part10 import DamagedFile
+from harmonyd.dimse.query_file import identifier
+from harmonyd.dimse.reconcile import reconcile
+from harmonyd.dimse.streams import ItemStream
+from harmonyd.dimse.uid import is_uid
+
+_CANNOT_UNDERSTAND = 0xC000
+"""PS3.4 table B.2-1."""
+_CLASSES_IN_FULL = 6
+"""SOP classes of which every transfer syntax gets a context of its own."""
+
+
+def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Instance]:
+    """Lazy: nothing is asked before the first item is asked for."""
+
+    async def produce(stream: ItemStream[Instance]) -> AsyncGenerator[Instance, None]:
+        folder = artifacts.folder_of(op.storage or means.storage, "get", op.id)
+        getting = _Getting(means, remote, query, op, folder)
+        try:
+            await getting.begin()
+            stream.folder = folder
+            async with aclosing(getting.instances()) as instances:
+                async for instance in instances:
+                    yield instance
+            getting.conclude(stream)
+        finally:
+            await getting.exchange.end()
+
+    return ItemStream(produce)
+
+
+def contexts_for(service: str, sop_classes: list[str]) -> Proposal:
+    """The service, what is known to be there in every transfer syntax, and of the rest what there is room for."""
+    found = sop_classes[:_CLASSES_IN_FULL]
+    contexts: list[tuple[str, tuple[str, ...]]] = [(service, names.UNCOMPRESSED)]
+    for sop_class in found:
+        contexts.append((sop_class, names.UNCOMPRESSED))
+        contexts += [(sop_class, (syntax,)) for syntax in names.COMMON_COMPRESSED]
+    rest = [*sop_classes[_CLASSES_IN_FULL:], *names.COMMON_STORAGE, *names.STORAGE_CLASSES]
+    for sop_class in dict.fromkeys(rest):
+        if sop_class not in found:
+            contexts.append((sop_class, (*names.UNCOMPRESSED, *names.COMMON_COMPRESSED)))
+    return contexts[:MAX_CONTEXTS]
+
+
+class _Getting:
+    """One C-GET."""
+
+    def __init__(self, means: Means, remote: RemoteNode, query: Query, op: OperationContext, folder: Path) -> None:
+        self.exchange = Exchange(means, remote, op)
+        self.exchange.idle_secs = 0.0
+        self._means = means
+        self._remote = remote
+        self._query = query
+        self._op = op
+        self._folder = folder
+        self._intake = Intake(query, folder, means.quarantine)
+        self._final: core.Command | None = None
+        self._is_full = False
+
+    async def begin(self) -> None:
+        """Ask. Raises what opening an association raises."""
+        exchange, service = self.exchange, names.GET[self._query.model]
+        await exchange.slot()
+        await self._means.in_thread(self._folder.mkdir, 0o777, True)
+        proposal = contexts_for(service, await classes_of(self._means, self._remote, self._query, self._op))
+        roles = [core.RoleSelection(uid, False, True) for uid in dict.fromkeys(uid for uid, _ in proposal[1:])]
+        exchange.use(await self._means.pool.open(self._remote, proposal, self._op.deadline, roles))
+        association = exchange.association
+        context = exchange.context = association.context(service)
+        exchange.message_id = association.next_message_id()
+        keys = identifier(self._query, implicit=context.transfer_syntax == names.IMPLICIT_VR_LE)
+        exchange.asked()
+        association.send(context.id, core.c_get_rq(exchange.message_id, service), keys)
+
+    async def instances(self) -> AsyncGenerator[Instance, None]:
+        """As they arrive, until the final response."""
+        association, exchange = self.exchange.association, self.exchange
+        while self._final is None:
+            event = await association.receive()
+            if not isinstance(event, core.CommandReceived):
+                raise association.nonsense("a data set came before its command")
+            command = event.command
+            if command.field == core.CommandField.C_STORE_RQ and command.has_data:
+                instance = await self._store(event.context_id, command)
+                if instance is not None:
+                    yield instance
+            elif command.field == core.CommandField.C_GET_RSP and command.status is not None:
+                await association.data_set(command)
+                exchange.saw(command)
+                if not is_pending(command.status):
+                    self._final = command
+            else:
+                raise association.nonsense(f"{command.name} came while a C-GET was under way")
+
+    async def _store(self, context_id: int, command: core.Command) -> Instance | None:
+        exchange, sop_instance_uid = self.exchange, command.affected_sop_instance_uid or ""
+        context = exchange.association.contexts.get(context_id)
+        assert context is not None
+        exchange.incoming = command
+        meta = file_meta(
+            command.affected_sop_class_uid or "", sop_instance_uid, context.transfer_syntax, self._remote.aet
+        )
+        file = ObjectFile(self._means.reactor, self._path_for(sop_instance_uid), meta)
+        try:
+            await self._read(file)
+            exchange.incoming = None
+            status, instance = await self._take(file)
+        except BaseException:
+            await file.discard()
+            raise
+        exchange.association.send(context_id, command.response(status))
+        return instance
+
+    async def _read(self, file: ObjectFile) -> None:
+        association = self.exchange.association
+        while True:
+            event = await association.receive()
+            if not isinstance(event, core.DataReceived):
+                raise association.nonsense("a command came before the end of a data set")
+            is_time = file.add(event.fragment)
+            if event.last:
+                return
+            if is_time:
+                await file.flush()
+
+    async def _take(self, file: ObjectFile) -> tuple[int, Instance | None]:
+        """The status for the node; what was not asked for is put aside, and that is no matter of the node's."""
+        in_thread, intake = self._means.in_thread, self._intake
+        try:
+            header = await file.finish()
+        except DamagedFile:
+            await in_thread(intake.take, [file.path])
+            return _CANNOT_UNDERSTAND, None
+        except OSError:
+            self._is_full = True
+            await file.discard()
+            return dimse_status.OUT_OF_RESOURCES, None
+        if intake.is_wanted(header):
+            return dimse_status.SUCCESS, intake.taken(file.path, header)
+        await in_thread(intake.take_checked, file.path, header)
+        return dimse_status.SUCCESS, None
+
+    def _path_for(self, sop_instance_uid: str) -> Path:
+        name = sop_instance_uid if is_uid(sop_instance_uid) else uuid.uuid4().hex
+        if sop_instance_uid in self._intake.arrived:
+            name = f"{name}.{uuid.uuid4().hex}"
+        return self._folder / name
+
+    def conclude(self, stream: ItemStream[Instance]) -> None:
+        """Fill in the outcome, or raise. Our own full disk comes first: a PACS only says that it failed."""
+        final = self._final
+        assert final is not None
+        if self._is_full:
+            raise artifacts.storage_full()
+        suboperations = suboperations_of(final)
+        try:
+            outcome = failures.outcome_of(
+                "get", final.status or 0, final.error_comment, suboperations, self._remote
+            )
+        except DimseFailure:
+            artifacts.raise_if_full(self._folder)
+            raise
+        stream.outcome = outcome
+        reconcile(outcome, self._intake)
