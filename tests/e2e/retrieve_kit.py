@@ -166,6 +166,8 @@ def quarantined(daemon: RunningDaemon) -> dict[Path, str]:
 def scratch_files(daemon: RunningDaemon) -> list[str]:
     """What operations have left in the scratch folder: nothing, once they have ended."""
     folder = storage(daemon) / "run" / "dcmtk"
+    if not folder.exists():
+        return []
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("dcmtk-"))
 
 
