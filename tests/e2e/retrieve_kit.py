@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from zipfile import ZipFile
 import psutil
 from pydicom import Dataset, dcmread
 
+from harmonyd.testing.config_files import ENGINE_VARIABLE
 from harmonyd.testing.daemon import Answer, RunningDaemon
 from harmonyd.testing.data import make_ct, uid_for
 from harmonyd.testing.pacs import RunningPacs
@@ -164,15 +166,17 @@ def quarantined(daemon: RunningDaemon) -> dict[Path, str]:
 
 
 def scratch_files(daemon: RunningDaemon) -> list[str]:
-    """What operations have left in the scratch folder: nothing, once they have ended."""
-    folder = storage(daemon) / "run" / "dcmtk"
-    if not folder.exists():
-        return []
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("dcmtk-"))
+    """What operations have left in the scratch folder (DCMTK's only): nothing, once they have ended."""
+    files = (storage(daemon) / "run" / "dcmtk").glob("*")
+    return sorted(path.name for path in files if not path.name.startswith("dcmtk-"))
 
 
 def incoming_files(daemon: RunningDaemon) -> list[Path]:
     return [path for path in (storage(daemon) / "incoming").rglob("*") if path.is_file()]
+
+
+NATIVE = os.environ.get(ENGINE_VARIABLE) == "native"
+"""The daemons of this run use the native engine."""
 
 
 def tool_processes(daemon: RunningDaemon, *names: str) -> list[psutil.Process]:
