@@ -62,6 +62,7 @@ class Mover:
         *,
         deadline_secs: float = 30.0,
         level: QueryLevel = QueryLevel.STUDY,
+        storage: Path | None = None,
         **more: Any,
     ) -> ItemStream[Instance]:
         ds = Dataset()
@@ -69,7 +70,7 @@ class Mover:
         ds.StudyInstanceUID = study_uid
         for keyword, value in more.items():
             setattr(ds, keyword, value)
-        op = OperationContext(uuid.uuid4().hex, "request", self.reactor.seconds() + deadline_secs)
+        op = OperationContext(uuid.uuid4().hex, "request", self.reactor.seconds() + deadline_secs, storage=storage)
         return move(self.means, self.ports, remote, receiver, Query(level, QueryModel.STUDY_ROOT, ds), op)
 
     @property

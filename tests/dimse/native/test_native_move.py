@@ -11,13 +11,14 @@ import pytest
 import pytest_twisted
 from move_kit import Mover, items, uids
 from pynetdicom import AE
+from test_native_storing import small_disk
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from harmonyd.dimse.engine import MoveReceiver, QueryLevel, RemoteNode
 from harmonyd.dimse.errors import AssociationAborted, DimseFailure
 from harmonyd.dimse.native import move_ports
-from harmonyd.errors import DeadlinePassed, Unavailable
+from harmonyd.errors import DeadlinePassed, StorageFull, Unavailable
 from harmonyd.testing.data import CT_IMAGE_STORAGE, EXPLICIT_LITTLE_ENDIAN, demo_files, make_study
 from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import free_port, port_is_free
@@ -293,3 +294,18 @@ async def test_an_object_of_a_move_that_has_ended(mover: Mover, peer: Any, tmp_p
     assert statuses == [0xB000]
     found += [instance async for instance in arriving]
     assert study.sop_uids[0] not in uids(found) and len(found) == 3
+
+
+@pytest.mark.root
+@pytest_twisted.ensureDeferred
+async def test_a_full_disk(mover: Mover, peer: Any, tmp_path: Path) -> None:
+    """When there is no room for what a move brings, the PACS is told so, and the answer says whose disk it is."""
+    remote, receiver, running = scripted(peer, count=3, size=512)
+    with small_disk(tmp_path / "small", 1_200_000):
+        stream = mover.move(remote, receiver, "1.2.3", storage=tmp_path / "small")
+        with pytest.raises(StorageFull):
+            await items(stream)
+        assert stream.folder is not None
+        kept = [path for path in stream.folder.iterdir() if path.is_file()]
+        assert len(kept) == 2
+        assert {event["status"] for event in running.events("stored")} in ({0, 0xA700}, set())
