@@ -224,6 +224,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--secs", type=float, default=2.0)
     parser.add_argument("--clients", default="1,16")
+    parser.add_argument("--only", default="native,dcmtk,Orthanc,pynetdicom")
+    parser.add_argument("--work", default=",".join(SIZES))
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
@@ -234,9 +236,9 @@ def main() -> None:
                 "Orthanc": through_orthanc(scratch / "orthanc", pacs),
                 "pynetdicom": with_pynetdicom(scratch, pacs),
             }
-            clients = {name: stack.enter_context(way) for name, way in ways.items()}
+            clients = {name: stack.enter_context(ways[name]) for name in options.only.split(",")}
             for count in map(int, options.clients.split(",")):
-                for work in SIZES:
+                for work in options.work.split(","):
                     compare(clients, count, work, options.rounds, options.secs)
     finally:
         shutil.rmtree(scratch)
@@ -252,8 +254,9 @@ def compare(clients: Mapping[str, Client], count: int, work: str, rounds: int, s
     for name, results in found.items():
         median_ms = statistics.median(result.median_ms for result in results)
         wrong = sum(result.wrong for result in results)
+        note = f"  {wrong} wrong" if wrong else ""
         print(f"{count:2} clients  {work:<9} {name:<10} {rates[name]:8.1f}/s  {median_ms:8.2f} ms"
-              f"  native is {rates['native'] / rates[name]:6.2f} x{f'  {wrong} wrong' * bool(wrong)}", flush=True)  # fmt: skip
+              f"  native is {rates['native'] / rates[name]:6.2f} x{note}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
