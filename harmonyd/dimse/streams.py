@@ -38,6 +38,8 @@ class Mailbox(Generic[T]):
 
     def __init__(self) -> None:
         self.has_ended = False
+        self.is_abandoned = False
+        """Nobody reads any more."""
         self._items: deque[T] = deque()
         self._error: Exception | None = None
         self._waiter: Deferred[None] | None = None
@@ -88,6 +90,7 @@ async def ahead(source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
             yield item
     finally:
         if not box.has_ended:
+            box.is_abandoned = True
             running.cancel()
             await running
 
@@ -96,6 +99,10 @@ async def _fill(box: Mailbox[T], source: AsyncGenerator[T, None]) -> None:
     try:
         async for item in source:
             box.put(item)
+            # The reader may have gone within ``put``: then nothing was waiting that could have been cancelled.
+            if box.is_abandoned:
+                break
+        await source.aclose()
     except Exception as error:  # noqa: BLE001 - it is raised where the items are read
         box.end(error)
     else:

@@ -62,7 +62,8 @@ def entries(daemon: RunningDaemon) -> list[EntryInfo]:
 
 def receiving(daemon: RunningDaemon, name: str = "inbound") -> list[Path]:
     """Files and folders where an endpoint receives."""
-    return list((storage(daemon) / "spool" / "receiving" / name / "incoming").iterdir())
+    folder = storage(daemon) / "spool" / "receiving" / name
+    return [path for kind in ("incoming", "native") if (folder / kind).exists() for path in (folder / kind).iterdir()]
 
 
 def settle(running: RunningDaemon) -> None:

@@ -67,8 +67,9 @@ class AssociationPool:
             if not self._idle.get(remote):
                 raise
         # Perhaps it is our own idle ones that are too many for it.
-        for idle in list(self._idle.get(remote, [])):
-            await self._end(idle)
+        for _ in range(self.idle_count(remote)):
+            if self._idle.get(remote):
+                await self._end(self._idle[remote][0])
         return await self._open_counted(remote, proposed, deadline, roles)
 
     async def give_back(self, association: ClientAssociation, idle_secs: float) -> None:
@@ -85,8 +86,8 @@ class AssociationPool:
     async def close(self) -> None:
         """Release what is idle, and everything that is given back from now on."""
         self._closing = True
-        for idle in [idle for kept in self._idle.values() for idle in kept]:
-            await self._end(idle)
+        while self._idle:  # others end meanwhile by themselves
+            await self._end(next(iter(self._idle.values()))[0])
 
     # --- opening
 

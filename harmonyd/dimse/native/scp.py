@@ -15,6 +15,7 @@ from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
+from harmonyd.dimse.native.inherited import Inherited
 from harmonyd.dimse.native.listener import AssociationListener
 from harmonyd.dimse.native.listeners import Listeners, Place
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
@@ -54,6 +55,8 @@ class NativeStoreScp:
         self._receptions = 0
         self._run = uuid.uuid4().hex
         self._numbers = count()
+        incoming = folder / config.name / "incoming"
+        self._inherited = Inherited(reactor, config.name, incoming, config.local_aet, handler)
         self._place = _place(config)
         listeners.reserve(self._place, self)
         self._idle: Waiters[None] = Waiters()
@@ -66,6 +69,7 @@ class NativeStoreScp:
                 "{name}: {count} files of receptions that were cut off are removed; nobody was told that they arrived",
                 name=self._config.name, count=removed,
             )  # fmt: skip
+        await self._inherited.start()
         self._listen()
 
     async def pause(self) -> None:
@@ -85,6 +89,7 @@ class NativeStoreScp:
 
     async def taken(self) -> None:
         """See ``StoreScp``: nothing that came is under way to the handler any more."""
+        await self._inherited.taken()
         while self._receptions:
             await self._idle.wait()
 
@@ -92,6 +97,7 @@ class NativeStoreScp:
         """See ``StoreScp``. Nothing is left: what was not taken was not acknowledged."""
         await self.pause()
         self._listeners.release(self._place, self)
+        await self._inherited.stop()
         await self.taken()
 
     def _listen(self) -> None:

@@ -36,7 +36,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from harmonyd.dimse.elements import Cursor, FileSource, read_file_meta
 from harmonyd.dimse.engine import Arrival
-from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native import core, inherited, names
 from harmonyd.dimse.native.core import command_set
 from harmonyd.dimse.native.object_file import GATHER_BYTES
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
@@ -232,6 +232,30 @@ async def test_what_an_earlier_run_left(native: Any, study: MadeStudy) -> None:
     await running.scp.start()
     assert not list(running.incoming.iterdir())
     assert not running.spool.arrivals and not running.spool.damages
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_storescp_left(
+    native: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, study: MadeStudy
+) -> None:
+    """What a storescp had acknowledged before the endpoint changed to this engine is offered until it is taken."""
+    monkeypatch.setattr(inherited, "SWEEP_SECS", 0.05)
+    running = await native()
+    await running.scp.stop()
+    folder = running.receiving / "scp" / "incoming"
+    (folder / ("a" * 32)).mkdir(parents=True)
+    (folder / "CT.1").write_bytes(study.files[0].read_bytes())
+    (folder / ("a" * 32) / "CT.2").write_bytes(study.files[1].read_bytes())
+    (folder / ("a" * 32) / "CT.3").write_bytes(b"")
+    running.spool.refused = {study.sop_uids[0]}
+    await running.scp.start()
+    await eventually(lambda: running.spool.attempts > 1)
+    running.spool.refused = set()
+    await eventually(lambda: len(running.spool.uids) == 2)
+    assert sorted(running.spool.uids) == sorted(study.sop_uids[:2])
+    assert len(running.spool.damages) == 1
+    await running.scp.taken()
+    assert not folder.exists()
 
 
 @pytest_twisted.ensureDeferred
