@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from move_kit import Mover
 from inbound_kit import descriptors
+from move_kit import Mover
 from scp_kit import NativeInbound
 from scu_kit import MAX_ASSOCIATIONS, Scu
 from twisted.internet.defer import Deferred
