@@ -9,6 +9,7 @@
 # PREFIX=/usr/local    where install puts things; DESTDIR=/tmp/stage for packagers
 # PYTHON=python3.12    which Python to use; without it the first of python3, python3.14 … that is 3.11 or later
 # PYTEST="-k find"     options for pytest
+# ENGINE=native        for the demo: speak DIMSE without DCMTK's programs
 
 .ONESHELL:
 SHELL := /bin/bash
@@ -20,6 +21,7 @@ PYTHON ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
 ONCE ?=
+ENGINE ?=
 PYTEST ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,7 +48,7 @@ help:
 
 .PHONY: demo
 demo: dcmtk $(VENV)/.ready-demo
-	@exec $(BIN)/python -m harmonyd demo $(if $(ONCE),--once) --config examples/default/config.toml
+	@exec $(BIN)/python -m harmonyd demo $(if $(ONCE),--once) $(if $(ENGINE),--engine $(ENGINE)) --config examples/default/config.toml
 
 .PHONY: test
 test: dcmtk orthanc systemd lint

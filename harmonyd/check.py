@@ -9,16 +9,19 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from harmonyd import config as configuration
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, StorageBackendOptions
 from harmonyd.daemon.build import asked_over_http
-from harmonyd.daemon.engines import needs_dcmtk
+from harmonyd.daemon.engines import NATIVE, needs_dcmtk
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
+from harmonyd.dimse.engine import RemoteNode
+from harmonyd.dimse.native.ping import ping
 from harmonyd.errors import HarmonydError
 from harmonyd.supervision.ports import holder_text
+
+_PROBE_SECS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def _findings(config: Config, *, probe: bool) -> Iterator[Finding]:
             yield Finding(False, f"{error.detail}; {error.hint}")
     yield from _folders(config)
     yield from ports(config)
-    if probe and tools is not None:
+    if probe:
         yield from _probes(config, tools)
 
 
@@ -128,15 +131,36 @@ def free_port(what: str, address: str, port: int) -> Finding:
     return Finding(True, f"{what}: {address} port {port} is free")
 
 
-def _probes(config: Config, tools: dict[str, Tool]) -> Iterator[Finding]:
+def _probes(config: Config, tools: dict[str, Tool] | None) -> Iterator[Finding]:
     for name in _used(config, "backends"):
-        if config.backends[name].service == "dicom":
-            yield _probe(name, cast(DicomBackendOptions, config.backends[name].options), tools)
+        options = config.backends[name].options
+        if isinstance(options, DicomBackendOptions) and options.engine == NATIVE:
+            yield _native_probe(name, options)
+        elif isinstance(options, DicomBackendOptions) and tools is not None:
+            yield _probe(name, options, tools)
+
+
+def _native_probe(name: str, options: DicomBackendOptions) -> Finding:
+    where = f"{options.aet} at {options.host}:{options.port}"
+    remote = RemoteNode(
+        name,
+        options.aet,
+        options.host,
+        options.port,
+        options.local_aet,
+        connect_timeout_secs=min(options.connect_timeout_secs, _PROBE_SECS),
+        association_timeout_secs=min(options.association_timeout_secs, _PROBE_SECS),
+    )
+    try:
+        ping(remote)
+    except HarmonydError as error:
+        return Finding(False, f"backend {name}: {where} did not answer a C-ECHO: {error.detail}; {error.hint}")
+    return Finding(True, f"backend {name}: {where} answered a C-ECHO")
 
 
 def _probe(name: str, options: DicomBackendOptions, tools: dict[str, Tool]) -> Finding:
     where = f"{options.aet} at {options.host}:{options.port}"
-    seconds = str(max(1, round(min(options.connect_timeout_secs, 10.0))))
+    seconds = str(max(1, round(min(options.connect_timeout_secs, _PROBE_SECS))))
     command = [
         *(str(tools["echoscu"].path), "-v"),
         *("-to", seconds, "-ta", seconds, "-td", seconds),

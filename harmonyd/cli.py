@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--probe", action="store_true", help="also send a C-ECHO to the node of every dicom backend")
     demo = add("demo", "a PACS, harmonyd, and four requests with their answers", _DEMO, _DEMO_EPILOG)
     demo.add_argument("--once", action="store_true", help="end after the four requests")
+    demo.add_argument("--engine", choices=["dcmtk", "native"], help="speak DIMSE with this engine")
     _add_spool(commands)
     commands.add_parser("version", help="print the version", description="Print the version of harmonyd.")
     return parser
@@ -207,7 +208,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "demo":
         from harmonyd.demo import demo
 
-        return demo(arguments.config, once=arguments.once)
+        return demo(arguments.config, once=arguments.once, engine=arguments.engine)
     if arguments.command == "spool":
         return _run_spool(arguments)
     return _daemon(arguments.config)

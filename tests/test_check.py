@@ -194,8 +194,9 @@ def without_override() -> list[str]:
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 
+@pytest.mark.parametrize("engine", ["dcmtk", "native"])
 def test_probe_asks_every_backend(
-    tmp_path: Path, checked: Callable[..., Report], pacs: RunningPacs, peer: Callable[..., ScriptedPeer]
+    tmp_path: Path, checked: Callable[..., Report], pacs: RunningPacs, peer: Callable[..., ScriptedPeer], engine: str
 ) -> None:
     """A C-ECHO each: one answers, one is down, one knows itself by another AE title, one is silent; status 1."""
     silent = peer("silent")
@@ -204,9 +205,9 @@ def test_probe_asks_every_backend(
         "well": backend(aet=pacs.aet, port=pacs.port),
         "down": backend(port=nobody),
         "wrong": backend(aet="NOT_ME", port=pacs.port),
-        "silent": backend(port=silent.port, connect_timeout_ms=1000),
-        "other": {"service": "echo"},
+        "silent": backend(port=silent.port, connect_timeout_ms=1000, association_timeout_ms=1000),
     }
+    given = {name: {**table, "engine": engine} for name, table in given.items()} | {"other": {"service": "echo"}}
     status, lines = checked(configured(tmp_path, backends=given), probe=True)
     assert status == 1
     assert f"ok       backend well: {pacs.aet} at 127.0.0.1:{pacs.port} answered a C-ECHO" in lines
@@ -217,6 +218,19 @@ def test_probe_asks_every_backend(
     assert "Called AE Title Not Recognized" in wrong
     assert silence.startswith(f"backend silent: PACS at 127.0.0.1:{silent.port} did not answer")
     assert not any("backend other" in line for line in lines)
+
+
+def test_native_alone_needs_no_dcmtk(
+    tmp_path: Path, checked: Callable[..., Report], pacs: RunningPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DCMTK's programs are not looked for, and a node is asked without them."""
+    given = {"pacs": {**backend(aet=pacs.aet, port=pacs.port), "engine": "native"}}
+    config = configured(tmp_path, backends=given)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, lines = checked(config, probe=True)
+    assert (status, errors(lines)) == (0, [])
+    assert not any("echoscu" in line for line in lines)
+    assert any("backend pacs" in line and "answered a C-ECHO" in line for line in lines)
 
 
 def test_without_probe_no_node_is_asked(

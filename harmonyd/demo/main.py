@@ -16,7 +16,7 @@ from harmonyd.daemon.daemon import Daemon
 from harmonyd.daemon.process import EXIT_FAILED, EXIT_OK, run
 from harmonyd.demo import screen
 from harmonyd.demo.questions import Question, Reply, ask, curl, questions
-from harmonyd.demo.setting import DemoFailed, Setting, prepare, setting_of, shown_path, with_log_file
+from harmonyd.demo.setting import DemoFailed, Setting, prepare, setting_of, shown_path, with_engine, with_log_file
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, read_header
 from harmonyd.errors import HarmonydError
 from harmonyd.supervision.api import KeptChild, KeptSpec
@@ -26,14 +26,18 @@ READY_SECS = 30.0
 T = TypeVar("T")
 
 
-def demo(config_path: Path, *, once: bool) -> int:
-    """Run the demo; return the exit status: with ``once``, 0 only when all four answers came and were right."""
+def demo(config_path: Path, *, once: bool, engine: str | None = None) -> int:
+    """Run the demo; return the exit status: with ``once``, 0 only when all four answers came and were right.
+
+    ``engine``: "dcmtk" or "native", instead of those that the configuration names.
+    """
     asked: list[int] = []
     is_running = False
 
     def adapt(config: Config) -> Config:
         # When it is read again, the demo runs: its ports are taken by itself.
         nonlocal is_running
+        config = config if engine is None else with_engine(config, engine)
         adapted = with_log_file(config) if is_running else prepare(config)
         is_running = True
         return adapted

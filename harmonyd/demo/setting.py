@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from harmonyd.check import Finding, free_port, ports
-from harmonyd.config.model import Config, DicomBackendOptions, HttpEndpointOptions
+from harmonyd.config.dicom import NATIVE, PERSISTENT
+from harmonyd.config.model import (
+    BackendConfig,
+    Config,
+    DicomBackendOptions,
+    DicomEndpointOptions,
+    EndpointConfig,
+    HttpEndpointOptions,
+)
 from harmonyd.daemon.build import Folders
 from harmonyd.errors import HarmonydError
 from harmonyd.supervision.leftovers import FILE_NAME, OwnerAlive, end_leftovers
@@ -20,6 +28,7 @@ from harmonyd.testing.pacs import VERBOSE_VARIABLE, PacsLayout
 PORTS_FREE_SECS = 2.0
 """How long an earlier demo, which is just ending, may still hold its ports."""
 
+ServiceT = TypeVar("ServiceT", BackendConfig, EndpointConfig)
 _LOCAL = ("127.0.0.1", "localhost")
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -95,6 +104,25 @@ def _end_leftovers(config: Config) -> None:
         end_leftovers(Folders(config.storage.path).run / FILE_NAME)
     except (OwnerAlive, OSError, ValueError):
         return  # the daemon will say so when it matters
+
+
+def with_engine(config: Config, engine: str) -> Config:
+    """The same configuration with another DIMSE engine for all that is DICOM."""
+
+    def changed(configured: Mapping[str, ServiceT]) -> dict[str, ServiceT]:
+        return {name: _with_engine(item, engine) for name, item in configured.items()}
+
+    return dataclasses.replace(
+        config, backends=changed(config.backends), endpoints=changed(config.endpoints)
+    )
+
+
+def _with_engine(item: ServiceT, engine: str) -> ServiceT:
+    options = item.options
+    if not isinstance(options, DicomBackendOptions | DicomEndpointOptions) or options.engine == engine:
+        return item
+    mode = NATIVE if engine == NATIVE else PERSISTENT
+    return dataclasses.replace(item, options=dataclasses.replace(options, engine=engine, store_scp=mode))
 
 
 def with_log_file(config: Config) -> Config:

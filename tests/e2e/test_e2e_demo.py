@@ -135,6 +135,14 @@ def test_killed_and_started_again_straight_away(example: Example, tmp_path: Path
         assert "Ctrl-C" not in again.stdout
 
 
+def test_without_dcmtk_in_between(example: Example, tmp_path: Path) -> None:
+    """``--engine native``: the same four answers, and of DCMTK's programs only the PACS runs."""
+    ended = harmonyd("demo", "--once", "--engine", "native", "--config", example.config, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "All four answers are right" in ended.stdout
+    assert {path.name.partition("-")[0] for path in (example.storage / "log").iterdir()} == {"dcmqrscp", "harmonyd.log"}
+
+
 def test_ctrl_c_ends_it(example: Example, tmp_path: Path) -> None:
     """SIGINT stops PACS and daemon; the exit status is 0, and nothing is left."""
     with RunningDemo(example, tmp_path) as demo:

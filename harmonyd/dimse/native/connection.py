@@ -70,8 +70,7 @@ class Connection(Protocol):
 
         Raises ``Silence``, and what ``interrupt`` was given.
         """
-        if self._interruption is not None:
-            raise self._interruption
+        self.check()
         while not self._events:
             if not self._is_connected:
                 return core.ConnectionLost()
@@ -90,6 +89,11 @@ class Connection(Protocol):
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.errback(error)
+
+    def check(self) -> None:
+        """Raise what ``interrupt`` was given, if anything."""
+        if self._interruption is not None:
+            raise self._interruption
 
     @property
     def has_events(self) -> bool:
@@ -134,9 +138,9 @@ class Connection(Protocol):
     async def writable(self) -> None:
         """Wait until what was written is mostly gone, or the association is over. Raises as ``receive`` does."""
         while not self._may_write and self._is_connected and self.association.established:
-            if self._interruption is not None:
-                raise self._interruption
+            self.check()
             await self._wait()
+        self.check()
 
     # --- ending
 
@@ -163,6 +167,10 @@ class Connection(Protocol):
         if not self._is_reading:
             self._read_on()
         self.flush()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """All is said: unless the peer closes the connection soon, we do."""
         self._give_until(LAST_WORDS_SECS)
 
     def _close_our_direction(self) -> None:
