@@ -110,8 +110,7 @@ class ClientAssociation:
         if isinstance(event, core.CommandReceived | core.DataReceived):
             return event
         if isinstance(event, core.ReleaseRequested):
-            self.connection.respond_release()
-            self.connection.hurry()
+            self.connection.let_go()
         raise error_for(event, self.remote, accepted=True)
 
     async def response(self, message_id: int) -> tuple[core.Command, bytes]:
@@ -179,8 +178,7 @@ class ClientAssociation:
             connection.release()
         while not isinstance(event := await connection.receive(), _ENDS):
             if isinstance(event, core.ReleaseRequested):
-                connection.respond_release()
-                connection.hurry()
+                connection.let_go()
                 return
 
 

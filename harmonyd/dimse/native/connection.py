@@ -154,6 +154,15 @@ class Connection(Protocol):
         self.association.respond_release()
         self.flush()
 
+    def let_go(self) -> None:
+        """The same, whatever the state is; unless the peer closes the connection soon, we do. Safe at any time."""
+        try:
+            self.respond_release()
+        except core.NotAllowed:  # inside of a message, or it is gone already
+            self.abort()
+        else:
+            self._give_until(LAST_WORDS_SECS)
+
     def reject(self, rejection: Rejection) -> None:
         """Refuse the association that was requested."""
         self.association.reject(rejection)
@@ -167,10 +176,6 @@ class Connection(Protocol):
         if not self._is_reading:
             self._read_on()
         self.flush()
-        self.hurry()
-
-    def hurry(self) -> None:
-        """All is said: unless the peer closes the connection soon, we do."""
         self._give_until(LAST_WORDS_SECS)
 
     def _close_our_direction(self) -> None:

@@ -224,8 +224,7 @@ class AssociationPool:
             return
         self._take_out(idle)
         if isinstance(event, core.ReleaseRequested):
-            connection.respond_release()
-            connection.hurry()
+            connection.let_go()
         else:
             connection.abort()
 

