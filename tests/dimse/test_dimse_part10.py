@@ -84,6 +84,8 @@ PARTS = [
     wide(0xFFFCFFFC, "OB", bytes(6)),
 ]
 WHOLE = file_of(b"".join(PARTS), JPEG)
+START = len(WHOLE) - sum(map(len, PARTS))
+"""Where its data set begins."""
 
 
 @pytest.fixture
