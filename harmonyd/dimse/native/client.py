@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError, TimeoutError, UserError
 from twisted.internet.protocol import Factory
@@ -241,7 +241,9 @@ async def _connect(reactor: Any, remote: RemoteNode, request: core.AssociateRequ
         connection: Connection = await until(reactor, by, endpoint.connect(Factory.forProtocol(build)), error)
     except (DNSLookupError, UnicodeError, ValueError):
         raise failures.unknown_host(remote) from None
-    except (TimeoutError, UserError, ConnectingCancelledError):
+    except ConnectingCancelledError:
+        raise CancelledError from None
+    except (TimeoutError, UserError):
         raise failures.connect_timeout(remote) from None
     except ConnectError as refused:
         raise failures.unreachable(remote, _why(refused)) from None

@@ -20,13 +20,13 @@ from harmonyd.dimse.errors import DimseFailure
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.classes import classes_of
 from harmonyd.dimse.native.client import MAX_CONTEXTS
-from harmonyd.dimse.native.exchange import Exchange, Means, is_pending, suboperations_of
+from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending, suboperations_of
 from harmonyd.dimse.native.object_file import ObjectFile, file_meta
 from harmonyd.dimse.native.pool import Proposal
 from harmonyd.dimse.part10 import DamagedFile
 from harmonyd.dimse.query_file import identifier
 from harmonyd.dimse.reconcile import reconcile
-from harmonyd.dimse.streams import ItemStream
+from harmonyd.dimse.streams import ItemStream, ahead
 from harmonyd.dimse.uid import is_uid
 
 _CANNOT_UNDERSTAND = 0xC000
@@ -36,7 +36,10 @@ _CLASSES_IN_FULL = 6
 
 
 def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Instance]:
-    """Lazy: nothing is asked before the first item is asked for."""
+    """Lazy: nothing is asked before the first item is asked for.
+
+    An association is held as long as the C-GET lasts, not as long as somebody takes to read what it brought.
+    """
 
     async def produce(stream: ItemStream[Instance]) -> AsyncGenerator[Instance, None]:
         folder = artifacts.folder_of(op.storage or means.storage, "get", op.id)
@@ -51,7 +54,7 @@ def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) ->
         finally:
             await getting.exchange.end()
 
-    return ItemStream(produce)
+    return ItemStream(lambda stream: ahead(produce(stream)))
 
 
 def contexts_for(service: str, sop_classes: list[str]) -> Proposal:
@@ -180,9 +183,7 @@ class _Getting:
             raise artifacts.storage_full()
         suboperations = suboperations_of(final)
         try:
-            outcome = failures.outcome_of(
-                "get", final.status or 0, final.error_comment, suboperations, self._remote
-            )
+            outcome = failures.outcome_of("get", final.status or 0, comment_of(final), suboperations, self._remote)
         except DimseFailure:
             artifacts.raise_if_full(self._folder)
             raise

@@ -12,7 +12,7 @@ from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
 from harmonyd.dimse.errors import EngineFailed
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import MAX_CONTEXTS
-from harmonyd.dimse.native.exchange import Exchange, Means
+from harmonyd.dimse.native.exchange import Exchange, Means, comment_of
 from harmonyd.dimse.native.files import DataSet, ReadAhead, converted
 from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.streams import ItemStream
@@ -171,8 +171,8 @@ class _Sending:
 def _answered(file: _File, answer: core.Command) -> StoreResult:
     status = answer.status
     text = dimse_status.text("store", status or 0)
-    if answer.error_comment:
-        text = f"{text}; it says: {answer.error_comment}"
+    if comment := comment_of(answer):
+        text = f"{text}; it says: {comment}"
     return _result(file, status, text)
 
 
