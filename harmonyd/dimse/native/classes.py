@@ -21,7 +21,7 @@ _log = Logger()
 
 _SOP_CLASS, _CLASSES_IN_STUDY, _MODALITY, _SERIES = "00080016", "00080062", "00080060", "0020000E"
 _PATIENCE_SECS, _PATIENCE_SHARE = 10.0, 0.25
-"""It may be that a node knows how to C-GET, and not how to C-FIND: so long at most, and so much of the time there is."""
+"""It may be that a node knows how to C-GET, and not how to C-FIND: so long at most, and so much of the time left."""
 _WITHOUT_ASSOCIATION = ("connect", "association")
 """What was waited for in vain, when there is nobody to ask for anything."""
 _ENOUGH = 1000
