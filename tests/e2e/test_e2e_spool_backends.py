@@ -82,10 +82,13 @@ def originals(tmp_path: Path) -> dict[str, Path]:
 def distinct(path: Path, folder: Path, number: int) -> Path:
     """A copy with a SOP Instance UID of its own, where it can be found, which several of these files share.
 
+    Where the file meta information has another one, it is set right: it is what a sender announces.
     A data set of odd length is padded: on the network there is no other (PS3.8 section 9.3.5.1, PS3.5 section A.5).
     """
-    uid = str(dcmread(path, stop_before_pixels=True).SOPInstanceUID).encode()
-    content = path.read_bytes()
+    ds = dcmread(path, stop_before_pixels=True)
+    uid, announced = (str(each).encode() for each in (ds.SOPInstanceUID, ds.file_meta.MediaStorageSOPInstanceUID))
+    assert len(uid) == len(announced)
+    content = path.read_bytes().replace(announced, uid)
     if content.count(uid) > 1:
         content = content.replace(uid, uid[:-2] + b"%02d" % number)
     copy = folder / path.name

@@ -44,9 +44,9 @@ def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) ->
     async def produce(stream: ItemStream[Instance]) -> AsyncGenerator[Instance, None]:
         folder = artifacts.folder_of(op.storage or means.storage, "get", op.id)
         getting = _Getting(means, remote, query, op, folder)
+        stream.folder = folder
         try:
             await getting.begin()
-            stream.folder = folder
             async with aclosing(getting.instances()) as instances:
                 async for instance in instances:
                     yield instance
