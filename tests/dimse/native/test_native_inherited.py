@@ -1,4 +1,4 @@
-"""What a storescp has acknowledged before the endpoint became the native engine's: it reaches the handler all the same."""
+"""What a storescp acknowledged before the endpoint became the native engine's reaches the handler all the same."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ async def test_a_stop_leaves_what_is_not_taken(native: Any, left: Path, study: M
     await running.scp.taken()
     await running.scp.stop()
     running.spool.refused.update(study.sop_uids[2:3])
-    left.mkdir(exist_ok=True)
-    shutil.copy(study.files[2], left / "CT.2")
+    put(study.files[2], left)
     for _ in range(2):
         await running.scp.start()
         await running.scp.stop()
@@ -80,7 +79,12 @@ async def test_a_stop_leaves_what_is_not_taken(native: Any, left: Path, study: M
     running.spool.refused.clear()
     await running.scp.start()
     await running.scp.taken()
-    assert running.spool.uids[2:] == study.sop_uids[2:3]
+    assert running.spool.uids[2:] == [study.sop_uids[2]]
+
+
+def put(path: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    shutil.copy(path, folder / "CT.2")
 
 
 def names_in(folder: Path) -> list[str]:
