@@ -117,9 +117,8 @@ def test_a_command_set_that_cannot_be_understood(data: bytes, words: str) -> Non
 @pytest.mark.parametrize("kind", [2, 3, 4, 5, 6, 8, 71])
 def test_what_is_no_request_where_one_is_awaited(kind: int) -> None:
     """In Sta2 the abort is the service user's (AA-1)."""
-    aborts(
-        Association.acceptor(16384), struct.pack(">BxI", kind, 4), 0, "Unrecognized PDU" if kind > 7 else "in Sta2", source=0
-    )
+    words = "Unrecognized PDU" if kind > 7 else "in Sta2"
+    aborts(Association.acceptor(16384), struct.pack(">BxI", kind, 4), 0, words, source=0)
 
 
 def test_nothing_may_come_between_request_and_answer() -> None:
