@@ -155,6 +155,10 @@ class _Conversation:
         report("request", id=self._id, op=name, message_id=request.MessageID, identifier=self._asked.to_json_dict())
 
     def find(self) -> None:
+        if peer_records.is_about_classes(self._asked):
+            self._respond(PENDING, peer_records.classes(self._asked))
+            self._respond(0x0000)
+            return
         answers = peer_records.answers(self._asked, self._options)
         for number, answer in enumerate(answers):
             self._pause(number)

@@ -50,11 +50,12 @@ async def connect(reactor: Any, remote: RemoteNode, request: core.AssociateReque
 def _endpoint(reactor: Any, remote: RemoteNode) -> Any:
     """An address needs no resolver, which works in a thread, and no waiting for a second address."""
     host, timeout = remote.host, remote.connect_timeout_secs + 1
+    kind: Any = HostnameEndpoint
     if isIPAddress(host):
-        return TCP4ClientEndpoint(reactor, host, remote.port, timeout)
-    if isIPv6Address(host):
-        return TCP6ClientEndpoint(reactor, host, remote.port, timeout)
-    return HostnameEndpoint(reactor, host, remote.port, timeout)
+        kind = TCP4ClientEndpoint
+    elif isIPv6Address(host):
+        kind = TCP6ClientEndpoint
+    return kind(reactor, host, remote.port, timeout)
 
 
 def _cancellable(attempt: Deferred[Connection]) -> Deferred[Connection]:

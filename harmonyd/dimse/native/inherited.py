@@ -1,4 +1,4 @@
-"""What a storescp received for an endpoint before that changed to this engine: acknowledged, so it must be offered."""
+"""What a storescp of an earlier configuration has acknowledged, and nobody has taken yet: it is the endpoint's."""
 
 from __future__ import annotations
 
@@ -6,71 +6,66 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from harmonyd.dimse.engine import ObjectHandler
-from harmonyd.dimse.leftovers import find_leftovers, folders_in
+from harmonyd.dimse.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.taking import Taking
-from harmonyd.dimse.threads import ReactorThreads
+from harmonyd.dimse.threads import Threads
 
 SWEEP_SECS = 10.0
-"""How often what was not taken is offered again."""
+"""How often what could not be taken is offered again."""
 
 
 class Inherited:
-    """Offers it from ``start`` to ``stop``. ``folder``: where a storescp received for the endpoint ``name``."""
+    """Offers what lies in ``folder`` until all of it is taken. Nobody writes there any more."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, name: str, folder: Path, called_aet: str, handler: ObjectHandler) -> None:
-        self._threads = ReactorThreads(reactor)
-        self._taking = Taking(self._threads, handler, name)
-        self._name = name
+    def __init__(self, threads: Threads, folder: Path, handler: ObjectHandler, name: str) -> None:
+        """``name``, of the endpoint, is for the log."""
+        self._threads = threads
         self._folder = folder
-        self._called_aet = called_aet
         self._handler = handler
-        self._call: Any = None
-        self._stopped = True
-
-    async def start(self) -> None:
-        """Look, and offer what is there. Raises OSError."""
+        self._taking = Taking(threads, handler, name)
+        self._called_aet = ""
+        self._sweep_call: Any = None
         self._stopped = False
-        if await self._offer():
-            self._log.info("{name}: what a storescp has received before is taken", name=self._name)
-            self._again_later()
+
+    async def start(self, called_aet: str) -> None:
+        """Begin; ``called_aet`` is who received it. Raises OSError."""
+        self._called_aet, self._stopped = called_aet, False
+        await self._sweep()
 
     async def taken(self) -> None:
-        """Return when what was offered is taken, or was not."""
+        """Return when nothing is left."""
         await self._taking.all_settled()
+        while await self._threads.in_thread(holds_files, self._folder):
+            await deferLater(self._threads.reactor, LOOK_SECS)
+            await self._taking.all_settled()
 
     async def stop(self) -> None:
-        """Offer no more; what was not taken is offered by the next ``start``."""
+        """Returns when nothing is under way; what was not taken is offered by the next ``start``."""
         self._stopped = True
-        if self._call is not None and self._call.active():
-            self._call.cancel()
-        await self.taken()
+        if self._sweep_call is not None and self._sweep_call.active():
+            self._sweep_call.cancel()
+        await self._taking.all_settled()
 
-    async def _offer(self) -> bool:
-        """Whether anything is there."""
-        found = await self._threads.in_thread(self._find)
+    async def _sweep(self) -> None:
+        in_thread = self._threads.in_thread
+        if not await in_thread(holds_files, self._folder):
+            return
+        folders = await in_thread(folders_in, self._folder)
+        found = await in_thread(find_leftovers, self._folder, folders, self._called_aet, self._handler)
+        if self._stopped:
+            return
         for leftovers in found:
             for path in leftovers.paths:
                 self._taking.add(leftovers, path)
-        return any(leftovers.paths for leftovers in found)
+        self._sweep_call = self._threads.reactor.callLater(SWEEP_SECS, self._sweep_again)
 
-    def _find(self) -> Any:
-        if not self._folder.is_dir():
-            return []
-        return find_leftovers(self._folder, folders_in(self._folder), self._called_aet, self._handler)
-
-    def _again_later(self) -> None:
-        if not self._stopped:
-            self._call = self._threads.reactor.callLater(SWEEP_SECS, self._again)
-
-    def _again(self) -> None:
-        looking = Deferred.fromCoroutine(self._offer())
-        looking.addCallbacks(lambda there: self._again_later() if there else None, self._say_failed)
-
-    def _say_failed(self, failure: Any) -> None:
-        self._log.failure("{folder} cannot be looked through", failure, folder=str(self._folder))
-        self._again_later()
+    def _sweep_again(self) -> None:
+        Deferred.fromCoroutine(self._sweep()).addErrback(
+            lambda failure: self._log.failure("{folder} cannot be looked through", failure, folder=str(self._folder))
+        )

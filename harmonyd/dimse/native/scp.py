@@ -21,11 +21,11 @@ from harmonyd.dimse.native.listener import AssociationListener
 from harmonyd.dimse.native.listeners import Listeners, Place
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
-from harmonyd.dimse.threads import in_thread
+from harmonyd.dimse.threads import ReactorThreads, in_thread
 from harmonyd.waiters import Waiters
 
-FOLDER = "native"
-"""Of an endpoint's receiving folders, this engine's; in others lies what a storescp has acknowledged by itself."""
+FOLDER, OTHERS_FOLDER = "native", "incoming"
+"""Of an endpoint's receiving folders, this engine's, and where lies what a storescp has acknowledged by itself."""
 
 
 class NativeStoreScp:
@@ -57,21 +57,21 @@ class NativeStoreScp:
         self._receptions = 0
         self._run = uuid.uuid4().hex
         self._numbers = count()
-        incoming = folder / config.name / "incoming"
-        self._inherited = Inherited(reactor, config.name, incoming, config.local_aet, handler)
         self._place = _place(config)
         listeners.reserve(self._place, self)
+        parent = folder / config.name
+        self._inherited = Inherited(ReactorThreads(reactor), parent / OTHERS_FOLDER, handler, config.name)
         self._idle: Waiters[None] = Waiters()
 
     async def start(self) -> None:
-        """See ``StoreScp``. What lies in the folder was never acknowledged. Raises ``Unavailable`` and OSError."""
+        """See ``StoreScp``. What lies in our folder was never acknowledged. Raises ``Unavailable`` and OSError."""
         removed = await in_thread(self._reactor, _emptied, self.folder)
         if removed:
             self._log.info(
                 "{name}: {count} files of receptions that were cut off are removed; nobody was told that they arrived",
                 name=self._config.name, count=removed,
             )  # fmt: skip
-        await self._inherited.start()
+        await self._inherited.start(self._config.local_aet)
         self._listen()
 
     async def pause(self) -> None:
@@ -91,16 +91,19 @@ class NativeStoreScp:
 
     async def taken(self) -> None:
         """See ``StoreScp``: nothing that came is under way to the handler any more."""
+        await self._receptions_end()
         await self._inherited.taken()
+
+    async def _receptions_end(self) -> None:
         while self._receptions:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """See ``StoreScp``. Nothing is left: what was not taken was not acknowledged."""
+        """See ``StoreScp``. Of what we received nothing is left: what was not taken was not acknowledged."""
         await self.pause()
         self._listeners.release(self._place, self)
+        await self._receptions_end()
         await self._inherited.stop()
-        await self.taken()
 
     def _listen(self) -> None:
         self._listener = self._listeners.claim(self._place, self)

@@ -47,7 +47,7 @@ class FakeNet(Clock):
 
     # --- IHostnameResolver
 
-    def resolveHostName(self, receiver: Any, hostName: str, portNumber: int = 0, *_: Any, **__: Any) -> Any:
+    def resolveHostName(self, receiver: Any, hostName: str, portNumber: int = 0, *_: Any, **__: Any) -> Any:  # noqa: N803
         receiver.resolutionBegan(None)
         receiver.addressResolved(IPv4Address("TCP", "10.0.0.2", portNumber))
         receiver.resolutionComplete()
@@ -55,7 +55,7 @@ class FakeNet(Clock):
 
     # --- IReactorTCP
 
-    def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None) -> Any:
+    def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None) -> Any:  # noqa: N803
         connector = Connector(self, host, port, factory, timeout)
         self.connectors.append(connector)
         factory.doStart()
