@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.uid import UID
 from twisted.internet.defer import Deferred
 
@@ -35,20 +35,51 @@ class DataSet:
             self.path.unlink(missing_ok=True)
 
 
+class NotConverted(Exception):
+    """The object is not such that it can be re-encoded."""
+
+
 def converted(path: Path, transfer_syntax_uid: str) -> DataSet:
-    """An uncompressed object in the other uncompressed transfer syntax. Blocking. Raises OSError."""
-    ds = dcmread(path)
-    ds.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+    """An uncompressed object in one of the little endian transfer syntaxes. Blocking.
+
+    Raises OSError and ``NotConverted``.
+    """
     number, name = tempfile.mkstemp(suffix=".dcm", dir=path.parent)
     os.close(number)
     target = Path(name)
     try:
-        ds.save_as(target, implicit_vr=UID(transfer_syntax_uid).is_implicit_VR, little_endian=True)
+        _convert(path, target, UID(transfer_syntax_uid))
         header = read_header(target)
-    except BaseException:
+    except OSError:
         target.unlink(missing_ok=True)
         raise
+    except Exception as error:
+        target.unlink(missing_ok=True)
+        raise NotConverted(str(error)) from error
     return DataSet(target, header.data_set_at, header.size_bytes, is_ours=True)
+
+
+def _convert(source: Path, target: Path, transfer_syntax: UID) -> None:
+    ds = dcmread(source)
+    if not ds.original_encoding[1]:
+        _swap_words(ds)
+    ds.file_meta.TransferSyntaxUID = transfer_syntax
+    dcmwrite(target, ds, implicit_vr=transfer_syntax.is_implicit_VR, little_endian=True)
+
+
+def _swap_words(ds: Dataset) -> None:
+    """What is bytes for pydicom, and words in the file: to little endian (PS3.5 section 7.3)."""
+    for element in ds.iterall():
+        size = _WORD_BYTES.get(element.VR)
+        if size is not None and isinstance(element.value, bytes):
+            value = bytearray(element.value)
+            for offset in range(size // 2):
+                last = size - 1 - offset
+                value[offset::size], value[last::size] = value[last::size], value[offset::size]
+            element.value = bytes(value)
+
+
+_WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 
 class ReadAhead:

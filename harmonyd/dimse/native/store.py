@@ -13,7 +13,7 @@ from harmonyd.dimse.errors import EngineFailed
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import MAX_CONTEXTS
 from harmonyd.dimse.native.exchange import Exchange, Means
-from harmonyd.dimse.native.files import DataSet, ReadAhead, converted
+from harmonyd.dimse.native.files import DataSet, NotConverted, ReadAhead, converted
 from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.streams import ItemStream
 from harmonyd.errors import DeadlinePassed, HarmonydError
@@ -128,6 +128,9 @@ class _Sending:
             first = await ahead.take(source.path, source.begin)
         except OSError as error:
             self.results.append(_result(file, None, f"not sent: it cannot be read ({error.strerror})"))
+            return
+        except NotConverted as error:
+            self.results.append(_result(file, None, f"not sent: it cannot be converted ({error})"))
             return
         try:
             await self._send(file, source, first, context, ahead)
