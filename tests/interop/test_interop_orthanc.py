@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from interop_kit import (
-    BIG_ENDIAN,
-    DEFLATED,
     MOVE_AET,
     SCP_AET,
     SCU_AET,
