@@ -27,7 +27,7 @@ _FILES_PER_CALL = 500
 _CONFIGURATION = """\
 NetworkTCPPort  = {port}
 MaxPDUSize      = {max_pdu}
-MaxAssociations = 32
+MaxAssociations = 64
 HostTable BEGIN
 {hosts}
 HostTable END
