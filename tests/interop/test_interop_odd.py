@@ -269,15 +269,17 @@ def _answer(line: Line) -> Any:
 @pytest_twisted.ensureDeferred
 async def test_answers_a_store_in_another_context(gateway: Gateway, samples: list[Sample]) -> None:
     """A response in a presentation context that was never proposed ends the association, with an error that says so."""
-    async with OddNode(gateway, in_another_context) as odd, pytest.raises(NonsenseAnswer, match="context 199"):
-        await gateway.store(odd, of_syntax(samples)[:1])
+    async with OddNode(gateway, in_another_context) as odd:
+        with pytest.raises(NonsenseAnswer, match="context 199"):
+            await gateway.store(odd, of_syntax(samples)[:1])
 
 
 @pytest_twisted.ensureDeferred
 async def test_answers_an_echo_in_another_context(gateway: Gateway) -> None:
     """The same for a service."""
-    async with OddNode(gateway, in_another_context) as odd, pytest.raises(NonsenseAnswer, match="context 199"):
-        await gateway.echo(odd)
+    async with OddNode(gateway, in_another_context) as odd:
+        with pytest.raises(NonsenseAnswer, match="context 199"):
+            await gateway.echo(odd)
 
 
 # --- no end
