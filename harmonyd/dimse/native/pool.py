@@ -154,6 +154,8 @@ class AssociationPool:
         Deferred.fromCoroutine(self._end(idle))
 
     async def _end(self, idle: _Idle) -> None:
+        if idle not in self._idle.get(idle.association.remote, ()):
+            return  # its peer has ended it while we ended another
         if self._wake(idle):
             await idle.association.release()
         else:
