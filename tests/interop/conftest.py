@@ -15,6 +15,15 @@ from twisted.internet.defer import Deferred
 from harmonyd.testing.processes import free_port
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, unless '-m peers' asks for them, the implementations that have to be installed first."""
+    if "peers" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("peers")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("peers")]
+
+
 @pytest.fixture(autouse=True)
 def quiet_peers() -> Iterator[None]:
     """pydicom and pynetdicom complain about test data, and about peers that leave, in silence."""
