@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
+from pydicom.encaps import generate_frames
 from twisted.internet.task import deferLater
 
 from harmonyd.dimse.engine import (
@@ -155,8 +156,20 @@ def arrived(samples: Iterable[Sample], files: Iterable[Path], *, converts: Colle
         header, path = found[uid]
         is_same = header.transfer_syntax_uid == sample.transfer_syntax_uid
         assert is_same or {header.transfer_syntax_uid, sample.transfer_syntax_uid} <= {*converts}, sample.path.name
-        one, other = (plain(dcmread(each)).get("(7FE0,0010)") for each in (sample.path, path))
+        one, other = (_pixels(dcmread(each)) for each in (sample.path, path))
         assert one == other, sample.path.name
+
+
+def _pixels(ds: Dataset) -> Any:
+    """Pixel Data, of compressed ones without regard to how frames are cut into fragments."""
+    if (
+        "PixelData" not in ds
+        or not ds.file_meta.TransferSyntaxUID.is_compressed
+        or ds.file_meta.TransferSyntaxUID == DEFLATED
+    ):
+        return plain(ds).get("(7FE0,0010)")
+    frames = generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames", 1)))
+    return [frame.rstrip(b"\0") for frame in frames]
 
 
 def assert_same_elements(one: Dataset, other: Dataset, name: str) -> None:

@@ -1,13 +1,13 @@
 // A node made of dcmjs-dimse, for the interoperability tests. It reads and writes every data set anew.
 //
-//   scp PORT FOLDER MOVE_PORT FILE...   C-ECHO; C-STORE into FOLDER; C-FIND, C-GET and C-MOVE (to MOVE_PORT) of FILEs
+//   scp PORT FOLDER MOVE_PORT FILE...   C-ECHO; C-STORE into FOLDER; C-FIND and C-MOVE (to MOVE_PORT) of FILEs
 //   send PORT CALLED_AET FILE...        C-ECHO, then C-STORE of FILEs over one association
 
 'use strict';
 const path = require('path');
 const { Client, Dataset, Scp, Server, log } = require('dcmjs-dimse');
 const { CEchoRequest, CStoreRequest } = require('dcmjs-dimse').requests;
-const { CEchoResponse, CFindResponse, CGetResponse, CMoveResponse, CStoreResponse } = require('dcmjs-dimse').responses;
+const { CEchoResponse, CFindResponse, CMoveResponse, CStoreResponse } = require('dcmjs-dimse').responses;
 const { PresentationContextResult, Status } = require('dcmjs-dimse').constants;
 
 if (log) log.setLevel('error');
@@ -80,14 +80,6 @@ class Node extends Scp {
       final.setWarnings(0);
       callback([final]);
     });
-  }
-
-  cGetRequest(request, callback) {
-    const files = rest.slice(2);
-    callback([
-      ...files.map((file) => new CStoreRequest(Dataset.fromFile(file))),
-      Object.assign(answer(CGetResponse, request, Status.Success)),
-    ]);
   }
 
   associationReleaseRequested() {
