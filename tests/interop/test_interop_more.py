@@ -180,7 +180,11 @@ def tiny_pacs(started: Callable[..., None], tmp_path: Path, move_port: int) -> R
 
 @pytest_twisted.ensureDeferred
 async def test_tiny_pacs(gateway: Gateway, tiny_pacs: RemoteNode, samples: list[Sample]) -> None:
-    """As a PACS; below studies each of its matches repeats the first one."""
+    """As a PACS. Below studies each of its matches repeats the first one.
+
+    It sends all objects of a SOP class in one context, whatever their transfer syntax, so there is only one here.
+    """
+    samples = [sample for sample in samples if sample.transfer_syntax_uid == EXPLICIT]
     assert (await gateway.echo(tiny_pacs)).status == 0
     await gateway.store_all(tiny_pacs, samples)
     (study,) = await gateway.find(tiny_pacs, StudyInstanceUID="")
@@ -189,10 +193,10 @@ async def test_tiny_pacs(gateway: Gateway, tiny_pacs: RemoteNode, samples: list[
     assert len(images) == len(samples)
     moved = await gateway.move(tiny_pacs)
     assert moved.outcome.complete, moved.outcome
-    arrived(samples, moved.files, converts=UNCOMPRESSED)
+    equal(samples, moved.files)
     got = await gateway.get(tiny_pacs)
     assert got.outcome.complete, got.outcome
-    arrived(samples, got.files, converts=UNCOMPRESSED)
+    equal(samples, got.files)
 
 
 # --- senders
