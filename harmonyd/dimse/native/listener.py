@@ -218,7 +218,7 @@ class AssociationListener:
     def _accept(self, connection: Connection, request: core.AssociateRequest, receiver: Receiver) -> None:
         known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, connection.peer)
         connection.association.accept(receiver.answer(request), _INFORMATION, max_pdu=receiver.max_pdu)
-        connection.silence_secs = receiver.association_timeout_secs
+        connection.allow_silence(receiver.association_timeout_secs)
         connection.flush()
         session = InboundSession(connection, known, receiver)
         self._pending.pop(connection, None)
