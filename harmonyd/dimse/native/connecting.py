@@ -50,10 +50,11 @@ async def connect(reactor: Any, remote: RemoteNode, request: core.AssociateReque
 def _endpoint(reactor: Any, remote: RemoteNode) -> Any:
     """An address needs no resolver, which works in a thread, and no waiting for a second address."""
     host, timeout = remote.host, remote.connect_timeout_secs + 1
+    kind: Any = HostnameEndpoint
     if isIPAddress(host):
-        kind: Any = TCP4ClientEndpoint
-    else:
-        kind = TCP6ClientEndpoint if isIPv6Address(host) else HostnameEndpoint
+        kind = TCP4ClientEndpoint
+    elif isIPv6Address(host):
+        kind = TCP6ClientEndpoint
     return kind(reactor, host, remote.port, timeout)
 
 

@@ -109,6 +109,15 @@ class Connection(Protocol):
         if self._is_connected:
             self.transport.resumeProducing()
 
+    def allow_silence(self, secs: float) -> None:
+        """From now on another time."""
+        self.silence_secs = secs
+        if self._silence_call is not None:
+            self._silence_call.cancel()
+            self._silence_call = None
+            if self._waiter is not None:
+                self._watch_silence(secs)
+
     # --- sending
 
     def send(self, context_id: int, command: core.Command, data: bytes | None = None) -> None:

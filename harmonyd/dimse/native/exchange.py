@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.dimse import status as dimse_status
+from harmonyd.dimse.associate import printable
 from harmonyd.dimse.engine import OperationContext, QueryModel, RemoteNode, SubOperations
 from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
@@ -249,6 +250,11 @@ class Exchange:
 def is_pending(status: int) -> bool:
     """More responses follow."""
     return dimse_status.category(status) is dimse_status.StatusCategory.PENDING
+
+
+def comment_of(command: core.Command) -> str | None:
+    """The Error Comment of a response, as it may stand in an answer and a log."""
+    return command.error_comment and printable(command.error_comment)
 
 
 def suboperations_of(command: core.Command) -> SubOperations:

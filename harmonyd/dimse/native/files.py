@@ -36,7 +36,7 @@ class DataSet:
 
 
 class Conversion:
-    """An object between Explicit and Implicit VR Little Endian, in a temporary file. ``remove`` it in every case."""
+    """An uncompressed object in Explicit or Implicit VR Little Endian, in a temporary file. ``remove`` it in every case."""
 
     def __init__(self, path: Path, transfer_syntax_uid: str) -> None:
         self._path = path
@@ -76,7 +76,10 @@ def _convert(path: Path, target: BinaryIO, implicit: bool) -> None:
         head = dcmread(file, stop_before_pixels=True)
         if _length_at(file, head) is None:
             file.seek(0)
-            _write(target, dcmread(file), implicit)
+            whole = dcmread(file)
+            if not whole.original_encoding[1]:
+                _swap_words(whole)
+            _write(target, whole, implicit)
             return
         _write(target, head, implicit)
         length = _length_at(file, head) or 0
@@ -89,6 +92,21 @@ def _write(target: BinaryIO, ds: Dataset, implicit: bool) -> None:
     out = DicomFileLike(target)
     out.is_implicit_VR, out.is_little_endian = implicit, True
     write_dataset(out, ds)
+
+
+def _swap_words(ds: Dataset) -> None:
+    """What is bytes for pydicom, and big endian words in the file: to little endian (PS3.5 section 7.3)."""
+    for element in ds.iterall():
+        size = _WORD_BYTES.get(element.VR)
+        if size is not None and isinstance(element.value, bytes):
+            value = bytearray(element.value)
+            for offset in range(size // 2):
+                last = size - 1 - offset
+                value[offset::size], value[last::size] = value[last::size], value[offset::size]
+            element.value = bytes(value)
+
+
+_WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 
 def _length_at(file: BinaryIO, head: FileDataset) -> int | None:

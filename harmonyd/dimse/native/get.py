@@ -21,12 +21,12 @@ from harmonyd.dimse.errors import AssociationAborted, DimseFailure, EngineFailed
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.classes import classes_of
 from harmonyd.dimse.native.client import MAX_CONTEXTS, ClientAssociation, Proposal
-from harmonyd.dimse.native.exchange import Exchange, Incoming, Means, is_pending, suboperations_of
+from harmonyd.dimse.native.exchange import Exchange, Incoming, Means, comment_of, is_pending, suboperations_of
 from harmonyd.dimse.native.object_file import ObjectFile, file_meta
 from harmonyd.dimse.part10 import DamagedFile
 from harmonyd.dimse.query_file import identifier
 from harmonyd.dimse.reconcile import reconcile
-from harmonyd.dimse.streams import ItemStream
+from harmonyd.dimse.streams import ItemStream, ahead
 from harmonyd.dimse.uid import is_uid
 from harmonyd.errors import HarmonydError
 
@@ -39,14 +39,17 @@ _CLASSES_IN_FULL = 6
 
 
 def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Instance]:
-    """Lazy: nothing is asked before the first item is asked for."""
+    """Lazy: nothing is asked before the first item is asked for.
+
+    An association is held as long as the C-GET lasts, not as long as somebody takes to read what it brought.
+    """
 
     async def produce(stream: ItemStream[Instance]) -> AsyncGenerator[Instance, None]:
         folder = artifacts.folder_of(op.storage or means.storage, "get", op.id)
         getting = _Getting(means, remote, query, op, folder)
+        stream.folder = folder
         try:
             await getting.begin()
-            stream.folder = folder
             async with aclosing(getting.instances()) as instances:
                 async for instance in instances:
                     yield instance
@@ -54,7 +57,7 @@ def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) ->
         finally:
             await getting.exchange.end()
 
-    return ItemStream(produce)
+    return ItemStream(lambda stream: ahead(produce(stream)))
 
 
 def contexts_for(service: str, sop_classes: list[str]) -> Proposal:
@@ -225,9 +228,7 @@ class _Getting:
             raise _failure_to_write(self._unwritten)
         suboperations = suboperations_of(final)
         try:
-            outcome = failures.outcome_of(
-                "get", final.status or 0, final.error_comment, suboperations, self._remote
-            )
+            outcome = failures.outcome_of("get", final.status or 0, comment_of(final), suboperations, self._remote)
         except DimseFailure:
             artifacts.raise_if_full(self._folder)
             raise

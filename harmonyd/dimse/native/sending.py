@@ -19,7 +19,7 @@ from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
 from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
-from harmonyd.dimse.native.exchange import Exchange, Means, is_pending
+from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending
 from harmonyd.dimse.native.files import Conversion, DataSet, NotConvertible, ReadAhead
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.errors import DeadlinePassed, HarmonydError
@@ -218,8 +218,9 @@ class Sending:
 def _answered(file: Outgoing, answer: core.Command) -> StoreResult:
     status = answer.status
     text = dimse_status.text("store", status or 0)
-    if answer.error_comment:
-        text = f"{text}; it says: {answer.error_comment}"
+    comment = comment_of(answer)
+    if comment:
+        text = f"{text}; it says: {comment}"
     return _result(file, status, text)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from move_kit import Mover
 from scp_kit import NativeInbound
 from scu_kit import MAX_ASSOCIATIONS, Scu
 from twisted.internet.defer import Deferred
@@ -35,6 +36,17 @@ def native(started_reactor: Any, tmp_path: Path) -> Iterator[Callable[..., Await
     while made and (left := made[0].new_descriptors()) and started_reactor.seconds() < give_up:
         pytest_twisted.blockon(deferLater(started_reactor, 0.02))
     assert not made or not [what for what in left if what.startswith("socket:") or str(made[0].incoming) in what]
+
+
+@pytest.fixture
+def mover(started_reactor: Any, tmp_path: Path) -> Iterator[Mover]:
+    """Moves; at the end all is closed, and nothing lies where it was received."""
+    made = Mover(started_reactor, tmp_path)
+    yield made
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.close()))
+    assert not made.listeners.association_count()
+    left = [path for path in (made.storage / "incoming").rglob("*") if path.is_file()]
+    assert not left
 
 
 @pytest.fixture
