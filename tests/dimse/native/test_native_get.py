@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from scu_kit import Scu, query, read
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from harmonyd.dimse.engine import Instance, Query
+from harmonyd.dimse.engine import Instance, Match, Query
 from harmonyd.dimse.errors import AssociationAborted, EngineFailed, NonsenseAnswer
-from harmonyd.dimse.native import core, get, names, object_file
-from harmonyd.dimse.native.classes import classes_of
+from harmonyd.dimse.native import classes, core, get, names, object_file
 from harmonyd.dimse.part10 import read_header
+from harmonyd.dimse.streams import ItemStream
 from harmonyd.errors import DeadlinePassed, StorageFull
 from harmonyd.testing.data import MadeStudy, shipped_folder
 
@@ -131,7 +132,7 @@ async def test_dcmqrscp(scu: Scu, pacs: Any) -> None:
     header = read_header(next(iter(area.values())))
     op = scu.op()
     asked = of_study(header.study_instance_uid)
-    assert await classes_of(scu.means, scu.node(pacs), asked, op)
+    assert await classes.classes_of(scu.means, scu.node(pacs), asked, op)
     instances = await read(get.get(scu.means, scu.node(pacs), asked, op))
     assert instances
     for instance in instances:
@@ -157,10 +158,14 @@ async def test_a_node_that_finds_nothing(scu: Scu, node: Any, study: MadeStudy) 
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_classes_that_are_none(scu: Scu, peer: Any, record: dict[str, Any]) -> None:
+async def test_classes_that_are_none(scu: Scu, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any]) -> None:
     """What a node tells of its classes is believed only as far as it can be."""
-    server = peer(records=(record,))
-    assert await classes_of(scu.means, scu.node(server), of_study("1.2.3"), scu.op()) == []
+
+    async def answers(_stream: Any) -> AsyncGenerator[Match, None]:
+        yield Match(json.dumps(record).encode())
+
+    monkeypatch.setattr(classes, "find", lambda *_: ItemStream(answers))
+    assert await classes.classes_of(scu.means, scu.node(), of_study("1.2.3"), scu.op()) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -444,9 +449,9 @@ async def test_a_node_that_aborts_at_what_it_does_not_know(scu: Scu, node: Any, 
 def test_contexts() -> None:
     """Every transfer syntax has a context of its own for what is there; never more than 128, each valid."""
     for count in (0, 1, 3, 6, 7, 200):
-        classes = [f"1.2.{number}" for number in range(count)]
-        contexts = get.contexts_for(STUDY_ROOT_GET, classes)
+        found = [f"1.2.{number}" for number in range(count)]
+        contexts = get.contexts_for(STUDY_ROOT_GET, found)
         assert len(contexts) <= 128 and contexts[0] == (STUDY_ROOT_GET, names.UNCOMPRESSED)
-        for sop_class in classes[:6]:
+        for sop_class in found[:6]:
             own = {syntax for uid, syntaxes in contexts if uid == sop_class for syntax in syntaxes}
             assert own == {*names.UNCOMPRESSED, *names.COMMON_COMPRESSED}
