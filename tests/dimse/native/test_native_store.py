@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -344,6 +346,36 @@ async def test_a_node_that_stops_reading(scu: Scu, tmp_path: Path, how: str) -> 
     else:
         with pytest.raises(DimseTimeout if how == "silence" else DeadlinePassed):
             await done
+    server.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_reads_slowly(scu: Scu, tmp_path: Path) -> None:
+    """A node is not silent while it takes what the kernel holds for it, however long that lasts."""
+    server = Raw()
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    node = scu.node(server, association_timeout_secs=0.4)
+    big = make_study(tmp_path / "big", 1, size=1000)
+    items, done = scu.start(store.store(scu.means, node, big.files, scu.op()))
+    connection, acceptor = await scu.means.in_thread(server.negotiate)
+    connection.sendall(acceptor.data_to_send())
+
+    def take() -> None:
+        request = None
+        began = time.monotonic()
+        while True:
+            for event in acceptor.receive(connection.recv(20_000)):
+                request = getattr(event, "command", request)
+                if getattr(event, "last", False):
+                    assert time.monotonic() - began > 3
+                    acceptor.send(1, request.response(0))
+                    connection.sendall(acceptor.data_to_send())
+                    return
+            time.sleep(0.04)
+
+    await scu.means.in_thread(take)
+    await done
+    assert statuses(items) == [0]
     server.close()
 
 
