@@ -30,6 +30,8 @@ from harmonyd.waiters import Waiters
 
 MAX_ASSOCIATIONS = 100
 """At once; a PACS opens one or a few for each move."""
+RECEIVING = "native-"
+"""So begin the names of files that are being received; others were acknowledged by another kind of receiver."""
 PUT_ASIDE = 0xB000
 """A warning (PS3.4 table B.2-1): it was stored, though not where the sender may think."""
 _REMEMBERED_IDS = 10_000
@@ -176,10 +178,10 @@ class MoveDeliveries:
 
     def begin(self, offer: Offer) -> Reception:
         """See ``storing.Keeper``, for associations that no endpoint receives."""
-        asked_for = any(self._may_be_for(delivery, offer, False) for delivery in self._expected)
-        if not asked_for and not self._may_put_aside(0):
+        is_awaited = any(self._may_be_for(delivery, offer, False) for delivery in self._expected)
+        if not is_awaited and not self._may_put_aside(0):
             raise Refused(OUT_OF_RESOURCES, "nobody asked for it, and the quarantine is full")
-        return self.reception(offer, self.folder / f"{uuid.uuid4().hex}.dcm", self._put_aside)
+        return self.reception(offer, self.folder / f"{RECEIVING}{uuid.uuid4().hex}.dcm", self._put_aside)
 
     def names_a_move(self, offer: Offer) -> bool:
         """Whether an object says that it is for a move that runs."""
