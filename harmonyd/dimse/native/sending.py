@@ -24,6 +24,8 @@ from harmonyd.dimse.native.files import Conversion, DataSet, NotConvertible, Rea
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
+_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
+"""To the two little endian transfer syntaxes."""
 _IDLE_SECS = 0.5
 """Between two batches. Some receivers serve one association at a time: others wait for as long as ours is open."""
 _WRITE_BYTES = 128 * 1024
@@ -56,13 +58,13 @@ class Outgoing:
 def contexts_for(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
     """The presentation contexts that these objects need, as (SOP class, transfer syntaxes).
 
-    One for each SOP class and transfer syntax, so that nothing has to be transcoded; for little endian uncompressed
-    objects one more with both such syntaxes, of which every node takes Implicit VR (PS3.5 section 10.1).
+    One for each SOP class and transfer syntax, so that nothing has to be transcoded; for uncompressed objects one more
+    with the two little endian syntaxes, of which every node takes Implicit VR (PS3.5 section 10.1).
     """
     wanted: dict[tuple[str, tuple[str, ...]], None] = {}
     for sop_class, syntax in _pairs(files):
         wanted[sop_class, (syntax,)] = None
-        if syntax in names.UNCOMPRESSED:
+        if syntax in _CONVERTIBLE:
             wanted[sop_class, names.UNCOMPRESSED] = None
     return list(wanted)
 
@@ -74,7 +76,7 @@ def _needed(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
 
 def _syntaxes(own: str) -> tuple[str, ...]:
     """In which an object can be sent; its own first."""
-    return (own, *(names.UNCOMPRESSED if own in names.UNCOMPRESSED else ()))
+    return (own, *(names.UNCOMPRESSED if own in _CONVERTIBLE else ()))
 
 
 def _pairs(files: Iterable[Outgoing]) -> Iterable[tuple[str, str]]:
