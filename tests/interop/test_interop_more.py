@@ -242,3 +242,17 @@ async def test_pixelmed_sends(gateway: Gateway, samples: list[Sample]) -> None:
         uids = (sample.sop_class_uid, sample.sop_instance_uid)
         await gateway.run(*PIXELMED, "com.pixelmed.network.StorageSOPClassSCU", *called, sample.path, *uids)
     arrived(sent, gateway.taken.files, converts=UNCOMPRESSED)
+
+
+@pytest_twisted.ensureDeferred
+async def test_odil(gateway: Gateway, started: Any, samples: list[Sample], tmp_path: Path) -> None:
+    """odil's SCPs of C-ECHO and C-STORE: all but what is deflated, which they cannot read."""
+    port, folder = free_port(), tmp_path / "stored"
+    folder.mkdir()
+    started(port, "/usr/bin/python3", PEERS / "odil_node.py", port, folder)
+    remote = node("ODIL", port, idle_secs=0.0)  # it serves one association after the other
+    assert (await gateway.echo(remote)).status == 0
+    sent = [sample for sample in samples if sample.transfer_syntax_uid != DEFLATED]
+    await gateway.until(lambda: not port_is_free(port))
+    await gateway.store_all(remote, sent)
+    arrived(sent, files_below(folder), converts=UNCOMPRESSED)
