@@ -53,16 +53,19 @@ class Outgoing:
         return header.sop_class_uid, header.transfer_syntax_uid
 
 
+_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
+
+
 def contexts_for(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
     """The presentation contexts that these objects need, as (SOP class, transfer syntaxes).
 
-    One for each SOP class and transfer syntax, so that nothing has to be transcoded; for little endian uncompressed
-    objects one more with both such syntaxes, of which every node takes Implicit VR (PS3.5 section 10.1).
+    One for each SOP class and transfer syntax, so that nothing has to be transcoded; for uncompressed objects one more
+    with both little endian syntaxes, of which every node takes Implicit VR (PS3.5 section 10.1).
     """
     wanted: dict[tuple[str, tuple[str, ...]], None] = {}
     for sop_class, syntax in _pairs(files):
         wanted[sop_class, (syntax,)] = None
-        if syntax in names.UNCOMPRESSED:
+        if syntax in _CONVERTIBLE:
             wanted[sop_class, names.UNCOMPRESSED] = None
     return list(wanted)
 
@@ -74,7 +77,7 @@ def _needed(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
 
 def _syntaxes(own: str) -> tuple[str, ...]:
     """In which an object can be sent; its own first."""
-    return (own, *(names.UNCOMPRESSED if own in names.UNCOMPRESSED else ()))
+    return (own, *(names.UNCOMPRESSED if own in _CONVERTIBLE else ()))
 
 
 def _pairs(files: Iterable[Outgoing]) -> Iterable[tuple[str, str]]:
