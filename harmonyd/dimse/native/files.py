@@ -36,7 +36,7 @@ class DataSet:
 
 
 class Conversion:
-    """An uncompressed object in a little endian transfer syntax, in a file of our own. ``remove`` it in any case."""
+    """An uncompressed object in Explicit or Implicit VR Little Endian, in a temporary file. ``remove`` it always."""
 
     def __init__(self, path: Path, transfer_syntax_uid: str) -> None:
         self._path = path

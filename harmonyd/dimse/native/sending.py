@@ -24,8 +24,6 @@ from harmonyd.dimse.native.files import Conversion, DataSet, NotConvertible, Rea
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
-_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
-"""To the two little endian transfer syntaxes."""
 _IDLE_SECS = 0.5
 """Between two batches. Some receivers serve one association at a time: others wait for as long as ours is open."""
 _WRITE_BYTES = 128 * 1024
@@ -55,11 +53,14 @@ class Outgoing:
         return header.sop_class_uid, header.transfer_syntax_uid
 
 
+_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
+
+
 def contexts_for(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
     """The presentation contexts that these objects need, as (SOP class, transfer syntaxes).
 
     One for each SOP class and transfer syntax, so that nothing has to be transcoded; for uncompressed objects one more
-    with the two little endian syntaxes, of which every node takes Implicit VR (PS3.5 section 10.1).
+    with both little endian syntaxes, of which every node takes Implicit VR (PS3.5 section 10.1).
     """
     wanted: dict[tuple[str, tuple[str, ...]], None] = {}
     for sop_class, syntax in _pairs(files):
