@@ -54,11 +54,14 @@ class Outgoing:
         return header.sop_class_uid, header.transfer_syntax_uid
 
 
+_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
+
+
 def contexts_for(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
     """The presentation contexts that these objects need, as (SOP class, transfer syntaxes).
 
     One for each SOP class and transfer syntax, so that nothing has to be transcoded; for uncompressed objects one more
-    with the two little endian syntaxes, of which every node takes Implicit VR Little Endian (PS3.5 section 10.1).
+    with both little endian syntaxes, of which every node takes Implicit VR (PS3.5 section 10.1).
     """
     wanted: dict[tuple[str, tuple[str, ...]], None] = {}
     for sop_class, syntax in _pairs(files):
