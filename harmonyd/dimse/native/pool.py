@@ -17,9 +17,12 @@ from harmonyd.dimse.errors import AssociationAborted, AssociationRejected
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.client import ClientAssociation, Proposal, open_association
 from harmonyd.dimse.native.connection import Connection, Silence
+from harmonyd.dimse.native.core.reasons import RESULTS
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.waiters import Waiters
+
+_FOR_THE_MOMENT = RESULTS[2]
 
 
 class AssociationPool:
@@ -68,21 +71,23 @@ class AssociationPool:
     async def open(
         self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection] = ()
     ) -> ClientAssociation:
-        """A new one, not for keeping unless it is given back. Raises as ``take`` does."""
-        await self._room(remote, deadline)
-        try:
-            return await self._open_counted(remote, proposed, deadline, roles)
-        except AssociationRejected:
-            if not self._node(remote).idle:
-                raise
-        # Perhaps it is our own idle ones that are too many for it.
-        ending = [idle.association.connection for idle in self._node(remote).idle]
-        for idle in list(self._node(remote).idle):
-            self._end(idle)
-        while not self._node(remote).connections.isdisjoint(ending):
-            await self._change(deadline)
-        await self._room(remote, deadline)
-        return await self._open_counted(remote, proposed, deadline, roles)
+        """A new one, not for keeping unless it is given back. Raises as ``take`` does.
+
+        A node that rejects it may have a limit of its own, and ours that are open already may be what reaches it. Idle
+        ones are ended then; where it rejects for the moment only, one that is used is waited for, too.
+        """
+        while True:
+            await self._room(remote, deadline)
+            others = set(self._node(remote).connections)
+            try:
+                return await self._open_counted(remote, proposed, deadline, roles)
+            except AssociationRejected as rejected:
+                node = self._node(remote)
+                others &= node.connections
+                if not others or not (node.idle or rejected.extra["reject_result"] == _FOR_THE_MOMENT):
+                    raise
+                if not await self._fewer(remote, others, deadline):
+                    raise
 
     def give_back(self, association: ClientAssociation, idle_secs: float) -> None:
         """It may be used again within this time; one that is over, or may not wait, is released meanwhile."""
@@ -139,6 +144,17 @@ class AssociationPool:
         await until(self._reactor, deadline, self._changed.wait(), error)
         if self._is_closing:
             raise _closed()
+
+    async def _fewer(self, remote: RemoteNode, others: set[Connection], deadline: float) -> bool:
+        """Wait until one of these is closed; False when the deadline comes before."""
+        try:
+            while others <= self._node(remote).connections:
+                for idle in list(self._node(remote).idle):
+                    self._end(idle)
+                await self._change(deadline)
+        except DeadlinePassed:
+            return False
+        return True
 
     def _gone(self, remote: RemoteNode) -> None:
         node = self._nodes[remote]

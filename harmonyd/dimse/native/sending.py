@@ -54,9 +54,6 @@ class Outgoing:
         return header.sop_class_uid, header.transfer_syntax_uid
 
 
-_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
-
-
 def contexts_for(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
     """The presentation contexts that these objects need, as (SOP class, transfer syntaxes).
 
