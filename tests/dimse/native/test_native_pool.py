@@ -241,6 +241,7 @@ def test_rejected_for_a_limit(pooled: Any) -> None:
     pooled.net.settle()
     assert waits(second) and one.peer.state is core.State.STA8 and len(pooled.net.links) == 2
     pooled.let_go()
+    pooled.pass_time(0.3)
     pooled.accept()
     assert result(second).has_all(OTHER)
 
@@ -261,8 +262,19 @@ def test_rejected_for_a_limit_while_ours_are_used(pooled: Any) -> None:
     assert waits(second) and len(pooled.net.links) == 2
     pooled.give(first)
     pooled.let_go()
+    pooled.pass_time(0.3)
     pooled.accept()
     assert result(second).has_all(OTHER)
+
+
+def test_rejected_for_a_limit_takes_what_is_given_back(pooled: Any) -> None:
+    """One of the same kind that is given back is taken, and no new one asked for."""
+    first, _ = pooled.take()
+    second = pooled.begin()
+    reject(pooled)
+    assert waits(second)
+    pooled.give(first)
+    assert result(second) is first and len(pooled.net.links) == 2
 
 
 def test_rejected_until_the_deadline(pooled: Any) -> None:
