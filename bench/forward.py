@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.ingest import PIXELS, orthanc, process, send
@@ -31,14 +32,21 @@ end
 
 
 @contextmanager
-def harmonyd(folder: Path, destination_port: int) -> Iterator[int]:
-    """Yields the port to send to."""
+def harmonyd(folder: Path, destination_port: int, **how: str) -> Iterator[int]:
+    """Yields the port to send to. ``how``: options for the endpoint; its engine is the backend's, too."""
     port = free_port()
     config = write_config(
         folder,
         http_port=free_port(),
-        endpoints={"scp": {"service": "dicom", "local_aet": "ANY", "port": port, "store_scp": "per-association"}},
-        backends={"second": {"aet": "ANY", "host": "127.0.0.1", "port": destination_port}},
+        endpoints={"scp": {"service": "dicom", "local_aet": "ANY", "port": port, **how}},
+        backends={
+            "second": {
+                "aet": "ANY",
+                "host": "127.0.0.1",
+                "port": destination_port,
+                "engine": how.get("engine", "dcmtk"),
+            }
+        },
         sections={"proxy": {"log_level": "info"}},
     )
     with RunningDaemon(config):
@@ -56,7 +64,8 @@ def forwarding_orthanc(folder: Path, destination_port: int) -> Iterator[int]:
 
 
 GATEWAYS: Mapping[str, Callable[[Path, int], AbstractContextManager[int]]] = {
-    "harmonyd": harmonyd,
+    "native": partial(harmonyd, engine="native"),
+    "dcmtk": partial(harmonyd, store_scp="per-association"),
     "Orthanc": forwarding_orthanc,
 }
 

@@ -40,13 +40,13 @@ class Running:
 
 
 @contextmanager
-def harmonyd(folder: Path, store_scp: str) -> Iterator[Running]:
+def harmonyd(folder: Path, **options: str) -> Iterator[Running]:
     """A daemon with one endpoint, and a backend that nobody listens for."""
     port = free_port()
     config = write_config(
         folder,
         http_port=free_port(),
-        endpoints={"scp": {"service": "dicom", "local_aet": "ANY", "port": port, "store_scp": store_scp}},
+        endpoints={"scp": {"service": "dicom", "local_aet": "ANY", "port": port, **options}},
         backends={"away": {"aet": "AWAY", "host": "127.0.0.1", "port": free_port()}},
         sections={"proxy": {"log_level": "info"}},
     )
@@ -104,8 +104,9 @@ def process(argv: Sequence[str], port: int) -> Iterator[None]:
 
 
 RECEIVERS: Mapping[str, Callable[[Path], AbstractContextManager[Running]]] = {
-    "per-association": lambda folder: harmonyd(folder, "per-association"),
-    "persistent": lambda folder: harmonyd(folder, "persistent"),
+    "native": lambda folder: harmonyd(folder, engine="native"),
+    "per-association": lambda folder: harmonyd(folder, store_scp="per-association"),
+    "persistent": lambda folder: harmonyd(folder, store_scp="persistent"),
     "storescp --fork": storescp,
     "Orthanc": orthanc,
 }

@@ -91,13 +91,13 @@ def test_the_configuration_is_in_etc_unless_named(called: list[tuple[Any, ...]])
 
 def test_options_reach_their_command(called: list[tuple[Any, ...]]) -> None:
     """--probe and --once are off unless they are given, and the command's status is the exit status."""
-    for arguments in (["check"], ["check", "--probe"], ["demo"], ["demo", "--once"]):
+    for arguments in (["check"], ["check", "--probe"], ["demo"], ["demo", "--once", "--engine", "native"]):
         assert cli.main([*arguments, "-c", "x"]) == 1
     assert called == [
         ("check", Path("x"), {"probe": False}),
         ("check", Path("x"), {"probe": True}),
-        ("demo", Path("x"), {"once": False}),
-        ("demo", Path("x"), {"once": True}),
+        ("demo", Path("x"), {"once": False, "engine": None}),
+        ("demo", Path("x"), {"once": True, "engine": "native"}),
     ]
 
 

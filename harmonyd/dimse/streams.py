@@ -40,6 +40,8 @@ class Mailbox(Generic[T]):
     def __init__(self, most: int = 0) -> None:
         """``most``: so many items are enough."""
         self.has_ended = False
+        self.is_abandoned = False
+        """Nobody reads any more."""
         self._most = most
         self._reader: Deferred[None] | None = None
         self._items: deque[T] = deque()
@@ -102,6 +104,7 @@ async def ahead(source: AsyncGenerator[T, None], most: int = 0) -> AsyncGenerato
             yield item
     finally:
         if not box.has_ended:
+            box.is_abandoned = True
             running.cancel()
             await running
 
@@ -111,6 +114,9 @@ async def _fill(box: Mailbox[T], source: AsyncGenerator[T, None]) -> None:
         async with aclosing(source):
             async for item in source:
                 box.put(item)
+                # The reader may have gone within ``put``: then nothing was waiting that could have been cancelled.
+                if box.is_abandoned:
+                    break
                 await box.room()
     except Exception as error:  # noqa: BLE001 - it is raised where the items are read
         box.end(error)

@@ -103,7 +103,7 @@ def test_a_host_that_could_be_something_else(problems, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["use_tls = true", "tls = { ca = 'x' }", "tls = {}", "engine = 'native'"],
+    ["use_tls = true", "tls = { ca = 'x' }", "tls = {}"],
 )
 def test_what_is_not_built_yet_in_a_backend(problems, text):
     """Options of later features are refused with the reason."""
@@ -134,7 +134,7 @@ def test_endpoint_values_reach_the_model(loaded, tmp_path):
     )
 
 
-@pytest.mark.parametrize("key", ["host", "aet", "use_tls", "engine", "incoming_store_port", "dimse_retrieve_mode"])
+@pytest.mark.parametrize("key", ["host", "aet", "association_idle_ms", "incoming_store_port", "dimse_retrieve_mode"])
 def test_a_backend_key_in_an_endpoint(problems, key):
     """A key of the SCU half in the SCP half is said to belong there, whatever its value."""
     problem = problems(ENDPOINT + f"{key} = false\n")[0]

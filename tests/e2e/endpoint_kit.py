@@ -19,7 +19,7 @@ from pydicom.filereader import read_file_meta_info
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage
-from retrieve_kit import NATIVE, storage
+from retrieve_kit import storage
 
 from harmonyd.spool.api import EntryInfo, EntryState
 from harmonyd.spool.folder import SpoolFolder
@@ -64,7 +64,8 @@ def entries(daemon: RunningDaemon) -> list[EntryInfo]:
 
 def receiving(daemon: RunningDaemon, name: str = "inbound") -> list[Path]:
     """Files and folders where an endpoint receives."""
-    return list((storage(daemon) / "spool" / "receiving" / name / ("native" if NATIVE else "incoming")).iterdir())
+    folder = storage(daemon) / "spool" / "receiving" / name
+    return [path for kind in ("incoming", "native") if (folder / kind).exists() for path in (folder / kind).iterdir()]
 
 
 def settle(running: RunningDaemon) -> None:

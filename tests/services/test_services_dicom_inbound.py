@@ -120,10 +120,10 @@ class Stage:
         self.said: list[Any] = []
         self.spool = FakeSpool(self.said)
         pipeline = Pipeline("p", middleware, backends)
-        engine: Any = self
+        engines: Any = {"dcmtk": self}
         spool: Any = self.spool
         self.config: Any = None
-        self.endpoint = DicomEndpoint("scp", options or DicomEndpointOptions(), engine, pipeline, spool, _in_thread)
+        self.endpoint = DicomEndpoint("scp", options or DicomEndpointOptions(), engines, pipeline, spool, _in_thread)
 
     def store_scp(self, config: Any, handler: Any, admission: Any) -> Any:
         self.config = config
@@ -364,7 +364,7 @@ def test_the_receiver_is_told_what_the_configuration_says() -> None:
     config = Stage(options=options, one=FakeBackend()).config
     assert config.name == "scp"
     assert {name: getattr(config, name) for name in config.__slots__ if name != "name"} == {
-        name: getattr(options, name) for name in options.__slots__ if name not in ("in_order", "storage_dir")
+        name: getattr(options, name) for name in options.__slots__ if name not in ("engine", "in_order", "storage_dir")
     }
 
 

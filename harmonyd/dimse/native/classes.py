@@ -15,6 +15,7 @@ from harmonyd.dimse.errors import AssociationRejected, DimseError, DimseTimeout,
 from harmonyd.dimse.native import names
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.find import find
+from harmonyd.dimse.uid import is_uid
 from harmonyd.errors import DeadlinePassed
 
 _log = Logger()
@@ -40,7 +41,8 @@ async def classes_of(means: Means, remote: RemoteNode, query: Query, op: Operati
     found: dict[str, None] = {}
     try:
         async for uid in asking.classes(query):
-            found[uid] = None
+            if is_uid(uid):
+                found[uid] = None
     except (RemoteUnreachable, AssociationRejected):
         raise
     except (DimseError, DeadlinePassed) as error:
@@ -101,4 +103,5 @@ class _Asking:
         stream = find(self._means, self._remote, Query(level, query.model, keys), self._op)
         async with aclosing(aiter(stream)) as matches:  # type: ignore[type-var]
             async for match in matches:
-                yield {tag: member.get("Value", []) for tag, member in json.loads(match.json).items()}
+                members = json.loads(match.json).items()
+                yield {tag: [str(value) for value in member.get("Value", []) if value] for tag, member in members}

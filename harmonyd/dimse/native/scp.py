@@ -14,6 +14,7 @@ from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.native import core
+from harmonyd.dimse.native.batches import Batches
 from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
 from harmonyd.dimse.native.inherited import Inherited
 from harmonyd.dimse.native.listener import AssociationListener
@@ -52,6 +53,7 @@ class NativeStoreScp:
         self._admission = admission
         self._listeners = listeners
         self._listener: AssociationListener | None = None
+        self._batches = Batches(lambda arrivals: self._handler(arrivals))
         self._receptions = 0
         self._run = uuid.uuid4().hex
         self._numbers = count()
@@ -155,7 +157,7 @@ class NativeStoreScp:
 
     async def _take(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         """Raises what the handler raises."""
-        await self._handler([Arrival(instance_of(path, header), offer.association, offer.move_originator_aet)])
+        await self._batches.take(Arrival(instance_of(path, header), offer.association, offer.move_originator_aet))
         return SUCCESS, ""
 
     def _reception_ended(self) -> None:
