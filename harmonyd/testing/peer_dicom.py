@@ -16,13 +16,12 @@ from typing import Any
 
 from pydicom import Dataset
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, evt, service_class
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, encode
 
 from harmonyd.testing import peer_endings, peer_records
 from harmonyd.testing.peer import PeerOptions, Report
 from harmonyd.testing.peer_endings import ENDINGS, is_open
+from harmonyd.testing.peer_sending import let_reader_go_on, send_broken
 
 PENDING, CANCELLED, UNKNOWN_DESTINATION, PARTIAL = 0xFF00, 0xFE00, 0xA801, 0xB000
 _VERIFICATION = "1.2.840.10008.1.1"
@@ -186,7 +185,7 @@ class _Conversation:
 
         def send(instance: Dataset, number: int) -> None:
             if self._options.broken and number == self._options.count - 1:
-                _send_broken(association, instance, self._options.broken)
+                send_broken(association, instance, self._options.broken)
             else:
                 self._send_there(association, instance, number)
 
@@ -246,7 +245,7 @@ class _Conversation:
     def _send_there(self, association: Any, instance: Dataset, number: int) -> None:
         asked_by = self._options.originator_aet or self._assoc.requestor.ae_title
         named = {"originator_aet": asked_by, "originator_id": self._request.MessageID}
-        _until_read(association)
+        let_reader_go_on(association)
         try:
             association.send_c_store(
                 instance, msg_id=number % 60000 + 1, **(named if self._options.originator else {})
@@ -328,41 +327,3 @@ class _Conversation:
 
 def _no_delay(event: Any) -> None:
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _send_broken(association: Any, instance: Dataset, how: str) -> None:
-    """Send an instance as ``PeerOptions.broken`` says."""
-    context = next(each for each in association.accepted_contexts if each.abstract_syntax == instance.SOPClassUID)
-    syntax = context.transfer_syntax[0]
-    data = encode(instance, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated) or b""
-    request = C_STORE()
-    request.MessageID, request.Priority = 1, 2
-    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = instance.SOPClassUID, instance.SOPInstanceUID
-    if how == "short":
-        request.DataSet = BytesIO(data[: len(data) // 4 * 2])
-        _exchange(association, request, context.context_id)
-        return
-    request.DataSet = BytesIO(data)
-    message: Any = C_STORE_RQ()
-    message.primitive_to_message(request)
-    pdus = list(message.encode_msg(context.context_id, 256))
-    for pdu in pdus[: len(pdus) // 2]:
-        association.dul.send_pdu(pdu)
-    association.abort()
-
-
-def _until_read(association: Any) -> None:
-    """Wait until pynetdicom's own reader goes on after the last request, or it takes the response to the next one."""
-    while association._is_paused and association.is_established:
-        time.sleep(0.0005)
-
-
-def _exchange(association: Any, request: Any, context_id: int) -> None:
-    """Send a request and wait for its response, as ``send_c_store`` does: pynetdicom's own reader has to be paused."""
-    _until_read(association)
-    association._reactor_checkpoint.clear()
-    while not association._is_paused:
-        time.sleep(0.001)
-    association.dimse.send_msg(request, context_id)
-    association.dimse.get_msg(block=True)
-    association._reactor_checkpoint.set()
