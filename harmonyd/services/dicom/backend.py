@@ -98,7 +98,10 @@ class DicomBackend:
         if in_path == "store":
             return await self._store(request)
         document = await dicom_request.read_document(request)
-        operation = request.metadata["dimse_op"] = dicom_request.settle_operation(in_path, document, fixed=fixed)
+        operation = dicom_request.settle_operation(in_path, document, fixed=fixed)
+        if operation == dicom_request.RETRIEVE:
+            operation = self.options.dimse_retrieve_mode
+        request.metadata["dimse_op"] = operation
         try:
             return await self._perform(operation, request, document)
         except HarmonydError as error:
