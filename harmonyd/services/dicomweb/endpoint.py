@@ -9,7 +9,7 @@ from twisted.python.runtime import seconds as clock_seconds
 from harmonyd.config.model import DicomwebEndpointOptions
 from harmonyd.errors import MethodNotAllowed
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
-from harmonyd.services.dicomweb import searching
+from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching
 from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
 from harmonyd.services.dicomweb.exchange import Exchange
@@ -22,6 +22,12 @@ _Handler = Callable[[Exchange], Awaitable[HttpAnswer]]
 _SEARCHES = ("studies", "series", "instances")
 _GET: Mapping[str, _Handler] = {
     **dict.fromkeys(_SEARCHES, searching.answer),
+    **dict.fromkeys(("study", "series-of", "instance"), instances.answer),
+    "metadata": metadata.answer,
+    "bulkdata": bulkdata.answer,
+    "frames": frames.answer,
+    "rendered": rendered.rendered,
+    "thumbnail": rendered.thumbnail,
 }
 _POST: Mapping[str, _Handler] = {}
 

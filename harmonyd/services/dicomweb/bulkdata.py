@@ -1,0 +1,80 @@
+"""Bulk data of an instance (WADO-RS, PS3.18 section 10.4.1.2), where the BulkDataURI of its metadata leads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRBigEndian
+from twisted.internet.threads import deferToThread
+
+from harmonyd.errors import NotFound
+from harmonyd.services.base import HttpAnswer
+from harmonyd.services.dicomweb.accept import ANY, OCTETS, Offer, accepted, choose
+from harmonyd.services.dicomweb.exchange import Exchange
+from harmonyd.services.dicomweb.frames import answer_frames
+from harmonyd.services.dicomweb.pixel_file import PixelFile
+from harmonyd.services.dicomweb.results import Part, headers, multipart, one_instance
+from harmonyd.services.dicomweb.transcoding import swapped
+
+OFFERS = (Offer(OCTETS, multipart=True), Offer(OCTETS))
+_PIXEL_DATA = "7FE00010"
+_SIZES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
+
+
+async def answer(exchange: Exchange) -> HttpAnswer:
+    """Send one value: compressed pixels frame by frame, all else as one part. Raises ``NotFound``."""
+    ranges = accepted(exchange.request)
+    held = await one_instance(exchange)
+    try:
+        if exchange.resource.bulk == (_PIXEL_DATA,):
+            image = await deferToThread(PixelFile, held.path)
+            if image.is_compressed:
+                frames = range(1, image.frame_count + 1)
+                return await answer_frames(image, frames, ranges, held.results.aclose)
+        offer = choose([each for each in ranges if each.essence != ANY or each.multipart], OFFERS)
+        value = await deferToThread(bulk_value, held.path, exchange.resource.bulk)
+        if offer.multipart:
+            return await multipart(offer, _one(value), held.results.aclose)
+        await held.results.aclose()
+        return HttpAnswer(200, headers(OCTETS), _chunk(value), len(value))
+    except BaseException:
+        await held.results.aclose()
+        raise
+
+
+async def _one(value: bytes) -> AsyncGenerator[Part, None]:
+    yield OCTETS, value
+
+
+async def _chunk(value: bytes) -> AsyncGenerator[bytes, None]:
+    yield value
+
+
+def bulk_value(path: Path, place: Sequence[str]) -> bytes:
+    """Return the bytes of a value in little endian. Blocking. Raises ``NotFound`` where there is none."""
+    ds = dcmread(path)
+    around: Dataset = ds
+    for sequence, item in zip(place[0:-1:2], place[1::2], strict=True):
+        items: Any = around[int(sequence, 16)].value if int(sequence, 16) in around else []
+        if isinstance(items, bytes) or not 1 <= int(item) <= len(items):
+            raise _nothing()
+        around = items[int(item) - 1]
+    tag = int(place[-1], 16)
+    if tag not in around:
+        raise _nothing()
+    vr = around[tag].VR
+    raw = around.get_item(tag)
+    value = raw.value if raw is not None else None
+    if isinstance(value, str):
+        value = value.encode("utf-8")
+    if not isinstance(value, bytes):
+        raise _nothing()
+    is_big = ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    return swapped(value, _SIZES[vr]) if is_big and vr in _SIZES else value
+
+
+def _nothing() -> NotFound:
+    return NotFound("The instance has no such bulk data.", hint="Take the BulkDataURI from its metadata.")
