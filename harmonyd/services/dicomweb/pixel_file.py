@@ -101,6 +101,8 @@ class PixelFile:
             raise NotAcceptable("Pixels cannot be decoded here.", hint="pip install 'harmonyd[dicomweb]'")
         if self._frame_bits() > MAX_FRAME_BYTES * 8:
             raise _too_big()
+        if self.ds.get("BitsAllocated") == 1 and not self.is_compressed:
+            return self._bits(frame)
         deflated = self.syntax == DeflatedExplicitVRLittleEndian
         failures = []
         for plugin in self._plugins():
@@ -114,6 +116,14 @@ class PixelFile:
             f"The pixels, stored in {self.syntax}, cannot be decoded: {'; '.join(failures)}",
             hint="pip install 'harmonyd[dicomweb]' for the codecs, or accept the frames as stored.",
         )
+
+    def _bits(self, frame: int) -> Any:
+        """Single bits, whose frames need not begin at a byte: that is more than pydicom can."""
+        import numpy as np
+
+        packed = np.frombuffer(self.octets(frame), dtype=np.uint8)
+        rows, columns = int(self.ds.Rows), int(self.ds.Columns)
+        return np.unpackbits(packed, count=rows * columns, bitorder="little").reshape(rows, columns)
 
     def _decoded(self, source: Dataset | Path, index: int, plugin: str) -> Any:
         from pydicom.pixels.utils import pixel_array
