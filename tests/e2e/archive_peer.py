@@ -18,17 +18,23 @@ _SYNTAXES = [uid for uid in ALL_TRANSFER_SYNTAXES if uid != ExplicitVRBigEndian]
 _UNIQUE = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
 
 
-def shipped(*names: str, study: str) -> list[Dataset]:
-    """Files of pydicom as instances of one series: several of them claim to be the same instance."""
-    return [_placed(dcmread(SHIPPED / name), study, number) for number, name in enumerate(names, 1)]
+def shipped(*names: str, study: str, split: bool = False) -> list[Dataset]:
+    """Files of pydicom as instances of one study: several of them claim to be the same instance.
+
+    One series, or one for each SOP class (``split``).
+    """
+    datasets = [dcmread(SHIPPED / name) for name in names]
+    classes = list(dict.fromkeys(ds.SOPClassUID if split else "" for ds in datasets))
+    for number, ds in enumerate(datasets, 1):
+        _place(ds, study, 1 + classes.index(ds.SOPClassUID if split else ""), number)
+    return datasets
 
 
-def _placed(ds: Dataset, study: str, number: int) -> Dataset:
+def _place(ds: Dataset, study: str, series: int, number: int) -> None:
     ds.StudyInstanceUID = study
-    ds.SeriesInstanceUID = f"{study}.1"
+    ds.SeriesInstanceUID = f"{study}.{series}"
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{study}.1.{number}"
     ds.InstanceNumber = number
-    return ds
 
 
 class ArchivePeer:
