@@ -46,6 +46,8 @@ class ArchivePeer:
         self.datasets = list(datasets)
         self.stored: list[Dataset] = []
         self.refused: set[str] = set()
+        self.aborts: set[str] = set()
+        """SOP Instance UIDs of what it aborts the association at."""
         self.associations = 0
         self.port = free_port()
 
@@ -100,6 +102,9 @@ class ArchivePeer:
 
     def _store(self, event: Any) -> int:
         ds = event.dataset
+        if ds.SOPInstanceUID in self.aborts:
+            event.assoc.abort()
+            return 0xA700
         if ds.SOPInstanceUID in self.refused:
             return 0xA700
         ds.file_meta = event.file_meta

@@ -9,7 +9,7 @@ from twisted.python.runtime import seconds as clock_seconds
 from harmonyd.config.model import DicomwebEndpointOptions
 from harmonyd.errors import MethodNotAllowed
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
-from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching
+from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching, storing
 from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
 from harmonyd.services.dicomweb.exchange import Exchange
@@ -29,7 +29,7 @@ _GET: Mapping[str, _Handler] = {
     "rendered": rendered.rendered,
     "thumbnail": rendered.thumbnail,
 }
-_POST: Mapping[str, _Handler] = {}
+_POST: Mapping[str, _Handler] = dict.fromkeys(("studies", "study"), storing.answer)
 
 
 class DicomwebEndpoint:
