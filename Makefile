@@ -1,5 +1,6 @@
 # make demo [ONCE=1]   set up, then a PACS with real data and harmonyd, and four requests over HTTP
 # make test            set up, then ruff, mypy and all tests, with coverage
+# make interop         install further DICOM implementations into .interop, and run all of tests/interop
 # make lint            ruff and mypy alone
 # make venv            set up for tests, and no more
 # make install         harmonyd with its own environment, units and configuration; then read systemd/README.md
@@ -118,6 +119,21 @@ orthanc:
 	as_root ln -sf /dev/null /etc/systemd/system/orthanc.service
 	apt_install orthanc
 
+# Implementations that are no part of 'make test'; nothing of them is kept outside .interop but Debian's packages.
+.PHONY: interop
+interop: dcmtk orthanc $(VENV)/.ready-test .interop/.ready
+	@$(BIN)/python -m pytest tests/interop -m "peers or not peers" $(PYTEST)
+
+.interop/.ready: tests/interop/peers/install.sh tests/interop/peers/Dcm4cheNode.java
+	@$(setup)
+	declare -A has=([node]=nodejs [npm]=npm [javac]=default-jdk-headless [odil]=odil)
+	lacking=()
+	for program in "$${!has[@]}"; do command -v "$$program" >/dev/null || lacking+=("$${has[$$program]}"); done
+	[ $${#lacking[@]} = 0 ] || { may_install && apt_install "$${lacking[@]}"; } || give_up "its tests need: $${lacking[*]}"
+	say "installing further implementations into .interop"
+	bash tests/interop/peers/install.sh .interop
+	touch $@
+
 # What the tests need that boot a systemd of their own; they run as root only.
 .PHONY: systemd
 systemd:
@@ -164,6 +180,6 @@ uninstall:
 
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
+	@rm -rf $(VENV) .interop build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find tmp -mindepth 1 ! -name .gitkeep -delete

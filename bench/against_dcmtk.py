@@ -1,10 +1,12 @@
 """harmonyd over HTTP against the bare DCMTK tools doing the same work, in one run on the same PACS.
 
-Usage: python bench/against_dcmtk.py [--runs N] [--skip-memory]
+Usage: python -m bench.against_dcmtk [--runs N] [--skip-memory] [--engine native] [--large]
 
 Whole processes are timed: ``curl`` with its answer written to a file, and the tool started from a shell. Both take
 turns, A B A B …, after one turn that is not counted; the ratio is that of each pair, and the median is quoted. PACS:
-dcmqrscp, loopback, TCP_NODELAY=1 for both sides.
+dcmqrscp, loopback, TCP_NODELAY=1 for both sides. A move is compared with Orthanc's, too: its query, its retrieve
+(C-MOVE) into its own storage, from which each run deletes what the one before has brought. ``--large``: also 1,000 CT
+of 0.5 MB and one object of 500 MB.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from bench.ingest import process
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import MadeStudy, make_study, uid_for
@@ -38,6 +43,7 @@ FIND_SIZES = (1, 100, 1000)
 CT_PIXELS = 140
 """140 × 140 × 2 bytes: about 40 KB, as in pydicom's small CT."""
 BIG_PIXELS = 512
+GIANT_PIXELS = 15800
 HUGE_PIXELS = 5120
 HUGE_COUNT = 19
 """Two studies of 19 × 52 MB: 2.0 GB. dcmqrscp keeps no study of more than 1 GB."""
@@ -80,13 +86,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--skip-memory", action="store_true")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--engine", default="dcmtk")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="harmonyd-bench-") as name:
         scratch = Path(name)
         studies = {n: make_study(scratch / f"find{n}", n, patient_id=f"FIND-{n}", size=8) for n in FIND_SIZES}
         small = make_study(scratch / "small", 100, patient_id="CT-100", size=CT_PIXELS)
         big = make_study(scratch / "big", 100, patient_id="CT-100-BIG", size=BIG_PIXELS)
-        made = [*studies.values(), small, big]
+        more = {"100 CT of 40 KB": small, "100 CT of 0.5 MB": big}
+        if arguments.large:
+            more["1,000 CT of 0.5 MB"] = make_study(scratch / "many", 1000, patient_id="MANY", size=BIG_PIXELS)
+            more["one object of 500 MB"] = make_study(scratch / "one", 1, patient_id="ONE", size=GIANT_PIXELS)
+        made = [*studies.values(), *more.values()]
         files = [path for study in made for path in study.files]
         if not arguments.skip_memory:
             for number in (1, 2):
@@ -96,10 +108,9 @@ def main() -> int:
                 made.append(huge)
                 files += huge.files
         destination = free_port()
-        incoming = free_port()
-        with RunningPacs(
-            scratch / "pacs", files=files, destinations={"BARE": destination, "HARMONY_MOVE": incoming}
-        ) as pacs:
+        incoming, orthanc_port = free_port(), free_port()
+        destinations = {"BARE": destination, "HARMONY_MOVE": incoming, "ORTHANC": orthanc_port}
+        with RunningPacs(scratch / "pacs", files=files, destinations=destinations) as pacs:
             for study in made:
                 shutil.rmtree(study.files[0].parent)
             backend = {
@@ -110,6 +121,7 @@ def main() -> int:
                 "move_destination_aet": "HARMONY_MOVE",
                 "incoming_store_port": incoming,
                 "max_associations": 4,
+                "engine": arguments.engine,
             }
             (scratch / "config").mkdir()
             sections = {"proxy": {"log_level": "warn"}, "storage": {"options": {"retention_max_gb": 50}}}
@@ -122,8 +134,11 @@ def main() -> int:
                 print("|---|---|---|---|")
                 for count, study in studies.items():
                     find(bench, count, study)
-                retrieve(bench, "100 CT of 40 KB", small)
-                retrieve(bench, "100 CT of 0.5 MB", big)
+                for what, study in more.items():
+                    retrieve(bench, what, study)
+                with orthanc(scratch / "orthanc", pacs, orthanc_port) as http_port:
+                    for what, study in more.items():
+                        against_orthanc(bench, what, study, http_port)
                 print()
                 python_share(bench, studies[1000])
                 concurrency(bench, studies[1])
@@ -173,8 +188,59 @@ def retrieve(bench: Bench, what: str, study: MadeStudy) -> None:
     assert len(list(folder.iterdir())) == len(study.files)
 
 
+@contextmanager
+def orthanc(folder: Path, pacs: RunningPacs, port: int) -> Iterator[int]:
+    """Orthanc, which knows the PACS; its HTTP port."""
+    http_port = free_port()
+    folder.mkdir()
+    config = folder / "orthanc.json"
+    settings = {
+        "StorageDirectory": str(folder / "db"),
+        "IndexDirectory": str(folder / "db"),
+        "DicomAet": "ORTHANC",
+        "DicomPort": port,
+        "HttpPort": http_port,
+        "Plugins": [],
+        "DicomModalities": {"pacs": [pacs.aet, "127.0.0.1", pacs.port]},
+    }
+    config.write_text(json.dumps(settings))
+    with process(["/usr/sbin/Orthanc", str(config)], http_port):
+        yield http_port
+
+
+def against_orthanc(bench: Bench, what: str, study: MadeStudy, http_port: int) -> None:
+    """A move over HTTP, with the objects in the answer, against Orthanc's retrieve, with the objects in Orthanc."""
+    base = f"http://127.0.0.1:{http_port}"
+
+    def call(method: str, path: str, document: object = None) -> Any:
+        body = None if document is None else json.dumps(document).encode()
+        with urllib.request.urlopen(urllib.request.Request(base + path, body, method=method), timeout=300) as answer:
+            return json.load(answer)
+
+    def theirs() -> float:
+        for name in call("GET", "/studies"):
+            call("DELETE", f"/studies/{name}")
+        began_at = time.perf_counter()
+        query = {"Level": "Study", "Query": {"StudyInstanceUID": study.study_uid}}
+        asked = call("POST", "/modalities/pacs/query", query)
+        call("POST", f"{asked['Path']}/retrieve", {"TargetAet": "ORTHANC", "Synchronous": True})
+        took = time.perf_counter() - began_at
+        count = call("GET", "/statistics")["CountInstances"]
+        if count != len(study.files):
+            sys.exit(f"Orthanc has {count} of {len(study.files)} objects")
+        return took
+
+    ours = bench.curl("move", {"StudyInstanceUID": study.study_uid}, 'multipart/related; type="application/dicom"')
+    pairs = [(_timed(ours), theirs()) for _ in range(bench.runs + 1)][1:]
+    report(f"move, {what}, against Orthanc", pairs)
+
+
 def compare(bench: Bench, what: str, ours: Sequence[str], theirs: Sequence[str]) -> None:
-    pairs = [(_timed(ours), _timed(theirs)) for _ in range(bench.runs + 1)][1:]
+    report(what, [(_timed(ours), _timed(theirs)) for _ in range(bench.runs + 1)][1:])
+
+
+def report(what: str, pairs: Sequence[tuple[float, float]]) -> None:
+    """A row of the table, from seconds of pairs."""
     ratios = sorted(a / b for a, b in pairs)
     a = statistics.median(pair[0] for pair in pairs) * 1000
     b = statistics.median(pair[1] for pair in pairs) * 1000

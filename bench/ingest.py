@@ -40,13 +40,13 @@ class Running:
 
 
 @contextmanager
-def harmonyd(folder: Path, **how: str) -> Iterator[Running]:
+def harmonyd(folder: Path, **options: str) -> Iterator[Running]:
     """A daemon with one endpoint, and a backend that nobody listens for."""
     port = free_port()
     config = write_config(
         folder,
         http_port=free_port(),
-        endpoints={"scp": {"service": "dicom", "local_aet": "ANY", "port": port, **how}},
+        endpoints={"scp": {"service": "dicom", "local_aet": "ANY", "port": port, **options}},
         backends={"away": {"aet": "AWAY", "host": "127.0.0.1", "port": free_port()}},
         sections={"proxy": {"log_level": "info"}},
     )

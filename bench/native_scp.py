@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harmonyd.dimse.native.threads import in_thread
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
@@ -29,6 +28,7 @@ from harmonyd.config.model import SpoolConfig
 from harmonyd.dimse.engine import Arrival, Association, StoreScpConfig
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.scp import NativeStoreScp
+from harmonyd.dimse.threads import in_thread
 from harmonyd.spool.api import NewEntry
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.testing.data import make_study

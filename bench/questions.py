@@ -128,6 +128,8 @@ def with_pynetdicom(_folder: Path, pacs: RunningPacs) -> Iterator[Client]:
             keys.QueryRetrieveLevel = "IMAGE"
             for keyword, value in _keys(work).items():
                 setattr(keys, keyword, value)
+            while association._is_paused:  # its own reader would take our answers
+                time.sleep(0.0005)
             found = association.send_c_find(keys, StudyRootQueryRetrieveInformationModelFind)
             return sum(1 for status, data in found if data is not None)
 

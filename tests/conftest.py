@@ -18,7 +18,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from harmonyd.testing.config_files import write_config
+from harmonyd.testing.config_files import ENGINE_VARIABLE, write_config
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import demo_files, report_files, sample_files
 from harmonyd.testing.leftovers import Leftovers, LoggedFailures
@@ -35,11 +35,14 @@ _left_out = pytest.StashKey[list[str]]()
 _real_stderr = pytest.StashKey[int]()
 
 
-# --- tests that need root ---------------------------------------------------------------------------------------------
+# --- tests that cannot run here ---------------------------------------------------------------------------------------
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, by name, what needs root when we are not."""
+    """Leave out what is about DCMTK's programs in a native run, and, by name, what needs root when we are not."""
+    if os.environ.get(ENGINE_VARIABLE) == "native":
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("dcmtk")])
+        items[:] = [item for item in items if not item.get_closest_marker("dcmtk")]
     config.stash[_left_out] = []
     if os.geteuid() == 0:
         return

@@ -75,8 +75,8 @@ _STATUS_HINTS = {
     "incoming_store_port to its host table.",
     ("move", 0xA702): "The PACS could not deliver: check that its host table entry for our move_destination_aet has "
     "this host and incoming_store_port, and that no firewall is in between.",
-    ("get", 0xA702): "The PACS could not deliver over this association: its log says why. Instances that it stores "
-    "compressed need a move: a get takes them uncompressed only.",
+    ("get", 0xA702): "The PACS could not deliver over this association: its log says why. With the dcmtk engine, "
+    "instances that it stores compressed need a move: its get takes them uncompressed only.",
     ("find", 0xA700): "The PACS is out of resources: narrow the query, or ask its operator for the reason.",
 }
 _GENERAL_HINTS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from harmonyd.errors import DeadlinePassed, Unavailable
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 async def until(reactor: Any, deadline: float, waiting: Deferred[T], error: DeadlinePassed) -> T:
     """The result of ``waiting``; at ``deadline`` (reactor seconds) it is cancelled and ``error`` raised.
 
-    A cancellation from elsewhere stays a ``CancelledError``.
+    A cancellation from elsewhere stays a ``CancelledError``, or whatever else ``waiting`` makes of it.
     """
     expired = False
 
@@ -26,7 +26,7 @@ async def until(reactor: Any, deadline: float, waiting: Deferred[T], error: Dead
     call = reactor.callLater(max(0.0, deadline - reactor.seconds()), expire)
     try:
         return await waiting
-    except CancelledError:
+    except Exception:
         if expired:
             raise error from None
         raise

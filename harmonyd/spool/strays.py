@@ -13,6 +13,9 @@ from harmonyd.spool.api import Pile
 from harmonyd.spool.layout import SUFFIX, Layout
 from harmonyd.spool.threads import in_thread
 
+ACKNOWLEDGED = "incoming"
+"""In the receiving folder of an endpoint, where a storescp puts what it acknowledges by itself."""
+
 
 def files_in(folder: Path, suffix: str = "") -> Iterator[os.stat_result]:
     """Of each file there, however deep. What vanishes meanwhile does not count. Blocking. Raises OSError."""
@@ -40,12 +43,15 @@ def pile(files: Iterator[os.stat_result]) -> Pile:
 
 
 def untaken(layout: Layout, endpoints: Collection[str]) -> dict[str, Pile]:
-    """By the name of an endpoint that is not among these, what was received for it. Blocking. Raises OSError."""
+    """By the name of an endpoint that is not among these, what was acknowledged for it. Blocking. Raises OSError.
+
+    What lies beside ``incoming`` was cut off, and acknowledged to nobody.
+    """
     try:
         names = sorted(item.name for item in os.scandir(layout.receiving) if item.is_dir(follow_symlinks=False))
     except FileNotFoundError:
         return {}
-    found = {name: pile(files_in(layout.receiving / name)) for name in names if name not in endpoints}
+    found = {name: pile(files_in(layout.receiving / name / ACKNOWLEDGED)) for name in names if name not in endpoints}
     return {name: heap for name, heap in found.items() if heap.files}
 
 

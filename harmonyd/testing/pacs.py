@@ -53,6 +53,8 @@ class PacsLayout:
     max_pdu: int = 16384
     max_megabytes: int = 1024
     """Per study, for stores over the network only; dcmqrscp takes no more."""
+    options: tuple[str, ...] = ()
+    """More of dcmqrscp's own."""
 
     @property
     def config_file(self) -> Path:
@@ -94,7 +96,7 @@ class PacsLayout:
     def argv(self) -> tuple[str, ...]:
         """How to start it; with ``-d`` when HARMONY_TEST_VERBOSE_DCMTK=1. Its environment needs TCP_NODELAY=1."""
         level = "-d" if os.environ.get(VERBOSE_VARIABLE) == "1" else "-v"
-        return (dcmtk("dcmqrscp"), level, "-c", str(self.config_file.absolute()))
+        return (dcmtk("dcmqrscp"), level, *self.options, "-c", str(self.config_file.absolute()))
 
     def _copy(self, path: Path, number: int) -> Path:
         copy = self.area.absolute() / f"i{number:07d}.dcm"
@@ -117,9 +119,10 @@ class RunningPacs:
         aet: str = "QRSCP",
         port: int | None = None,
         destinations: Mapping[str, int] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        """``files``: what to load; None: the images and reports that pydicom ships."""
-        self.layout = PacsLayout(folder, port or free_port(), aet, dict(destinations or {}))
+        """``files``: what to load; None: the images and reports that pydicom ships. ``options``: of dcmqrscp."""
+        self.layout = PacsLayout(folder, port or free_port(), aet, dict(destinations or {}), options=tuple(options))
         self.files = tuple([*demo_files(), *report_files()] if files is None else files)
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -5,7 +5,8 @@ itself needs pynetdicom (the ``test`` extra) for the scripts ``serve`` and ``no-
 
 Scripts:
 
-``serve``        answers C-ECHO, C-FIND, C-GET, C-MOVE and C-STORE as ``PeerOptions`` say
+``serve``        answers C-ECHO, C-FIND, C-GET, C-MOVE and C-STORE as ``PeerOptions`` say; a C-FIND that asks for
+                 SOP Classes in Study, which comes before a C-GET, as it should
 ``no-contexts``  accepts the association and refuses every presentation context that is proposed
 ``reject``       refuses the association with ``PeerOptions.reject``
 ``silent``       takes the connection and never answers

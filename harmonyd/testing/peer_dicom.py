@@ -155,6 +155,10 @@ class _Conversation:
         report("request", id=self._id, op=name, message_id=request.MessageID, identifier=self._asked.to_json_dict())
 
     def find(self) -> None:
+        if peer_records.is_about_classes(self._asked):
+            self._respond(PENDING, peer_records.classes(self._asked))
+            self._respond(0x0000)
+            return
         answers = peer_records.answers(self._asked, self._options)
         for number, answer in enumerate(answers):
             self._pause(number)
@@ -242,6 +246,7 @@ class _Conversation:
     def _send_there(self, association: Any, instance: Dataset, number: int) -> None:
         asked_by = self._options.originator_aet or self._assoc.requestor.ae_title
         named = {"originator_aet": asked_by, "originator_id": self._request.MessageID}
+        _until_read(association)
         try:
             association.send_c_store(
                 instance, msg_id=number % 60000 + 1, **(named if self._options.originator else {})
@@ -346,8 +351,15 @@ def _send_broken(association: Any, instance: Dataset, how: str) -> None:
     association.abort()
 
 
+def _until_read(association: Any) -> None:
+    """Wait until pynetdicom's own reader goes on after the last request, or it takes the response to the next one."""
+    while association._is_paused and association.is_established:
+        time.sleep(0.0005)
+
+
 def _exchange(association: Any, request: Any, context_id: int) -> None:
     """Send a request and wait for its response, as ``send_c_store`` does: pynetdicom's own reader has to be paused."""
+    _until_read(association)
     association._reactor_checkpoint.clear()
     while not association._is_paused:
         time.sleep(0.001)

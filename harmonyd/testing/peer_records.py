@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
+from pydicom.uid import CTImageStorage
 
 from harmonyd.testing.data import CHARSETS, make_ct, uid_for
 from harmonyd.testing.peer import PeerOptions
@@ -18,6 +19,20 @@ def answers(asked: Dataset, options: PeerOptions) -> list[Dataset]:
     if options.records:
         return [Dataset.from_json(dict(record)) for record in options.records]
     return [_answer(asked, number, options) for number in range(options.count)]
+
+
+def is_about_classes(asked: Dataset) -> bool:
+    """Who asks for the SOP classes of a study is about to C-GET it; scripts are about the C-GET."""
+    return "SOPClassesInStudy" in asked
+
+
+def classes(asked: Dataset) -> Dataset:
+    """The answer to that: what ``instances`` gives is CT."""
+    answer = Dataset()
+    answer.QueryRetrieveLevel = "STUDY"
+    answer.StudyInstanceUID = asked.get("StudyInstanceUID") or study_uid(0)
+    answer.SOPClassesInStudy = CTImageStorage
+    return answer
 
 
 def study_uid(number: int) -> str:

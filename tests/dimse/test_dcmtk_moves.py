@@ -26,7 +26,7 @@ from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, QueryLe
 from harmonyd.dimse.quarantine import COUNT_SECS, Quota
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.testing.data import CT_IMAGE_STORAGE, EXPLICIT_LITTLE_ENDIAN, MadeStudy, make_study
-from harmonyd.testing.processes import free_port, port_is_free
+from harmonyd.testing.processes import free_port, port_is_free, wait_until
 
 REMOTE = RemoteNode("pacs", "PACS", "127.0.0.1", 104, "HARMONY_SCU")
 
@@ -80,7 +80,12 @@ def _associate(port: int) -> Association:
 
 def _store(association: Association, paths: Sequence[Path], originator: str | None) -> list[int]:
     named = {} if originator is None else {"originator_aet": originator, "originator_id": 1}
-    return [association.send_c_store(dcmread(path), **named).Status for path in paths]
+    statuses = []
+    for path in paths:
+        # pynetdicom's own reader must have gone on after the last store, or it takes the answer to this one.
+        wait_until(lambda: not association._is_paused, "pynetdicom reads again")
+        statuses.append(association.send_c_store(dcmread(path), **named).Status)
+    return statuses
 
 
 @pytest.fixture

@@ -84,6 +84,8 @@ PARTS = [
     wide(0xFFFCFFFC, "OB", bytes(6)),
 ]
 WHOLE = file_of(b"".join(PARTS), JPEG)
+START = len(WHOLE) - sum(map(len, PARTS))
+"""Where its data set begins."""
 
 
 @pytest.fixture
@@ -103,19 +105,20 @@ def is_whole(path: Path) -> bool:
 def test_header_says_which_instance(path: Path, function: Callable[[Path], InstanceHeader]) -> None:
     """The header has the identifiers of the data set, text decoded, and the size of the file."""
     path.write_bytes(WHOLE)
-    expected = InstanceHeader(CT, "1.2.3.4", JPEG, "1.2", "1.2.3", "ä 1", len(WHOLE), "MODALITY")
+    expected = InstanceHeader(CT, "1.2.3.4", JPEG, "1.2", "1.2.3", "ä 1", len(WHOLE), "MODALITY", START)
     assert function(path) == expected
 
 
 def test_identifiers_fall_back_to_the_file_meta(path: Path) -> None:
     """A data set without SOP Common, like a DICOMDIR, is named by its file meta information; the rest is empty."""
     path.write_bytes(file_of(short(0x00080050, "SH", b"A1")))
-    assert check_complete(path) == InstanceHeader(CT, "1.2.3.4", EXPLICIT, "", "", "", path.stat().st_size, "MODALITY")
+    size = path.stat().st_size
+    assert check_complete(path) == InstanceHeader(CT, "1.2.3.4", EXPLICIT, "", "", "", size, "MODALITY", size - 10)
 
 
 def test_every_cut_is_seen_but_between_elements(path: Path) -> None:
     """A file cut anywhere is damaged, unless the cut is exactly between two elements of its data set."""
-    start = len(WHOLE) - sum(map(len, PARTS))
+    start = START
     borders = {start + sum(map(len, PARTS[:count])) for count in range(1, len(PARTS) + 1)}
     for cut in range(len(WHOLE) + 1):
         path.write_bytes(WHOLE[:cut])

@@ -37,6 +37,9 @@ class Source:
             await self._pause()  # what an end takes
             self.ended.append("cancelled")
             raise
+        except GeneratorExit:
+            self.ended.append("closed")
+            raise
 
     async def _pause(self) -> None:
         self.pauses.append(Deferred())
@@ -133,3 +136,20 @@ async def test_never_read() -> None:
     source = Source()
     await ItemStream(lambda _: ahead(source.items())).aclose()
     assert (source.pauses, source.ended) == ([], [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_closed_as_soon_as_an_item_comes() -> None:
+    """A reader that closes within the source's own turn, as it gets its item, ends the source, too."""
+    source = Source()
+    stream: ItemStream[Any] = ItemStream(lambda _: ahead(source.items()))
+
+    async def read_one() -> None:
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    reading = Deferred.fromCoroutine(read_one())
+    source.go()
+    assert reading.called
+    assert source.ended == ["closed"]

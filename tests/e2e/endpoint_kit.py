@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, Self
 
+import pytest
 from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, _config, evt
@@ -27,7 +28,8 @@ from harmonyd.testing.data import EXPLICIT_LITTLE_ENDIAN, make_ct, uid_for
 from harmonyd.testing.processes import dcmtk, free_port, port_is_free, wait_until
 
 AET = "HARMONY_SCP"
-MODES = ("persistent", "per-association")
+MODES = ("persistent", pytest.param("per-association", marks=pytest.mark.dcmtk))
+"""Values of ``store_scp``; the native engine has one way to receive."""
 
 
 def endpoint(port: int, **options: Any) -> dict[str, Any]:
@@ -62,7 +64,8 @@ def entries(daemon: RunningDaemon) -> list[EntryInfo]:
 
 def receiving(daemon: RunningDaemon, name: str = "inbound") -> list[Path]:
     """Files and folders where an endpoint receives."""
-    return list((storage(daemon) / "spool" / "receiving" / name / "incoming").iterdir())
+    folder = storage(daemon) / "spool" / "receiving" / name
+    return [path for kind in ("incoming", "native") if (folder / kind).exists() for path in (folder / kind).iterdir()]
 
 
 def settle(running: RunningDaemon) -> None:

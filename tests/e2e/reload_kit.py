@@ -111,6 +111,15 @@ class Host:
         assert state == "RUNNING"
         return pid
 
+    def receiver(self, port: int) -> str:
+        """Which socket listens on a port, where one must; whoever replaces its owner has another one."""
+        lines = Path(f"/proc/{self.daemon.pid}/net/tcp").read_text().splitlines()[1:]
+        found = [(int(local.rpartition(":")[2], 16), state, inode)
+                 for _, local, _, state, _, _, _, _, _, inode, *_ in map(str.split, lines)]  # fmt: skip
+        listening = [inode for number, state, inode in found if (number, state) == (port, "0A")]
+        assert listening, f"nobody listens on port {port}"
+        return listening[0]
+
     def descriptors(self) -> list[str]:
         """What the daemon has open, by name; numbers that differ from run to run left out."""
         folder = Path(f"/proc/{self.daemon.pid}/fd")

@@ -13,6 +13,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import psutil
+import pytest
 from pydicom import Dataset, dcmread
 
 from harmonyd.testing.config_files import ENGINE_VARIABLE
@@ -177,6 +178,23 @@ def incoming_files(daemon: RunningDaemon) -> list[Path]:
 
 NATIVE = os.environ.get(ENGINE_VARIABLE) == "native"
 """The daemons of this run use the native engine."""
+DCMTK_MODES = tuple(pytest.param(mode, marks=pytest.mark.dcmtk) for mode in ("transient", "per-association"))
+"""Values of ``store_scp`` beside the usual one; the native engine has one way to receive."""
+
+
+def outgoing(daemon: RunningDaemon) -> int:
+    """How many connections to other nodes the daemon has itself."""
+    ours = {connection.laddr.port for connection in psutil.Process(daemon.pid).net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN}  # fmt: skip
+    return sum(
+        connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port not in ours
+        for connection in psutil.Process(daemon.pid).net_connections("tcp")
+    )
+
+
+def under_way(daemon: RunningDaemon) -> int:
+    """How many operations run, by the programs or the associations that they have."""
+    return outgoing(daemon) if NATIVE else len(tool_processes(daemon))
 
 
 def tool_processes(daemon: RunningDaemon, *names: str) -> list[psutil.Process]:
@@ -193,7 +211,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def wait_idle(daemon: RunningDaemon) -> None:
-    """Wait until no client of ours runs and no scratch file is left."""
-    wait_until(lambda: not tool_processes(daemon), "every DCMTK client has ended")
+    """Wait until no operation runs and no scratch file is left."""
+    wait_until(lambda: not under_way(daemon), "every operation has ended")
     wait_until(lambda: not scratch_files(daemon), "every scratch file is gone")
 

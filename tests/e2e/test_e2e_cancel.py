@@ -19,7 +19,7 @@ from retrieve_kit import (
     pacs_backend,
     post,
     scratch_files,
-    tool_processes,
+    under_way,
     wait_idle,
 )
 
@@ -93,12 +93,12 @@ def hung_so_far(hanging: Stage, peer: str) -> int:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_leaving_before_the_first_byte(hanging: Stage, operation: str) -> None:
-    """A client that leaves while nothing has come yet ends the child and the association, and frees the slot."""
+    """A client that leaves while nothing has come yet ends the operation and its association, and frees the slot."""
     count = hung_so_far(hanging, "before")
     for number in (count + 1, count + 2):  # the second one shows that the only slot is free again
         client = Leaver(hanging.daemon, operation, "before", "application/json")
         association = hangs(hanging, "before", number)
-        assert len(tool_processes(hanging.daemon)) == 1
+        assert under_way(hanging.daemon) == 1
         client.leave()
         wait_over(hanging, "before", association)
     assert not incoming_files(hanging.daemon)
@@ -116,7 +116,7 @@ def test_leaving_before_the_first_byte(hanging: Stage, operation: str) -> None:
     ],
 )
 def test_leaving_after_the_first_byte(hanging: Stage, operation: str, accept: str, backend: str) -> None:
-    """A client that leaves in the middle of an answer ends the child and the association, and frees the slot."""
+    """A client that leaves in the middle of an answer ends the operation and its association, and frees the slot."""
     number = hung_so_far(hanging, "after") + 1
     client = Leaver(hanging.daemon, operation, backend, accept)
     assert client.read_some()
@@ -199,7 +199,7 @@ def test_sigterm_in_the_middle(tmp_path: Path) -> None:
             response = late.connection.getresponse()
             running.peers["before"].wait_for("hanging", 3)
             running.peers["after"].wait_for("hanging")
-            assert len(tool_processes(running.daemon)) == 4
+            assert under_way(running.daemon) == 4
             running.daemon.stop()
             for client in clients:
                 answer = client.connection.getresponse()
@@ -260,7 +260,7 @@ def test_a_slow_reader(streaming: RunningDaemon, heavy: MadeStudy, path: str, ac
     try:
         response = streaming.send(connection, "POST", f"/dicom/{path}", json=query, headers={"Accept": accept})
         received = len(response.read(SIZE_BYTES))
-        wait_until(lambda: not tool_processes(streaming), "the retrieve is over, though nobody has read it", 30)
+        wait_until(lambda: not under_way(streaming), "the retrieve is over, though nobody has read it", 30)
         assert post(streaming, path, {"StudyInstanceUID": STUDY_UID}, timeout_secs=10).status == 404
         most = process.memory_info().rss
         while chunk := response.read(4 * SIZE_BYTES):

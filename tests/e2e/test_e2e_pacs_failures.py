@@ -249,7 +249,7 @@ def _cut(answer: Future[Answer]) -> bytes:
 def test_the_log_says_why_an_answer_was_cut(bad: Stage) -> None:
     """The reason is in the log and the operation's record, with the request's id: the client could not be told."""
     with pytest.raises(IncompleteRead):
-        bad.ask("find", "refused_later", **{"Accept": "application/x-ndjson", "X-Request-ID": "test-why"})
+        bad.ask("get", "refused_later", **{"Accept": MULTIPART, "X-Request-ID": "test-why"})
     lines = [line for line in bad.daemon.log.splitlines() if "test-why" in line]
     assert any("cut off" in line and "0xA700" in line for line in lines), lines
     _, record = bad.record("test-why")

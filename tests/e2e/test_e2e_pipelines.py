@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from retrieve_kit import peer_backend, quarantined
+from retrieve_kit import NATIVE, peer_backend, quarantined
 
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import Answer, RunningDaemon
@@ -40,12 +40,15 @@ class Place:
         return node.events("request")
 
     def seen(self, node: ScriptedPeer, path: str, document: Any, status: int = 200) -> dict[str, Any]:
-        """The identifier that a node was asked with for a request."""
+        """The identifier that a node was asked with for a request; what comes before a C-GET is about the same."""
         before = len(self.asked(node))
         answer = self.post(path, document)
         assert answer.status == status, answer.body
-        [event] = self.asked(node)[before:]
+        [*first, event] = self.asked(node)[before:]
         identifier: dict[str, Any] = event["identifier"]
+        assert not first or NATIVE
+        for about_classes in first:
+            assert identifier.items() <= about_classes["identifier"].items()
         return identifier
 
 

@@ -44,6 +44,7 @@ def assert_all_kept(folder: Path, sending: Any) -> None:
     assert_kept(folder, acknowledged(sending), [uid for sender in sending for uid in sender.sent])
 
 
+@pytest.mark.dcmtk
 @pytest.mark.deadline(120)
 def test_the_mode_changes(hosts: Hosts, tmp_path: Path) -> None:
     """From one mode to the other and back, on the same port, again and again."""

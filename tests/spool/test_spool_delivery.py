@@ -104,14 +104,15 @@ async def test_a_backend_that_is_away_is_probed_with_one_object(make_spool, inco
 
 
 @ensureDeferred
-async def test_what_is_too_old_is_given_up(make_spool, incoming, clock, until):
+async def test_what_is_too_old_is_given_up(make_spool, incoming, clock):
     """An object is given up when its time is over, though its backend has only been away."""
     spool, pacs = make_spool(), Pacs()
     pacs.answer = away
     await spool.start()
     spool.attach(ENDPOINT, pacs, in_order=False)
     await take(spool, incoming, *UIDS)
-    await until(lambda: 1 in clock.waits())
+    while not any(backend.away_reason for backend in (await spool.summary()).backends):
+        pass
     clock.advance(CONFIG.give_up_after_secs + 1)
     spool.attach("other", Pacs(), in_order=False)
     await spool.emptied(ENDPOINT)

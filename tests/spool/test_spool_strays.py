@@ -35,6 +35,9 @@ async def test_an_endpoint_that_is_gone(make_spool: Callable[..., DurableSpool],
     spool.attach(ENDPOINT, Pacs(), in_order=False)
     paths = left(storage, "old", "a/1", "a/2", "3") + left(storage, ENDPOINT, "b/4")
     (storage / "spool" / "receiving" / "empty" / "incoming").mkdir(parents=True)
+    cut = storage / "spool" / "receiving" / "old" / "native" / "cut.dcm"
+    cut.parent.mkdir()
+    cut.write_bytes(b"1")
     globalLogPublisher.addObserver(said.append)
     try:
         assert (await spool.summary()).untaken == {"old": Pile(3, 300, 998)}

@@ -11,17 +11,20 @@ from dataclasses import replace
 from twisted.logger import Logger
 
 from harmonyd.dimse.engine import OperationContext, Query, QueryLevel, RemoteNode
-from harmonyd.dimse.errors import DimseError
+from harmonyd.dimse.errors import AssociationRejected, DimseError, DimseTimeout, RemoteUnreachable
 from harmonyd.dimse.native import names
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.find import find
+from harmonyd.dimse.uid import is_uid
 from harmonyd.errors import DeadlinePassed
 
 _log = Logger()
 
 _SOP_CLASS, _CLASSES_IN_STUDY, _MODALITY, _SERIES = "00080016", "00080062", "00080060", "0020000E"
-_PATIENCE_SECS = 10.0
-"""It may be that a node knows how to C-GET, and not how to C-FIND."""
+_PATIENCE_SECS, _PATIENCE_SHARE = 10.0, 0.25
+"""It may be that a node knows how to C-GET, and not how to C-FIND: so long at most, and so much of the time left."""
+_WITHOUT_ASSOCIATION = ("connect", "association")
+"""What was waited for in vain, when there is nobody to ask for anything."""
 _ENOUGH = 1000
 """Answers of each kind that are looked at."""
 
@@ -30,14 +33,21 @@ async def classes_of(means: Means, remote: RemoteNode, query: Query, op: Operati
     """SOP classes of what a retrieve asks for, as far as the node tells; empty when it tells nothing.
 
     One series stands for those of its modality; where no SOP class is told, the usual ones of the modality are named.
+    Raises ``RemoteUnreachable``, ``AssociationRejected`` and ``DimseTimeout`` when it would take no C-GET either.
     """
-    deadline = min(op.deadline, means.reactor.seconds() + _PATIENCE_SECS)
+    now = means.reactor.seconds()
+    deadline = now + min(_PATIENCE_SECS, _PATIENCE_SHARE * (op.deadline - now))
     asking = _Asking(means, remote, replace(op, slots=None, max_results=_ENOUGH, deadline=deadline))
     found: dict[str, None] = {}
     try:
         async for uid in asking.classes(query):
-            found[uid] = None
+            if is_uid(uid):
+                found[uid] = None
+    except (RemoteUnreachable, AssociationRejected):
+        raise
     except (DimseError, DeadlinePassed) as error:
+        if isinstance(error, DimseTimeout) and error.extra.get("timeout") in _WITHOUT_ASSOCIATION:
+            raise
         _log.info("{node} does not tell what a study consists of: {why}", node=remote.name, why=error.detail)
     return list(found)
 
@@ -93,4 +103,5 @@ class _Asking:
         stream = find(self._means, self._remote, Query(level, query.model, keys), self._op)
         async with aclosing(aiter(stream)) as matches:  # type: ignore[type-var]
             async for match in matches:
-                yield {tag: member.get("Value", []) for tag, member in json.loads(match.json).items()}
+                members = json.loads(match.json).items()
+                yield {tag: [str(value) for value in member.get("Value", []) if value] for tag, member in members}

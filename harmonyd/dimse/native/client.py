@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError, TimeoutError, UserError
-from twisted.internet.protocol import Factory
 
 from harmonyd.dimse import failures
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import DimseError, NonsenseAnswer
 from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native.connecting import connect, deadline_passed
 from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.reasons import REASONS, RESULTS, SOURCES
 from harmonyd.dimse.waiting import until
-from harmonyd.errors import DeadlinePassed
+from harmonyd.errors import DeadlinePassed, HarmonydError
 
+Proposal: TypeAlias = Sequence[tuple[str, Sequence[str]]]
+"""(abstract syntax, transfer syntaxes), one for each presentation context (PS3.8 section 9.3.2.2)."""
 MAX_MESSAGE_BYTES = 10_000_000
 """An identifier is a few kilobytes of text; it is in memory as a whole."""
 MAX_CONTEXTS = 128
@@ -42,7 +41,13 @@ class ClientAssociation:
     @property
     def is_open(self) -> bool:
         """Another operation may use it."""
-        return self.connection.association.established and not self.connection.has_events
+        association = self.connection.association
+        return association.state is core.State.STA6 and not association.sending and not self.connection.has_events
+
+    @property
+    def is_established(self) -> bool:
+        """Neither side has ended it, as far as we know."""
+        return self.connection.association.established
 
     @property
     def closed(self) -> Deferred[None]:
@@ -51,12 +56,9 @@ class ClientAssociation:
         self.connection.closed.addBoth(lambda _: closed.callback(None))
         return closed
 
-    def has_all(self, needed: Sequence[tuple[str, Sequence[str]]]) -> bool:
-        """Whether a context was accepted for each abstract syntax, in one of the transfer syntaxes named with it."""
-        wanted: dict[str, list[str]] = {}
-        for abstract_syntax, transfer_syntaxes in needed:
-            wanted.setdefault(abstract_syntax, []).extend(transfer_syntaxes)
-        return all(self.contexts.find(uid, *syntaxes) is not None for uid, syntaxes in wanted.items())
+    def has_all(self, needed: Proposal) -> bool:
+        """Whether for each (abstract syntax, transfer syntaxes) a context was accepted, in one of these syntaxes."""
+        return all(self.contexts.find(uid, *syntaxes) is not None for uid, syntaxes in needed)
 
     def next_message_id(self) -> int:
         """A Message ID (0000,0110) that is not in use."""
@@ -71,10 +73,29 @@ class ClientAssociation:
         return found
 
     def send(self, context_id: int, command: core.Command, data: bytes | None = None) -> None:
-        """Send a whole message. Raises ``DimseError`` when the association is over."""
-        if not self.connection.association.established:
-            raise failures.aborted(self.remote, accepted=True)
+        """Send a whole message. Raises a ``DimseError`` when the association is over, and what interrupted it."""
+        self.require_open()
         self.connection.send(context_id, command, data)
+
+    def require_open(self) -> None:
+        """Raises as ``send`` does."""
+        self.connection.check()
+        if not self.is_established:
+            raise failures.aborted(self.remote, accepted=True)
+
+    async def writable(self) -> None:
+        """Wait until what was sent is mostly gone. Raises as ``receive`` does.
+
+        A peer that takes nothing more, and has said something, has ended it in its way: that may still be received.
+        """
+        try:
+            await self.connection.writable()
+        except Silence:
+            if self.connection.has_events:
+                raise failures.aborted(self.remote, accepted=True) from None
+            self.connection.abort()
+            raise failures.silence(self.remote, accepted=True) from None
+        self.require_open()
 
     async def receive(self) -> core.CommandReceived | core.DataReceived:
         """The next part of a message.
@@ -89,7 +110,7 @@ class ClientAssociation:
         if isinstance(event, core.CommandReceived | core.DataReceived):
             return event
         if isinstance(event, core.ReleaseRequested):
-            self.connection.respond_release()
+            self.connection.let_go()
         raise error_for(event, self.remote, accepted=True)
 
     async def response(self, message_id: int) -> tuple[core.Command, bytes]:
@@ -136,23 +157,32 @@ class ClientAssociation:
         self.connection.abort()
 
     async def release(self) -> None:
-        """End it in good order, within a few seconds; returns when its connection is gone. Never raises."""
+        """End it in good order (PS3.8 section 7.2), within a few seconds; returns when its connection is gone.
+
+        Whatever the peer says meanwhile is dropped. An error, and a cancellation, too, aborts it.
+        """
         try:
-            self.connection.release()
-            await until(
-                self._reactor,
-                self._reactor.seconds() + _RELEASE_SECS,
-                Deferred.fromCoroutine(self._released()),
-                DeadlinePassed("no answer to the release"),
-            )
-        except (DeadlinePassed, Silence, core.NotAllowed):
+            released = Deferred.fromCoroutine(self._release())
+            by = self._reactor.seconds() + _RELEASE_SECS
+            await until(self._reactor, by, released, DeadlinePassed("no answer to the release"))
+        except (HarmonydError, Silence):
             self.abort()
+        except BaseException:
+            self.abort()
+            raise
         await self.closed
 
-    async def _released(self) -> None:
-        ends = (core.Released, core.Aborted, core.ConnectionLost)
-        while not isinstance(await self.connection.receive(), ends):
-            pass
+    async def _release(self) -> None:
+        connection = self.connection
+        if connection.association.state is core.State.STA6:
+            connection.release()
+        while not isinstance(event := await connection.receive(), _ENDS):
+            if isinstance(event, core.ReleaseRequested):
+                connection.let_go()
+                return
+
+
+_ENDS = (core.Released, core.Aborted, core.ConnectionLost)
 
 
 def error_for(event: core.Event, remote: RemoteNode, *, accepted: bool) -> DimseError:
@@ -171,20 +201,28 @@ def error_for(event: core.Event, remote: RemoteNode, *, accepted: bool) -> Dimse
             return failures.aborted(remote, accepted=accepted)
 
 
+def _nobody(_connection: Connection) -> None:
+    """Nobody counts connections."""
+
+
 async def open_association(
     reactor: Any,
     remote: RemoteNode,
-    proposed: Sequence[tuple[str, Sequence[str]]],
+    proposed: Proposal,
     deadline: float,
     roles: Sequence[core.RoleSelection] = (),
+    connected: Callable[[Connection], None] = _nobody,
 ) -> ClientAssociation:
     """Connect, and negotiate a presentation context for each (abstract syntax, transfer syntaxes).
+
+    ``connected`` is told of the transport connection, whatever becomes of the association on it.
 
     Raises ``RemoteUnreachable``, ``AssociationRejected``, ``AssociationAborted``, ``NonsenseAnswer``; ``DimseTimeout``,
     whose ``timeout`` is "connect" or "association"; ``DeadlinePassed`` when the operation's time (reactor seconds) is
     over before.
     """
-    connection = await _connect(reactor, remote, association_request(remote, proposed, roles), deadline)
+    connection = await connect(reactor, remote, association_request(remote, proposed, roles), deadline)
+    connected(connection)
     try:
         event = await until(reactor, deadline, Deferred.fromCoroutine(connection.receive()), deadline_passed())
     except Silence:
@@ -198,17 +236,8 @@ async def open_association(
     return ClientAssociation(reactor, connection, remote, event)
 
 
-def deadline_passed() -> DeadlinePassed:
-    """The error for an operation whose time is over."""
-    return DeadlinePassed(
-        "The operation did not end within its time; it was cancelled",
-        hint="Ask for less at once, or raise operation_timeout_ms.",
-        timeout="operation",
-    )
-
-
 def association_request(
-    remote: RemoteNode, proposed: Sequence[tuple[str, Sequence[str]]], roles: Sequence[core.RoleSelection] = ()
+    remote: RemoteNode, proposed: Proposal, roles: Sequence[core.RoleSelection] = ()
 ) -> core.AssociateRequest:
     """What we ask a node for: (abstract syntax, transfer syntaxes) of each context; what is above 128 is left out."""
     contexts = tuple(
@@ -222,33 +251,3 @@ def association_request(
         roles=tuple(roles),
     )
     return core.AssociateRequest(remote.aet, remote.local_aet, contexts, info)
-
-
-async def _connect(reactor: Any, remote: RemoteNode, request: core.AssociateRequest, deadline: float) -> Connection:
-    """A TCP connection, over IPv4 or IPv6, whichever answers first (RFC 8305)."""
-
-    def build() -> Connection:
-        return Connection(reactor, core.Association.requestor(request), remote.association_timeout_secs)
-
-    now = reactor.seconds()
-    by, error = min(
-        (now + remote.connect_timeout_secs, failures.connect_timeout(remote)),
-        (deadline, deadline_passed()),
-        key=lambda limit: limit[0],
-    )
-    endpoint: Any = HostnameEndpoint(reactor, remote.host, remote.port, timeout=remote.connect_timeout_secs + 1)
-    try:
-        connection: Connection = await until(reactor, by, endpoint.connect(Factory.forProtocol(build)), error)
-    except (DNSLookupError, UnicodeError, ValueError):
-        raise failures.unknown_host(remote) from None
-    except (TimeoutError, UserError, ConnectingCancelledError):
-        raise failures.connect_timeout(remote) from None
-    except ConnectError as refused:
-        raise failures.unreachable(remote, _why(refused)) from None
-    return connection
-
-
-def _why(error: ConnectError) -> str:
-    number = error.osError
-    text = os.strerror(number) if isinstance(number, int) and number > 0 else str(error)
-    return text.removesuffix(".")

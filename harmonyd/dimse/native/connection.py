@@ -70,8 +70,7 @@ class Connection(Protocol):
 
         Raises ``Silence``, and what ``interrupt`` was given.
         """
-        if self._interruption is not None:
-            raise self._interruption
+        self.check()
         while not self._events:
             if not self._is_connected:
                 return core.ConnectionLost()
@@ -91,6 +90,11 @@ class Connection(Protocol):
         if waiter is not None:
             waiter.errback(error)
 
+    def check(self) -> None:
+        """Raise what ``interrupt`` was given, if anything."""
+        if self._interruption is not None:
+            raise self._interruption
+
     @property
     def has_events(self) -> bool:
         """``receive`` would return at once."""
@@ -104,6 +108,15 @@ class Connection(Protocol):
         self._quiet_since = self._reactor.seconds()
         if self._is_connected:
             self.transport.resumeProducing()
+
+    def allow_silence(self, secs: float) -> None:
+        """From now on another time."""
+        self.silence_secs = secs
+        if self._silence_call is not None:
+            self._silence_call.cancel()
+            self._silence_call = None
+            if self._waiter is not None:
+                self._watch_silence(secs)
 
     # --- sending
 
@@ -134,9 +147,9 @@ class Connection(Protocol):
     async def writable(self) -> None:
         """Wait until what was written is mostly gone, or the association is over. Raises as ``receive`` does."""
         while not self._may_write and self._is_connected and self.association.established:
-            if self._interruption is not None:
-                raise self._interruption
+            self.check()
             await self._wait()
+        self.check()
 
     # --- ending
 
@@ -149,6 +162,15 @@ class Connection(Protocol):
         """Let the peer have the end that it asked for."""
         self.association.respond_release()
         self.flush()
+
+    def let_go(self) -> None:
+        """The same, whatever the state is; unless the peer closes the connection soon, we do. Safe at any time."""
+        try:
+            self.respond_release()
+        except core.NotAllowed:  # inside of a message, or it is gone already
+            self.abort()
+        else:
+            self._give_until(LAST_WORDS_SECS)
 
     def reject(self, rejection: Rejection) -> None:
         """Refuse the association that was requested."""

@@ -2,9 +2,10 @@
 
 A C-STORE that belongs to a C-MOVE names it (PS3.7 section 9.1.1.1: Move Originator AE title and message id), and our
 message ids are unique in this process: then it is known before the first byte whose the object is, and it is written
-where its move keeps it. Some PACS name none, or another id. Their objects go to a move that has asked for such an
-object by its unique keys; of several to one that has not got it yet, so that each gets one of each. What no move has
-asked for is the endpoint's that answers to the same AE title; without one it goes to quarantine, which has a bound.
+where its move keeps it. Some PACS name themselves, with our id (pynetdicom), others nobody, or another id. Objects of
+these go to a move that has asked for such an object by its unique keys; of several to one that has not got it yet, so
+that each gets one of each. What no move has asked for is the endpoint's that answers to the same AE title; without one
+it goes to quarantine, which has a bound.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from harmonyd.waiters import Waiters
 
 MAX_ASSOCIATIONS = 100
 """At once; a PACS opens one or a few for each move."""
+RECEIVING = "native-"
+"""So begin the names of files that are being received; others were acknowledged by another kind of receiver."""
 PUT_ASIDE = 0xB000
 """A warning (PS3.4 table B.2-1): it was stored, though not where the sender may think."""
 _REMEMBERED_IDS = 10_000
@@ -62,8 +65,12 @@ class Delivery:
 
     def is_named_by(self, offer: Offer) -> bool:
         """Whether an object says that it is for this move."""
-        named = offer.move_originator_aet, offer.move_originator_message_id
-        return named == (self.originator_aet, self.message_id)
+        return (offer.move_originator_aet, offer.move_originator_message_id) in self.names
+
+    @property
+    def names(self) -> tuple[tuple[str, int], ...]:
+        """What its objects may be named with: some PACS give their own AE title instead of ours."""
+        return (self.originator_aet, self.message_id), (self.remote_aet, self.message_id)
 
     def new_path(self, sop_instance_uid: str) -> Path:
         """Where an object is to be written."""
@@ -133,7 +140,7 @@ class MoveDeliveries:
         """The move has ended. What still comes for it is somebody else's, or nobody's."""
         delivery.is_open = False
         self._expected.remove(delivery)
-        self._known_ids.append((delivery.originator_aet, delivery.message_id))
+        self._known_ids.extend(delivery.names)
         self._may_put_aside(delivery.intake.put_aside_bytes)
 
     async def settle(self, delivery: Delivery) -> None:
@@ -171,10 +178,10 @@ class MoveDeliveries:
 
     def begin(self, offer: Offer) -> Reception:
         """See ``storing.Keeper``, for associations that no endpoint receives."""
-        asked_for = any(self._may_be_for(delivery, offer, False) for delivery in self._expected)
-        if not asked_for and not self._may_put_aside(0):
+        is_awaited = any(self._may_be_for(delivery, offer, False) for delivery in self._expected)
+        if not is_awaited and not self._may_put_aside(0):
             raise Refused(OUT_OF_RESOURCES, "nobody asked for it, and the quarantine is full")
-        return self.reception(offer, self.folder / f"{uuid.uuid4().hex}.dcm", self._put_aside)
+        return self.reception(offer, self.folder / f"{RECEIVING}{uuid.uuid4().hex}.dcm", self._put_aside)
 
     def names_a_move(self, offer: Offer) -> bool:
         """Whether an object says that it is for a move that runs."""
@@ -223,7 +230,7 @@ class MoveDeliveries:
         if delivery.is_named_by(offer):
             return True
         aet, message_id = offer.move_originator_aet, offer.move_originator_message_id
-        if aet not in ("", delivery.originator_aet):
+        if aet not in ("", delivery.originator_aet, delivery.remote_aet):
             return False
         is_anothers = self._named(offer) is not None or (aet, message_id) in self._known_ids
         comes_from_it = bool(aet) or offer.association.calling_aet == delivery.remote_aet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -11,13 +11,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.dimse import status as dimse_status
+from harmonyd.dimse.associate import printable
 from harmonyd.dimse.engine import OperationContext, QueryModel, RemoteNode, SubOperations
-from harmonyd.dimse.errors import AssociationAborted, DimseError
+from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
-from harmonyd.dimse.native.client import ClientAssociation, deadline_passed
-from harmonyd.dimse.native.pool import AssociationPool, Proposal
+from harmonyd.dimse.native.client import ClientAssociation, Proposal
+from harmonyd.dimse.native.connecting import deadline_passed
+from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.waiting import until
-from harmonyd.errors import DeadlinePassed
+from harmonyd.errors import DeadlinePassed, HarmonydError
 
 T = TypeVar("T")
 
@@ -31,12 +33,12 @@ SERVICES = (
 """What every association for echo, find and move proposes, so that each of them can use it."""
 
 
-def _contexts(service: str) -> Proposal:
+def _contexts(service: str) -> list[tuple[str, Sequence[str]]]:
     """Apart, so that a node that prefers Implicit VR gives us Explicit, and with it the VR of private elements."""
-    return tuple((service, (syntax,)) for syntax in names.UNCOMPRESSED)
+    return [(service, (syntax,)) for syntax in names.UNCOMPRESSED]
 
 
-_QUESTIONS: Proposal = tuple(context for service in SERVICES for context in _contexts(service))
+_QUESTIONS: Proposal = [context for service in SERVICES for context in _contexts(service)]
 
 Ask: TypeAlias = Callable[[ClientAssociation, core.Context, int], None]
 """Sends the request: association, presentation context, message id."""
@@ -62,6 +64,16 @@ class Means:
         return self.storage / "quarantine"
 
 
+@dataclass(slots=True)
+class Incoming:
+    """A C-STORE sub-operation of a C-GET (PS3.7 section 9.1.3)."""
+
+    context_id: int
+    command: core.Command
+    is_whole: bool = False
+    """All of its data set was received."""
+
+
 class Exchange:
     """Await ``begin`` once, ``response`` until the final one, and ``end`` in every case.
 
@@ -82,8 +94,8 @@ class Exchange:
         """With C-CANCEL: a C-FIND, C-GET or C-MOVE."""
         self.idle_secs = remote.idle_secs
         """How long the association may wait afterwards for another operation that can use it."""
-        self.incoming: core.Command | None = None
-        """A C-STORE of the node whose data set is under way to us."""
+        self.incoming: Incoming | None = None
+        """A C-STORE of the node to us that is not answered yet."""
         self._is_used = False
         self._is_final = True
         """No request of ours is under way."""
@@ -101,10 +113,11 @@ class Exchange:
         """
         await self.slot()
         self.can_be_cancelled = can_be_cancelled
+        needed = [(service, names.UNCOMPRESSED)]
         while True:
-            needed = _contexts(service)
-            association = await self._means.pool.take(self._remote, needed, _QUESTIONS, self._op.deadline)
-            was_idle = association.was_idle
+            association = await self._means.pool.take(
+                self._remote, needed, _QUESTIONS, self._op.deadline, _contexts(service)
+            )
             self.use(association)
             self.context = association.context(service, *names.UNCOMPRESSED)
             self.message_id = association.next_message_id() if message_id is None else message_id
@@ -113,9 +126,9 @@ class Exchange:
                 ask(association, self.context, self.message_id)
                 self._first = await self._response()
             except AssociationAborted:
-                if not was_idle:
+                if not association.was_idle:
                     raise
-                association.abort()
+                self.let_go()
             else:
                 return
 
@@ -129,11 +142,32 @@ class Exchange:
         """From now on the deadline, and ``end``, are about this association."""
         self.association = association
         self._is_used = True
-        if self._is_expired:
-            association.interrupt(deadline_passed())
+
+    @property
+    def is_reusable(self) -> bool:
+        """The association is good for another request."""
+        return self._is_used and self._is_final and self.association.is_open
+
+    def let_go(self) -> None:
+        """Have nothing to do any more with an association that is no good; another one may be used."""
+        if self._is_used:
+            self._is_used = False
+            self._part()
+
+    def _part(self) -> None:
+        association, is_final, self._is_final = self.association, self._is_final, True
+        if is_final and association.is_established:
+            self._means.pool.give_back(association, self.idle_secs)
+        else:
+            association.abort()
 
     def asked(self) -> None:
-        """A request goes out: until its final response the association is good for nothing else."""
+        """A request goes out: until its final response the association is good for nothing else.
+
+        Raises ``DeadlinePassed``.
+        """
+        if self._is_expired:
+            raise deadline_passed()
         self._is_final = False
 
     async def response(self) -> tuple[core.Command, bytes]:
@@ -149,6 +183,7 @@ class Exchange:
     def saw(self, response: core.Command) -> None:
         """A response came; after the final one there is nothing to cancel."""
         status = response.status
+        self.association.was_idle = False
         self._is_final = status is not None and not is_pending(status)
 
     async def end(self) -> None:
@@ -165,36 +200,46 @@ class Exchange:
 
     async def _end_association(self) -> None:
         association = self.association
-        if not self._is_final and association.connection.association.established:
-            await self._cancel()
-        if not self._is_final or not association.is_open:
-            association.abort()
-        else:
-            await self._means.pool.give_back(association, self.idle_secs)
+        self._is_used = False
+        try:
+            if not self._is_final and association.is_established:
+                await self._cancel()
+        finally:
+            self._part()
 
     async def _cancel(self) -> None:
         """C-CANCEL (PS3.7 section 9.3.2.3), and a moment for the final response to it."""
         association, reactor = self.association, self._means.reactor
         if not self.can_be_cancelled or association.connection.association.sending:
             return
-        association.send(self.context.id, core.c_cancel_rq(self.message_id))
-        rest = Deferred.fromCoroutine(self._rest())
         try:
-            await until(reactor, reactor.seconds() + CANCEL_SECS, rest, DeadlinePassed("the C-CANCEL had no effect"))
-        except (DimseError, DeadlinePassed):
-            association.abort()
+            association.send(self.context.id, core.c_cancel_rq(self.message_id))
+            rest = Deferred.fromCoroutine(self._rest())
+            await until(
+                reactor, reactor.seconds() + CANCEL_SECS, rest, DeadlinePassed("the C-CANCEL had no effect")
+            )
+        except (HarmonydError, ValueError):
+            self._is_final = False
 
     async def _rest(self) -> None:
-        """Let go by what was under way; objects that still come are refused."""
+        """Let go by what was under way, to the end of the final response; objects that still come are refused."""
+        if self.incoming is not None and self.incoming.is_whole:
+            self._refuse(self.incoming)
         while not self._is_final:
             match await self.association.receive():
                 case core.CommandReceived(_, command) if command.is_response:
+                    await self.association.data_set(command)
                     self.saw(command)
-                case core.CommandReceived(_, command):
-                    self.incoming = command
-                case core.DataReceived(context_id, _, True) if self.incoming is not None:
-                    self.association.send(context_id, self.incoming.response(dimse_status.OUT_OF_RESOURCES))
-                    self.incoming = None
+                case core.CommandReceived(context_id, command):
+                    self.incoming = Incoming(context_id, command, not command.has_data)
+                    if self.incoming.is_whole:
+                        self._refuse(self.incoming)
+                case core.DataReceived(_, _, True) if self.incoming is not None:
+                    self._refuse(self.incoming)
+
+    def _refuse(self, incoming: Incoming) -> None:
+        self.incoming = None
+        self.association.send(incoming.context_id, incoming.command.response(dimse_status.OUT_OF_RESOURCES))
 
     def _expire(self) -> None:
         self._is_expired = True
@@ -205,6 +250,11 @@ class Exchange:
 def is_pending(status: int) -> bool:
     """More responses follow."""
     return dimse_status.category(status) is dimse_status.StatusCategory.PENDING
+
+
+def comment_of(command: core.Command) -> str | None:
+    """The Error Comment of a response, as it may stand in an answer and a log."""
+    return command.error_comment and printable(command.error_comment)
 
 
 def suboperations_of(command: core.Command) -> SubOperations:

@@ -9,10 +9,12 @@ from harmonyd.dimse.dataset_json import dataset_to_json
 from harmonyd.dimse.engine import Match, OperationContext, Outcome, Query, RemoteNode, SubOperations
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
-from harmonyd.dimse.native.exchange import Exchange, Means, is_pending
+from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending
 from harmonyd.dimse.query_file import identifier
-from harmonyd.dimse.streams import ItemStream
+from harmonyd.dimse.streams import ItemStream, ahead
 
+_AHEAD = 1000
+"""Matches that may wait for whoever reads them."""
 _DECODED_HERE_BYTES = 16 * 1024
 """Decoding takes 1 µs a byte at the very worst; a usual answer has a few hundred bytes, and takes 20 µs."""
 
@@ -29,11 +31,14 @@ async def echo(means: Means, remote: RemoteNode, op: OperationContext) -> Outcom
         command, _ = await exchange.response()
     finally:
         await exchange.end()
-    return failures.outcome_of("echo", command.status or 0, command.error_comment, SubOperations(), remote)
+    return failures.outcome_of("echo", command.status or 0, comment_of(command), SubOperations(), remote)
 
 
 def find(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Match]:
-    """Lazy: the question is asked when the first item is asked for."""
+    """Lazy: the question is asked when the first item is asked for.
+
+    A usual answer is here, and its association free, before a slow reader has read it; a huge one waits at the node.
+    """
 
     def ask(association: ClientAssociation, context: core.Context, message_id: int) -> None:
         keys = identifier(query, implicit=context.transfer_syntax == names.IMPLICIT_VR_LE)
@@ -57,12 +62,12 @@ def find(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -
                 count += 1
                 yield Match(await _decoded(means, data, exchange.context.transfer_syntax))
             stream.outcome = failures.outcome_of(
-                "find", command.status or 0, command.error_comment, SubOperations(), remote
+                "find", command.status or 0, comment_of(command), SubOperations(), remote
             )
         finally:
             await exchange.end()
 
-    return ItemStream(produce)
+    return ItemStream(lambda stream: ahead(produce(stream), _AHEAD))
 
 
 async def _decoded(means: Means, data: bytes, transfer_syntax_uid: str) -> bytes:

@@ -7,7 +7,7 @@ another entry in its receiver's table.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
@@ -156,7 +156,8 @@ class InboundSession:
 
     def _end(self, event: core.Event) -> None:
         if isinstance(event, core.ReleaseRequested):
-            self.connection.respond_release()
+            with suppress(core.NotAllowed):  # behind its release the peer has sent what ended it already
+                self.connection.respond_release()
         elif isinstance(event, core.Aborted) and not event.by_peer:
             self._say("the association with {calling} ({peer}) is aborted: {text}", text=event.text)
 

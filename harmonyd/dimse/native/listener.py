@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.tcp import Server
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from harmonyd.dimse.associate import Rejection, printable
 from harmonyd.dimse.engine import Association
@@ -166,13 +167,17 @@ class AssociationListener:
         self._pending[connection] = None
         connection.closed.addCallback(lambda _: self._pending.pop(connection, None))
         transport.protocol.makeConnection(transport)
-        Deferred.fromCoroutine(self._first_event(connection)).addErrback(
-            lambda failure: self._log.failure("a connection could not be handled, by our fault", failure)
-        )
+        Deferred.fromCoroutine(self._first_event(connection)).addErrback(self._say_failed, connection)
+
+    def _say_failed(self, failure: Failure, connection: Connection) -> None:
+        self._log.failure("a connection could not be handled, by our fault", failure, port=self.port)
+        connection.cut()
 
     async def _first_event(self, connection: Connection) -> None:
         try:
             event = await connection.receive()
+            if isinstance(event, core.Requested) and connection.association.state is not core.State.STA3:
+                event = await connection.receive()  # behind its request came what has ended it already
         except Silence:
             connection.cut()
             return
@@ -213,7 +218,7 @@ class AssociationListener:
     def _accept(self, connection: Connection, request: core.AssociateRequest, receiver: Receiver) -> None:
         known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, connection.peer)
         connection.association.accept(receiver.answer(request), _INFORMATION, max_pdu=receiver.max_pdu)
-        connection.silence_secs = receiver.association_timeout_secs
+        connection.allow_silence(receiver.association_timeout_secs)
         connection.flush()
         session = InboundSession(connection, known, receiver)
         self._pending.pop(connection, None)

@@ -15,7 +15,7 @@ from harmonyd.dimse.errors import DimseFailure
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
 from harmonyd.dimse.native.deliveries import Delivery
-from harmonyd.dimse.native.exchange import Exchange, Means, is_pending, suboperations_of
+from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending, suboperations_of
 from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.query_file import identifier
 from harmonyd.dimse.reconcile import reconcile
@@ -136,7 +136,7 @@ class _Run:
         assert final is not None
         try:
             stream.outcome = failures.outcome_of(
-                "move", final.status or 0, final.error_comment, suboperations_of(final), self._remote
+                "move", final.status or 0, comment_of(final), suboperations_of(final), self._remote
             )
         except DimseFailure:
             artifacts.raise_if_full(folder)
@@ -162,8 +162,8 @@ class _Run:
 
 
 def _text(response: core.Command) -> str:
-    counters = suboperations_of(response)
-    comment = f" ({response.error_comment})" if response.error_comment else ""
+    counters, said = suboperations_of(response), comment_of(response)
+    comment = f" ({said})" if said else ""
     return f"{response.name}: status 0x{response.status or 0:04X}{comment}, {counters}"
 
 

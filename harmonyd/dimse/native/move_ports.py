@@ -11,14 +11,12 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from harmonyd.dimse.engine import Instance, MoveReceiver, Query, RemoteNode
-from harmonyd.dimse.native.deliveries import Delivery, MoveDeliveries
+from harmonyd.dimse.native.deliveries import RECEIVING, Delivery, MoveDeliveries
 from harmonyd.dimse.native.listeners import Listeners, Place
 from harmonyd.dimse.quarantine import Quota, put_aside
 from harmonyd.dimse.threads import Threads
 
 TRANSIENT = "transient"
-_FOLDER = "native"
-"""In a port's folder, what is being received; what else is there was acknowledged by another kind of receiver."""
 _IDS = range(1000, 0x8000)
 """Message IDs of C-MOVE requests: none that a PACS may make up, and none that it may take for a negative number."""
 
@@ -115,7 +113,7 @@ class MovePorts:
 
     async def _open(self, receiver: MoveReceiver) -> _Port:
         parent = self._storage / "incoming" / str(receiver.port)
-        deliveries = MoveDeliveries(self._threads, parent / _FOLDER, self._quarantine, self._quota)
+        deliveries = MoveDeliveries(self._threads, parent, self._quarantine, self._quota)
         place = Place("0.0.0.0", receiver.port, receiver.destination_aet)
         if not any(number == receiver.port for number, _ in self._ports):
             # Before anything can come; nobody else receives there, as the port would be taken.
@@ -161,10 +159,9 @@ def _key(receiver: MoveReceiver) -> tuple[int, str]:
     return receiver.port, receiver.destination_aet
 
 
-def _prepare(parent: Path, quarantine_folder: Path) -> None:
+def _prepare(folder: Path, quarantine_folder: Path) -> None:
     """Remove what nobody was told the success of; put aside what an earlier run left. Blocking."""
-    own = parent / _FOLDER
-    own.mkdir(parents=True, exist_ok=True)
-    for path in own.iterdir():
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{RECEIVING}*"):
         path.unlink()
-    put_aside([path for path in parent.iterdir() if path != own], quarantine_folder)
+    put_aside(list(folder.iterdir()), quarantine_folder)

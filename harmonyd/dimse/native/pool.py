@@ -1,124 +1,202 @@
 """Associations that stay open between operations: a question on one of them costs no connection and no negotiation.
 
-One that is not used for a while is released; one that its peer ends meanwhile is forgotten. It counts towards the
-node's limit as long as it is open, and gives way when the limit is needed for another kind.
+One that is not used for a while is released; one that its peer ends meanwhile is forgotten. Every connection counts
+towards its node's limit until it is closed. Whoever needs one more waits for that, and idle ones give way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import AssociationAborted, AssociationRejected
 from harmonyd.dimse.native import core
-from harmonyd.dimse.native.client import ClientAssociation, open_association
-from harmonyd.dimse.native.connection import Silence
-
-Proposal: TypeAlias = Sequence[tuple[str, Sequence[str]]]
-"""(abstract syntax, transfer syntaxes), one for each presentation context."""
+from harmonyd.dimse.native.client import ClientAssociation, Proposal, open_association
+from harmonyd.dimse.native.connection import Connection, Silence
+from harmonyd.dimse.waiting import until
+from harmonyd.errors import DeadlinePassed, Unavailable
+from harmonyd.waiters import Waiters
 
 
 class AssociationPool:
     """For all remote nodes of an engine. Nobody shares an association: it is taken, used, and given back."""
 
+    _log = Logger()
+
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._idle: dict[RemoteNode, list[_Idle]] = {}
-        self._open: dict[RemoteNode, int] = {}
-        """How many there are, idle ones included."""
+        self._nodes: dict[RemoteNode, _Node] = {}
+        """Those with anything open."""
         self._plain: set[RemoteNode] = set()
         """Nodes that abort when more is proposed than what the operation needs."""
-        self._closing = False
+        self._opening: set[Deferred[ClientAssociation]] = set()
+        self._changed: Waiters[None] = Waiters()
+        """Something was closed, or became idle."""
+        self._is_closing = False
 
     def open_count(self, remote: RemoteNode) -> int:
-        """How many associations are open to a node, idle ones included."""
-        return self._open.get(remote, 0)
+        """How many connections there are to a node: idle ones, and those that are being opened or ended, included."""
+        return self._node(remote).count
 
     def idle_count(self, remote: RemoteNode) -> int:
-        """How many of them nobody uses."""
-        return len(self._idle.get(remote, ()))
+        """How many of them are for anybody to take."""
+        return len(self._node(remote).idle)
 
     async def take(
-        self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float
+        self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float, least: Proposal = ()
     ) -> ClientAssociation:
-        """An idle one that has what is ``needed``, or a new one that proposes all of ``usual``.
+        """An idle one with all that is ``needed``, or a new one that proposes ``usual``.
 
-        What was accepted is for the caller to look at. Raises what ``open_association`` raises.
+        ``least`` is proposed to nodes that abort when they do not know everything (PS3.8 section 9.3.3 has them refuse
+        it). What was accepted is for the caller to look at. Raises what ``open_association`` raises, and
+        ``Unavailable`` after ``close``.
         """
-        for idle in list(reversed(self._idle.get(remote, []))):
-            if idle.association.has_all(needed):
-                if self._wake(idle):
-                    return idle.association
-                idle.association.abort()
-        return await self._open_usual(remote, needed, usual, deadline)
+        while True:
+            for idle in list(reversed(self._node(remote).idle)):
+                if idle.association.has_all(needed):
+                    if self._wake(idle):
+                        return idle.association
+                    idle.association.abort()
+            if self._has_room(remote):
+                return await self._open_usual(remote, usual, least, deadline)
+            await self._change(deadline)
 
     async def open(
         self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection] = ()
     ) -> ClientAssociation:
-        """A new one, not for keeping unless it is given back; an idle one makes room. Raises as ``take`` does."""
-        while self.open_count(remote) >= remote.max_associations and self._idle.get(remote):
-            await self._end(self._idle[remote][0])
+        """A new one, not for keeping unless it is given back. Raises as ``take`` does."""
+        await self._room(remote, deadline)
         try:
             return await self._open_counted(remote, proposed, deadline, roles)
         except AssociationRejected:
-            if not self._idle.get(remote):
+            if not self._node(remote).idle:
                 raise
         # Perhaps it is our own idle ones that are too many for it.
-        for idle in list(self._idle.get(remote, [])):
-            await self._end(idle)
+        ending = [idle.association.connection for idle in self._node(remote).idle]
+        for idle in list(self._node(remote).idle):
+            self._end(idle)
+        while not self._node(remote).connections.isdisjoint(ending):
+            await self._change(deadline)
+        await self._room(remote, deadline)
         return await self._open_counted(remote, proposed, deadline, roles)
 
-    async def give_back(self, association: ClientAssociation, idle_secs: float) -> None:
-        """It may be used again within this time; one that is over is forgotten."""
-        if self._closing or not association.is_open or not idle_secs:
-            await association.release()
+    def give_back(self, association: ClientAssociation, idle_secs: float) -> None:
+        """It may be used again within this time; one that is over, or may not wait, is released meanwhile."""
+        if self._is_closing or not idle_secs or not association.is_open:
+            self._release(association)
             return
-        association.was_idle = True
         idle = _Idle(association)
-        self._idle.setdefault(association.remote, []).append(idle)
-        idle.call = self._reactor.callLater(idle_secs, self._end_soon, idle)
-        idle.watch = Deferred.fromCoroutine(self._watch(idle))
+        association.was_idle = True
+        self._node(association.remote).idle.append(idle)
+        idle.call = self._reactor.callLater(idle_secs, self._end, idle)
+        idle.watch = self._in_background(self._watch(idle))
+        self._changed.fire(None)
 
     async def close(self) -> None:
-        """Release what is idle, and everything that is given back from now on."""
-        self._closing = True
-        for idle in [idle for kept in self._idle.values() for idle in kept]:
-            await self._end(idle)
+        """End everything: idle ones are released, operations under way fail. Returns when nothing is open."""
+        self._is_closing = True
+        for idle in [idle for node in self._nodes.values() for idle in node.idle]:
+            self._end(idle)
+        for connection in [each for node in self._nodes.values() for each in node.connections - node.ending]:
+            connection.interrupt(_closed())
+        for opening in list(self._opening):
+            opening.cancel()
+        self._changed.fire(None)
+        while self._nodes:
+            await self._changed.wait()
+
+    # --- room
+
+    def _node(self, remote: RemoteNode) -> _Node:
+        return self._nodes.get(remote) or _Node()
+
+    async def _room(self, remote: RemoteNode, deadline: float) -> None:
+        while not self._has_room(remote):
+            await self._change(deadline)
+
+    def _has_room(self, remote: RemoteNode) -> bool:
+        """Whether one more may be opened now; else an idle one is ended."""
+        if self._is_closing:
+            raise _closed()
+        node = self._node(remote)
+        if node.count < remote.max_associations:
+            return True
+        if node.idle:
+            self._end(node.idle[0])
+        return False
+
+    async def _change(self, deadline: float) -> None:
+        """Wait for something to be closed or given back."""
+        error = DeadlinePassed(
+            "The deadline passed while the request waited for an association to end",
+            hint="The PACS takes long to end associations; its log says why. Or raise max_associations.",
+            timeout="queue",
+        )
+        await until(self._reactor, deadline, self._changed.wait(), error)
+        if self._is_closing:
+            raise _closed()
+
+    def _gone(self, remote: RemoteNode) -> None:
+        node = self._nodes[remote]
+        if not node.count:
+            del self._nodes[remote]
+        self._changed.fire(None)
 
     # --- opening
 
     async def _open_usual(
-        self, remote: RemoteNode, needed: Proposal, usual: Proposal, deadline: float
+        self, remote: RemoteNode, usual: Proposal, least: Proposal, deadline: float
     ) -> ClientAssociation:
-        if remote in self._plain or len(needed) == len(usual):
-            return await self.open(remote, needed, deadline)
+        if not least:
+            return await self.open(remote, usual, deadline)
+        if remote in self._plain:
+            return await self.open(remote, least, deadline)
         try:
             return await self.open(remote, usual, deadline)
         except AssociationAborted:
-            # Some abort instead of refusing a presentation context that they do not know.
-            association = await self.open(remote, needed, deadline)
+            association = await self.open(remote, least, deadline)
             self._plain.add(remote)
             return association
 
     async def _open_counted(
         self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection]
     ) -> ClientAssociation:
-        self._open[remote] = self.open_count(remote) + 1
-        try:
-            association = await open_association(self._reactor, remote, proposed, deadline, roles)
-        except BaseException:
-            self._gone(remote)
-            raise
-        association.closed.addCallback(lambda _: self._gone(remote))
-        return association
+        node = self._nodes.setdefault(remote, _Node())
+        node.opening += 1
+        is_connected = False
 
-    def _gone(self, remote: RemoteNode) -> None:
-        self._open[remote] -= 1
-        if not self._open[remote]:
-            del self._open[remote]
+        def connected(connection: Connection) -> None:
+            nonlocal is_connected
+            is_connected = True
+            node.opening -= 1
+            node.connections.add(connection)
+            connection.closed.addCallback(lambda _: self._closed(remote, connection))
+
+        opening = Deferred.fromCoroutine(
+            open_association(self._reactor, remote, proposed, deadline, roles, connected)
+        )
+        self._opening.add(opening)
+        try:
+            return await opening
+        except CancelledError:
+            if self._is_closing:
+                raise _closed() from None
+            raise
+        finally:
+            self._opening.discard(opening)
+            if not is_connected:
+                node.opening -= 1
+                self._gone(remote)
+
+    def _closed(self, remote: RemoteNode, connection: Connection) -> None:
+        node = self._nodes[remote]
+        node.connections.discard(connection)
+        node.ending.discard(connection)
+        self._gone(remote)
 
     # --- idle ones
 
@@ -129,35 +207,58 @@ class AssociationPool:
         return idle.association.is_open
 
     def _take_out(self, idle: _Idle) -> None:
-        kept = self._idle[idle.association.remote]
-        kept.remove(idle)
-        if not kept:
-            del self._idle[idle.association.remote]
+        self._nodes[idle.association.remote].idle.remove(idle)
         if idle.call.active():
             idle.call.cancel()
 
     async def _watch(self, idle: _Idle) -> None:
         """Whatever a peer says to an idle association ends it."""
+        connection = idle.association.connection
         try:
-            event = await idle.association.connection.receive()
+            event = await connection.receive()
         except CancelledError:
             return
-        except Silence:
-            event = None
+        except Silence:  # it may be shorter than the time to be idle
+            self._take_out(idle)
+            self._release(idle.association)
+            return
         self._take_out(idle)
         if isinstance(event, core.ReleaseRequested):
-            idle.association.connection.respond_release()
+            connection.let_go()
         else:
-            idle.association.abort()
+            connection.abort()
 
-    def _end_soon(self, idle: _Idle) -> None:
-        Deferred.fromCoroutine(self._end(idle))
+    def _end(self, idle: _Idle) -> None:
+        self._wake(idle)
+        self._release(idle.association)
 
-    async def _end(self, idle: _Idle) -> None:
-        if self._wake(idle):
-            await idle.association.release()
-        else:
-            idle.association.abort()
+    def _release(self, association: ClientAssociation) -> None:
+        """In the background; the association counts until its connection is closed."""
+        node = self._nodes.get(association.remote)
+        if node is not None and association.connection in node.connections:
+            node.ending.add(association.connection)
+            self._in_background(association.release())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
+        return Deferred.fromCoroutine(work).addErrback(
+            lambda failure: self._log.failure("an association could not be ended as it should", failure)
+        )
+
+
+class _Node:
+    """What is open to one remote node."""
+
+    def __init__(self) -> None:
+        self.opening = 0
+        """Before there is a connection."""
+        self.connections: set[Connection] = set()
+        self.ending: set[Connection] = set()
+        """Those of them that are being released."""
+        self.idle: list[_Idle] = []
+
+    @property
+    def count(self) -> int:
+        return self.opening + len(self.connections)
 
 
 class _Idle:
@@ -167,3 +268,7 @@ class _Idle:
         self.association = association
         self.call: Any = None
         self.watch: Deferred[None] = Deferred()
+
+
+def _closed() -> Unavailable:
+    return Unavailable("harmonyd is stopping; the operation was ended", hint="Try again later.")

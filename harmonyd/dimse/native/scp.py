@@ -14,16 +14,18 @@ from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.native import core
+from harmonyd.dimse.native.batches import Batches
 from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
+from harmonyd.dimse.native.inherited import Inherited
 from harmonyd.dimse.native.listener import AssociationListener
 from harmonyd.dimse.native.listeners import Listeners, Place
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
-from harmonyd.dimse.threads import in_thread
+from harmonyd.dimse.threads import ReactorThreads, in_thread
 from harmonyd.waiters import Waiters
 
-FOLDER = "native"
-"""Of an endpoint's receiving folders, this engine's; in others lies what a storescp has acknowledged by itself."""
+FOLDER, OTHERS_FOLDER = "native", "incoming"
+"""Of an endpoint's receiving folders, this engine's, and where lies what a storescp has acknowledged by itself."""
 
 
 class NativeStoreScp:
@@ -51,21 +53,25 @@ class NativeStoreScp:
         self._admission = admission
         self._listeners = listeners
         self._listener: AssociationListener | None = None
+        self._batches = Batches(lambda arrivals: self._handler(arrivals))
         self._receptions = 0
         self._run = uuid.uuid4().hex
         self._numbers = count()
         self._place = _place(config)
         listeners.reserve(self._place, self)
+        parent = folder / config.name
+        self._inherited = Inherited(ReactorThreads(reactor), parent / OTHERS_FOLDER, handler, config.name)
         self._idle: Waiters[None] = Waiters()
 
     async def start(self) -> None:
-        """See ``StoreScp``. What lies in the folder was never acknowledged. Raises ``Unavailable`` and OSError."""
+        """See ``StoreScp``. What lies in our folder was never acknowledged. Raises ``Unavailable`` and OSError."""
         removed = await in_thread(self._reactor, _emptied, self.folder)
         if removed:
             self._log.info(
                 "{name}: {count} files of receptions that were cut off are removed; nobody was told that they arrived",
                 name=self._config.name, count=removed,
             )  # fmt: skip
+        await self._inherited.start(self._config.local_aet)
         self._listen()
 
     async def pause(self) -> None:
@@ -85,14 +91,19 @@ class NativeStoreScp:
 
     async def taken(self) -> None:
         """See ``StoreScp``: nothing that came is under way to the handler any more."""
+        await self._receptions_end()
+        await self._inherited.taken()
+
+    async def _receptions_end(self) -> None:
         while self._receptions:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """See ``StoreScp``. Nothing is left: what was not taken was not acknowledged."""
+        """See ``StoreScp``. Of what we received nothing is left: what was not taken was not acknowledged."""
         await self.pause()
         self._listeners.release(self._place, self)
-        await self.taken()
+        await self._receptions_end()
+        await self._inherited.stop()
 
     def _listen(self) -> None:
         self._listener = self._listeners.claim(self._place, self)
@@ -146,7 +157,7 @@ class NativeStoreScp:
 
     async def _take(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         """Raises what the handler raises."""
-        await self._handler([Arrival(instance_of(path, header), offer.association, offer.move_originator_aet)])
+        await self._batches.take(Arrival(instance_of(path, header), offer.association, offer.move_originator_aet))
         return SUCCESS, ""
 
     def _reception_ended(self) -> None:

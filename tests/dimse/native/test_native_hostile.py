@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from test_native_scp import storescu
 from twisted.internet.defer import Deferred
 
 from harmonyd.dimse.native import connection, listener
+from harmonyd.dimse.part10 import check_complete
 from harmonyd.testing.data import MadeStudy
 
 CONNECTIONS = 200
@@ -196,10 +198,12 @@ async def test_128_contexts(native: Any, study: MadeStudy) -> None:
         store_rq(b"1.2.3") + p_data(bytes(3000), 0) + pdu(5, bytes(4)),
         store_rq(b"1.2.3") + store_rq(b"1.2.3"),
         struct.pack(">BxI", P_DATA, 0xFFFFFFF0) + bytes(100_000),
+        pdu(5, bytes(4)) + pdu(0x99, bytes(10)),
+        pdu(5, bytes(4)) + store_rq(b"1.2.3"),
     ],
     ids=[
         "context", "context of data", "type", "fragment length", "empty", "command", "random", "twice", "release",
-        "command for data", "4 GB",
+        "command for data", "4 GB", "after the release", "a message after the release",
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
@@ -454,3 +458,47 @@ async def test_ten_thousand_tiny_fragments(native: Any, study: MadeStudy) -> Non
 
     assert await running.in_thread(send) == P_DATA
     assert data_set_of(running.spool.arrivals[0].instance.path) == content
+
+
+def mutated(stream: bytes, random: Random) -> bytes:
+    """The same with some bytes changed, left out, doubled, or the rest cut off."""
+    data = bytearray(stream)
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(data) or 1)
+        length = random.choice((1, 1, 2, 4, 6, 100))
+        match random.randrange(4):
+            case 0:
+                data[at : at + length] = random.randbytes(length)
+            case 1:
+                del data[at : at + length]
+            case 2:
+                data[at:at] = data[at : at + length]
+            case _:
+                data[at : at + 4] = random.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"))
+    return bytes(data[: random.randrange(len(data) + 1)]) if random.random() < 0.2 else bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest_twisted.ensureDeferred
+async def test_mutated_streams(native: Any, eventually: Any, study: MadeStudy, seed: int) -> None:
+    """Whatever becomes of the bytes of a C-STORE, nothing fails inside, and what is taken is whole."""
+    random = Random(seed)
+    running = await native()
+    content = data_set_of(study.files[0])
+    head, command = associate_rq(), store_rq(study.sop_uids[0].encode())
+    rest = p_data(content[:1000], 0) + p_data(content[1000:], 2) + pdu(5, bytes(4))
+
+    def send() -> None:
+        for number in range(60):
+            first = mutated(head, random) if number % 3 == 0 else head
+            stream = first + (command + rest if number % 3 == 0 else mutated(command + rest, random))
+            with RawScu(running.port) as scu, suppress(OSError):
+                scu.send(stream)
+                scu.sock.shutdown(socket.SHUT_WR)
+                scu.rest()
+
+    await running.in_thread(send)
+    await eventually(lambda: not running.sessions)
+    assert not list(running.incoming.iterdir())
+    for arrival in running.spool.arrivals:
+        check_complete(arrival.instance.path)

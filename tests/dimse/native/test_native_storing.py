@@ -32,11 +32,11 @@ from raw_scu import (
 )
 from test_native_hostile import status_of
 from test_native_scp import storescu
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 
 from harmonyd.dimse.elements import Cursor, FileSource, read_file_meta
 from harmonyd.dimse.engine import Arrival
-from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native import batches, core, inherited, names
 from harmonyd.dimse.native.core import command_set
 from harmonyd.dimse.native.object_file import GATHER_BYTES
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
@@ -232,6 +232,30 @@ async def test_what_an_earlier_run_left(native: Any, study: MadeStudy) -> None:
     await running.scp.start()
     assert not list(running.incoming.iterdir())
     assert not running.spool.arrivals and not running.spool.damages
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_storescp_left(
+    native: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, study: MadeStudy
+) -> None:
+    """What a storescp had acknowledged before the endpoint changed to this engine is offered until it is taken."""
+    monkeypatch.setattr(inherited, "SWEEP_SECS", 0.05)
+    running = await native()
+    await running.scp.stop()
+    folder = running.receiving / "scp" / "incoming"
+    (folder / ("a" * 32)).mkdir(parents=True)
+    (folder / "CT.1").write_bytes(study.files[0].read_bytes())
+    (folder / ("a" * 32) / "CT.2").write_bytes(study.files[1].read_bytes())
+    (folder / ("a" * 32) / "CT.3").write_bytes(b"")
+    running.spool.refused = {study.sop_uids[0]}
+    await running.scp.start()
+    await eventually(lambda: running.spool.attempts > 1)
+    running.spool.refused = set()
+    await eventually(lambda: len(running.spool.uids) == 2)
+    assert sorted(running.spool.uids) == sorted(study.sop_uids[:2])
+    assert len(running.spool.damages) == 1
+    await running.scp.taken()
+    assert not folder.exists()
 
 
 @pytest_twisted.ensureDeferred
@@ -444,8 +468,8 @@ async def test_dcmsend(native: Any, study: MadeStudy) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_associations_are_taken_at_once(native: Any, eventually: Any, study: MadeStudy) -> None:
-    """The handler has objects of all associations at the same time, so that the spool can commit them together."""
+async def test_many_associations_are_taken_together(native: Any, eventually: Any, study: MadeStudy) -> None:
+    """What comes over other associations while objects are taken is handed over together, two calls at a time."""
     running = await native()
     turns: list[Deferred[None]] = []
 
@@ -455,9 +479,42 @@ async def test_many_associations_are_taken_at_once(native: Any, eventually: Any,
         await running.spool(arrivals)
 
     running.scp._handler = slow
-    senders = [Deferred.fromCoroutine(running.in_thread(storescu, running.port, path)) for path in study.files[:5]]
-    await eventually(lambda: len(turns) == 5)
-    for turn in turns:
-        turn.callback(None)
-    assert [await sender for sender in senders] == [0] * 5
-    assert await succeed(len(running.spool.arrivals)) == 5
+    senders = [Deferred.fromCoroutine(running.in_thread(storescu, running.port, path)) for path in study.files[:6]]
+    await eventually(lambda: running.scp._receptions == 6 and len(running.scp._batches._queue) == 4)
+    assert len(turns) == batches.MAX_RUNNING
+    turns[0].callback(None)
+    turns[1].callback(None)
+    await eventually(lambda: len(turns) == 3)
+    turns[2].callback(None)
+    assert [await sender for sender in senders] == [0] * 6
+    assert sorted(running.spool.batches) == [1, 1, 4]
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_does_not_spoil_another(native: Any, eventually: Any, study: MadeStudy) -> None:
+    """Of objects that were handed over together, only the one that cannot be taken is refused."""
+    running = await native()
+    running.spool.refused = {study.sop_uids[1]}
+    first: Deferred[None] = Deferred()
+    calls: list[int] = []
+
+    async def slow(arrivals: Sequence[Arrival]) -> None:
+        calls.append(len(arrivals))
+        if len(calls) <= batches.MAX_RUNNING:
+            await first
+        await running.spool(arrivals)
+
+    running.scp._handler = slow
+
+    def status(number: int) -> int:
+        return stored(running.port, study.sop_uids[number].encode(), data_set_of(study.files[number]))
+
+    found = [Deferred.fromCoroutine(running.in_thread(status, number)) for number in (3, 4)]
+    await eventually(lambda: len(calls) == batches.MAX_RUNNING)
+    found += [Deferred.fromCoroutine(running.in_thread(status, number)) for number in (0, 1, 2)]
+    await eventually(lambda: len(running.scp._batches._queue) == 3)
+    first.callback(None)
+    assert [await answer for answer in found] == [0, 0, 0, 0xA700, 0]
+    assert 3 in calls
+    assert study.sop_uids[1] not in running.spool.uids and len(running.spool.uids) == 4
+    running.spool.refused = set()

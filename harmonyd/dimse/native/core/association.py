@@ -264,7 +264,7 @@ class Association:
             return True
         event = PDU_EVENTS.get(kind)
         if event is None:
-            raise ProtocolViolation(f"there is no PDU of type {kind}", AbortReason.UNRECOGNIZED_PDU)
+            raise ProtocolViolation(f"Unrecognized PDU type {kind}", AbortReason.UNRECOGNIZED_PDU)
         action = ACTIONS[TABLE[event, self.state]]
         unfinished = kind == PduType.RELEASE_RQ and self._inbound.messages.unfinished
         if action.sends is PduType.ABORT or (unfinished and not action.ignores):

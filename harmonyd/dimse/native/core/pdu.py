@@ -245,7 +245,7 @@ def decode(kind: int, body: bytes) -> Pdu:
     try:
         decoder = _DECODERS[kind]
     except KeyError:
-        raise ProtocolViolation(f"there is no PDU of type {kind}", AbortReason.UNRECOGNIZED_PDU) from None
+        raise ProtocolViolation(f"Unrecognized PDU type {kind}", AbortReason.UNRECOGNIZED_PDU) from None
     return decoder(body)
 
 

@@ -80,9 +80,9 @@ def aborts(association: Association, data: bytes, reason: int, words: str, sourc
         (p_data(b"\xff\xff\xff\xff\3\3abc"), INVALID, "says that it has 4294967295 bytes"),
         (b"\x04\0\xff\xff\xff\xff", INVALID, "a P-DATA-TF says that it has 4294967295 bytes; 16384 were allowed"),
         (struct.pack(">BxI", 4, TOLERATED_PDU_BYTES + 1), INVALID, "were allowed"),
-        (b"\x08\0\0\0\0\4", AbortReason.UNRECOGNIZED_PDU, "there is no PDU of type 8"),
-        (b"\x00\0\0\0\0\4", AbortReason.UNRECOGNIZED_PDU, "there is no PDU of type 0"),
-        (b"GET / HTTP/1.1\r\n", AbortReason.UNRECOGNIZED_PDU, "there is no PDU of type 71"),
+        (b"\x08\0\0\0\0\4", AbortReason.UNRECOGNIZED_PDU, "Unrecognized PDU type 8"),
+        (b"\x00\0\0\0\0\4", AbortReason.UNRECOGNIZED_PDU, "Unrecognized PDU type 0"),
+        (b"GET / HTTP/1.1\r\n", AbortReason.UNRECOGNIZED_PDU, "Unrecognized PDU type 71"),
         (b"\x01\0\0\0\0\x44", AbortReason.UNEXPECTED_PDU, "ASSOCIATE_RQ comes in Sta6"),
         (b"\x02\0\xff\xff\xff\xff", AbortReason.UNEXPECTED_PDU, "ASSOCIATE_AC comes in Sta6"),
         (b"\x06\0\0\0\0\4", AbortReason.UNEXPECTED_PDU, "RELEASE_RP comes in Sta6"),
@@ -117,9 +117,8 @@ def test_a_command_set_that_cannot_be_understood(data: bytes, words: str) -> Non
 @pytest.mark.parametrize("kind", [2, 3, 4, 5, 6, 8, 71])
 def test_what_is_no_request_where_one_is_awaited(kind: int) -> None:
     """In Sta2 the abort is the service user's (AA-1)."""
-    aborts(
-        Association.acceptor(16384), struct.pack(">BxI", kind, 4), 0, "PDU of type" if kind > 7 else "in Sta2", source=0
-    )
+    words = "Unrecognized PDU" if kind > 7 else "in Sta2"
+    aborts(Association.acceptor(16384), struct.pack(">BxI", kind, 4), 0, words, source=0)
 
 
 def test_nothing_may_come_between_request_and_answer() -> None:
