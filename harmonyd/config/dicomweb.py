@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from harmonyd.config.middleware import BRIDGES
-from harmonyd.config.model import DicomBackendOptions, DicomwebEndpointOptions, EndpointConfig, PipelineConfig
+from harmonyd.config.model import DicomwebEndpointOptions, EndpointConfig, PipelineConfig
 from harmonyd.config.pipelines import Parts
 
 
 def settle(parts: Parts) -> None:
-    """Make DICOMweb endpoints of the http endpoints beside a bridge; note each without a dicom backend."""
+    """Make DICOMweb endpoints of the http endpoints beside a bridge; note each whose backends are not dicom ones."""
     for item in parts.pipelines.values():
         _apply_bridge(parts, item)
         _check_backend(parts, item)
@@ -36,10 +36,15 @@ def _apply_bridge(parts: Parts, item: PipelineConfig) -> None:
 
 
 def _check_backend(parts: Parts, item: PipelineConfig) -> None:
+    """A question may go to any backend of the pipeline, so that each must understand it."""
     names = [endpoint.name for endpoint, _ in parts.http_endpoints(item) if endpoint.service == "dicomweb"]
-    if not names or not all(name in parts.backends for name in item.backends):
+    if not names:
         return
-    if not any(isinstance(parts.backends[name].options, DicomBackendOptions) for name in item.backends):
-        section = parts.tables["pipelines"][item.name]
+    section = parts.tables["pipelines"][item.name]
+    others = [n for n in item.backends if n in parts.backends and parts.backends[n].service != "dicom"]
+    if others:
+        what = f'endpoint "{names[0]}" is DICOMweb, and backend "{others[0]}" is not a dicom one'
+        section.problem("backends", what, "give it a pipeline of its own")
+    elif not item.backends:
         what = f'endpoint "{names[0]}" is DICOMweb, and the pipeline has no dicom backend'
         section.problem("backends", what, 'add a backend with service = "dicom"')

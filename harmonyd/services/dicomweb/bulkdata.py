@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from twisted.internet.threads import deferToThread
 
+from harmonyd.bodies import CHUNK_BYTES
+from harmonyd.dimse.part10 import read_header
 from harmonyd.errors import NotFound
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import ANY, OCTETS, Offer, accepted, choose
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.frames import answer_frames
 from harmonyd.services.dicomweb.pixel_file import PixelFile
-from harmonyd.services.dicomweb.results import Part, headers, multipart, one_instance
+from harmonyd.services.dicomweb.results import Held, Part, headers, multipart, one_instance
 from harmonyd.services.dicomweb.transcoding import swapped
+from harmonyd.services.http.answers import ClosingIterator
 
 OFFERS = (Offer(OCTETS, multipart=True), Offer(OCTETS))
 _PIXEL_DATA = "7FE00010"
+_KEPT_BYTES = 1 << 20
 _SIZES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 
@@ -35,6 +40,9 @@ async def answer(exchange: Exchange) -> HttpAnswer:
                 frames = range(1, image.frame_count + 1)
                 return await answer_frames(image, frames, ranges, held.results.aclose)
         offer = choose([each for each in ranges if each.essence != ANY or each.multipart], OFFERS)
+        if exchange.resource.bulk == (_PIXEL_DATA,) and image.is_plain:
+            start, length = await deferToThread(image.extent)
+            return streamed(offer, held, start, length)
         value = await deferToThread(bulk_value, held.path, exchange.resource.bulk)
         if offer.multipart:
             return await multipart(offer, _one(value), held.results.aclose)
@@ -53,9 +61,36 @@ async def _chunk(value: bytes) -> AsyncGenerator[bytes, None]:
     yield value
 
 
+def streamed(offer: Offer, held: Held, start: int, length: int) -> HttpAnswer:
+    """Send a piece of the file as it is, of whatever size."""
+    content_type, head, tail = OCTETS, b"", b""
+    if offer.multipart:
+        boundary = f"harmonyd-{secrets.token_hex(16)}"
+        content_type = f"{offer}; boundary={boundary}"
+        fields = f"--{boundary}\r\nContent-Type: {OCTETS}\r\nContent-Length: {length}\r\n\r\n"
+        head, tail = fields.encode("ascii"), f"\r\n--{boundary}--\r\n".encode("ascii")
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield head
+        for offset in range(start, start + length, CHUNK_BYTES):
+            yield await deferToThread(_piece, held.path, offset, min(CHUNK_BYTES, start + length - offset))
+        yield tail
+
+    whole = ClosingIterator(chunks(), held.results.aclose)
+    return HttpAnswer(200, headers(content_type), whole, len(head) + length + len(tail))
+
+
+def _piece(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
 def bulk_value(path: Path, place: Sequence[str]) -> bytes:
     """Return the bytes of a value in little endian. Blocking. Raises ``NotFound`` where there is none."""
-    ds = dcmread(path)
+    # What is not asked for stays on the disk; of a deflated file there is no place to come back to.
+    deflated = read_header(path).transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+    ds = dcmread(path, defer_size=None if deflated else _KEPT_BYTES)
     around: Dataset = ds
     for sequence, item in zip(place[0:-1:2], place[1::2], strict=True):
         items: Any = around[int(sequence, 16)].value if int(sequence, 16) in around else []

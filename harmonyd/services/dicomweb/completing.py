@@ -8,10 +8,13 @@ from typing import Any
 from harmonyd.errors import DeadlinePassed
 from harmonyd.services.dicomweb.asking import Asker, Found
 from harmonyd.services.dicomweb.entities import first_value, json_key
+from harmonyd.services.dicomweb.parallel import each_of
 from harmonyd.services.dicomweb.search import Page
 
 MAX_QUESTIONS = 200
 """Most questions for one page of results."""
+AT_ONCE = 4
+"""Questions that are asked at the same time."""
 _STUDY_COUNTS = ("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
 _SERIES_COUNT = "NumberOfSeriesRelatedInstances"
 
@@ -29,12 +32,11 @@ class Completer:
 
     async def complete(self, page: Page, level: str) -> None:
         """Fill in counts and modalities, and add a warning where that was not done for all."""
+        completed = {"STUDY": self._study, "SERIES": self._series}.get(level)
+        if completed is None:
+            return
         try:
-            for record in page.records:
-                if level == "STUDY":
-                    await self._study(record)
-                elif level == "SERIES":
-                    await self._series(record)
+            await each_of(page.records, completed, AT_ONCE)
         except (_NoMore, DeadlinePassed):
             page.warnings.append("Counts and modalities that the PACS does not tell are not in every result.")
 

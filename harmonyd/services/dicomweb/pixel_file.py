@@ -56,6 +56,17 @@ class PixelFile:
         return bool(self.syntax.is_encapsulated)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the pixels lie in the file in little endian, one after the other."""
+        return not self.is_compressed and self.syntax not in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+
+    def extent(self) -> tuple[int, int]:
+        """Return where in the file the pixels begin, and how many bytes they are; for plain ones."""
+        with self._path.open("rb") as file:
+            length = self._seek(file)
+            return file.tell(), min(length, self._path.stat().st_size - file.tell())
+
+    @property
     def frame_count(self) -> int:
         """Number of Frames (0028,0008), 1 where there is none."""
         return max(1, int(self.ds.get("NumberOfFrames") or 1))

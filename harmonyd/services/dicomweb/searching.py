@@ -46,7 +46,8 @@ async def answer(exchange: Exchange) -> HttpAnswer:
 
 def warning(text: str, exchange: Exchange) -> str:
     """Return a value for Warning (PS3.18 section 8.3.4.4): code 299, the service, and the text."""
-    clean = text.encode("ascii", "replace").decode().replace("\\", "/").replace('"', "'")
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    clean = printable.encode("ascii", "replace").decode().replace("\\", "/").replace('"', "'")
     return f'299 {exchange.base_url or "harmonyd"} "{clean}"'
 
 

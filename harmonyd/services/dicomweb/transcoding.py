@@ -14,6 +14,8 @@ from harmonyd.errors import NotAcceptable
 
 _SWAPPED = {"OW": "H", "OF": "L", "OL": "L", "OD": "Q", "OV": "Q"}
 _ITEM_BYTES = {"H": 2, "L": 4, "Q": 8}
+MAX_BYTES = 1 << 30
+"""Largest file that is transcoded: that takes several times its size in memory."""
 _INSTALL = "pip install 'harmonyd[dicomweb]' for the codecs, or accept transfer-syntax=*, which is as stored."
 
 
@@ -49,6 +51,8 @@ def transcoded(source: Path, wanted: Sequence[str]) -> Path:
 def _write(source: Path, target: Path, uid: UID) -> None:
     if not uid.is_transfer_syntax or uid in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
         raise ValueError("not a transfer syntax that can be made here")
+    if source.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES} bytes")
     ds = dcmread(source)
     stored = ds.file_meta.TransferSyntaxUID
     if stored == ExplicitVRBigEndian:
