@@ -56,7 +56,7 @@ def _write(source: Path, target: Path, uid: UID) -> None:
     ds = dcmread(source)
     stored = ds.file_meta.TransferSyntaxUID
     if stored == ExplicitVRBigEndian:
-        _swap(ds)
+        ds = _little(ds)
     if stored.is_encapsulated and "PixelData" in ds:
         ds.decompress(generate_instance_uid=False)
     if uid.is_encapsulated:
@@ -68,12 +68,17 @@ def _write(source: Path, target: Path, uid: UID) -> None:
     ds.save_as(target, implicit_vr=uid == ImplicitVRLittleEndian, little_endian=True, enforce_file_format=False)
 
 
-def _swap(ds: Dataset) -> None:
-    """Make little endian what pydicom leaves in the order of the file: values it has as bytes."""
+def _little(ds: Dataset) -> Dataset:
+    """A copy that pydicom writes in little endian; what it leaves in the order of the file is swapped here."""
+    copy = Dataset()
     for element in ds.iterall():
         code = _SWAPPED.get(element.VR)
         if code is not None and isinstance(element.value, bytes):
             element.value = swapped(element.value, _ITEM_BYTES[code])
+    copy.update(ds)
+    copy.file_meta = ds.file_meta
+    copy.preamble = b"\0" * 128
+    return copy
 
 
 def swapped(data: bytes, size: int) -> bytes:
