@@ -53,7 +53,7 @@ def _write(source: Path, target: Path, uid: UID) -> None:
         raise ValueError("not a transfer syntax that can be made here")
     if source.stat().st_size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-    ds = dcmread(source)
+    ds: Dataset = dcmread(source)
     stored = ds.file_meta.TransferSyntaxUID
     if stored == ExplicitVRBigEndian:
         ds = _little(ds)
