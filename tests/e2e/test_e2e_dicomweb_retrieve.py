@@ -140,6 +140,7 @@ def test_metadata_leads_to_bulk_data(mixed: Gateway) -> None:
     for ds in (MIXED[0], MIXED[1], MIXED[3]):
         record = by_uid[ds.SOPInstanceUID]
         assert record["00100010"]["Value"][0]["Alphabetic"] == str(ds.PatientName)
+        assert record.get("00080005", {"Value": ["ISO_IR 192"]})["Value"] == ["ISO_IR 192"]
         assert "InlineBinary" not in record["7FE00010"]
         assert mixed.client.retrieve_bulkdata(record["7FE00010"]["BulkDataURI"]) == [ds.PixelData]
     (only,) = [mixed.client.retrieve_instance_metadata(STUDY, SERIES, MIXED[0].SOPInstanceUID)]

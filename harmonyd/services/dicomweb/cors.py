@@ -17,8 +17,12 @@ def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
     if "*" in allowed:
         return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED}
     if origin is None or origin not in allowed:
-        return {"Vary": "Origin"}
-    return {"Access-Control-Allow-Origin": origin, "Vary": "Origin", "Access-Control-Expose-Headers": _EXPOSED}
+        return {"Vary": "Origin, Accept-Encoding"}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Vary": "Origin, Accept-Encoding",
+        "Access-Control-Expose-Headers": _EXPOSED,
+    }
 
 
 def preflight(request: HttpRequest) -> HttpAnswer:

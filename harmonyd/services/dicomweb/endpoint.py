@@ -11,6 +11,7 @@ from harmonyd.errors import MethodNotAllowed
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
 from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching, storing
 from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
+from harmonyd.services.dicomweb.compressing import compressed
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.resources import Resource, parse_path
@@ -59,9 +60,10 @@ class DicomwebEndpoint:
         asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
         url = base_url(request, self._options.public_url)
         try:
-            return await handler(Exchange(request, resource, asker, self._options, url))
+            answer = await handler(Exchange(request, resource, asker, self._options, url))
         except AnsweredElsewhere as answered:
             return _passed_on(answered)
+        return compressed(answer, request.headers)
 
 
 def _handler(method: str, resource: Resource) -> _Handler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from harmonyd.services.dicomweb.results import MappedResults, Part, as_http, clo
 from harmonyd.services.http.json_answers import array_answer
 from harmonyd.services.http.parts import file_of, require_whole
 
+_CHARSET = re.compile(rb'"00080005":\{"vr":"CS","Value":\[[^]]*\]\}')
+_UTF8 = b'"00080005":{"vr":"CS","Value":["ISO_IR 192"]}'
+"""The text is in UTF-8, whatever the file has (PS3.18 section F.2). The quotes cannot be those of a value."""
 OFFERS = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 
 
@@ -41,7 +45,7 @@ def described(path: Path, base_url: str) -> bytes:
     """Return the metadata of a file as DICOM JSON. Blocking. Raises ``MalformedDataset`` and ``OSError``."""
     header = read_header(path)
     instance = path_of(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-    return file_to_json(path, f"{base_url}{instance}/bulkdata/")
+    return _CHARSET.sub(_UTF8, file_to_json(path, f"{base_url}{instance}/bulkdata/"))
 
 
 async def answer(exchange: Exchange) -> HttpAnswer:

@@ -13,7 +13,7 @@ from harmonyd.bodies import CHUNK_BYTES
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import DICOM_JSON, DICOM_XML, JSON, Offer, accepted, choose
 from harmonyd.services.dicomweb.completing import Completer
-from harmonyd.services.dicomweb.entities import LEVELS, fill, first_value, json_key
+from harmonyd.services.dicomweb.entities import fill, first_value, json_key
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.native_xml import to_xml
 from harmonyd.services.dicomweb.resources import path_of
@@ -22,6 +22,7 @@ from harmonyd.services.dicomweb.search_query import parse_search
 
 OFFERS = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 _LEVELS = {"studies": "STUDY", "series": "SERIES", "instances": "IMAGE"}
+_CHARSET = json_key("SpecificCharacterSet")
 _RETRIEVE_URL = json_key("RetrieveURL")
 
 
@@ -52,13 +53,13 @@ def warning(text: str, exchange: Exchange) -> str:
 
 
 def _finish(record: dict[str, Any], level: str, base_url: str) -> None:
-    for each in LEVELS[: LEVELS.index(level) + 1]:
-        if each == level:
-            fill(record, each)
+    fill(record, level)
     study, series, instance = (
         first_value(record, keyword) or "" for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     )
     path = path_of(study, series if level != "STUDY" else "", instance if level == "IMAGE" else "")
+    if _CHARSET in record:
+        record[_CHARSET] = {"vr": "CS", "Value": ["ISO_IR 192"]}
     record[_RETRIEVE_URL] = {"vr": "UR", "Value": [base_url + path]}
 
 
