@@ -129,6 +129,7 @@ interop: dcmtk orthanc $(VENV)/.ready-test .interop/.ready
 	declare -A has=([node]=nodejs [npm]=npm [javac]=default-jdk-headless [odil]=odil)
 	lacking=()
 	for program in "$${!has[@]}"; do command -v "$$program" >/dev/null || lacking+=("$${has[$$program]}"); done
+	[ -e /usr/share/java/pixelmed.jar ] || lacking+=(libpixelmed-java)
 	[ $${#lacking[@]} = 0 ] || { may_install && apt_install "$${lacking[@]}"; } || give_up "its tests need: $${lacking[*]}"
 	say "installing further implementations into .interop"
 	bash tests/interop/peers/install.sh .interop

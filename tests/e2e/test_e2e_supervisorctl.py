@@ -24,6 +24,8 @@ from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import dcmtk, free_port, wait_until
 
+pytestmark = pytest.mark.dcmtk  # the children that it controls are DCMTK's programs
+
 NAMES = ["storescp:in0", "storescp:in1", "storescp:in2"]
 RUNNING = re.compile(r"storescp:in\d +RUNNING +pid \d+, uptime \d+:\d\d:\d\d(, \w.*)?")
 CONTROL_PORT = free_port()

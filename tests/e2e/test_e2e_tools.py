@@ -16,6 +16,8 @@ from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import free_port
 
+pytestmark = pytest.mark.dcmtk
+
 StartDaemon = Callable[..., RunningDaemon]
 ONLY_ON_PATH = """
 import sys

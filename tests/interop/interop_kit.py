@@ -305,7 +305,7 @@ class Gateway:
         """Every one must be answered with Success."""
         results = await self.store(remote, files)
         assert {result.status for result in results} == {0}, [
-            (result.sop_instance_uid, result.status_text) for result in results if result.status
+            (result.sop_class_uid, result.status_text) for result in results if result.status != 0
         ]
 
     async def in_thread(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Implementations that have to be installed first, with 'make interop': dcm4che, dcmjs-dimse, odil, tiny-pacs."""
+"""What has to be installed first, with 'make interop': dcm4che, dcmjs-dimse, odil, PixelMed, tiny-pacs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ PEERS = Path(__file__).parent / "peers"
 DCM4CHE = ("java", "-cp", f"{INSTALLED / 'dcm4che.jar'}:{INSTALLED / 'classes'}", "Dcm4cheNode")
 DCMJS = ("node", str(PEERS / "dcmjs_node.js"))
 ENV = {**os.environ, "NODE_PATH": str(INSTALLED / "node_modules")}
+_JARS = ("pixelmed", "commons-codec", "slf4j-api", "vecmath", "jmdns", "javax.json", "hsqldb")
+PIXELMED = ("java", "-cp", ":".join(f"/usr/share/java/{name}.jar" for name in _JARS))
 ODIL = ("/usr/bin/odil",)
 
 
@@ -210,3 +212,47 @@ async def test_odil_sends(gateway: Gateway, samples: list[Sample]) -> None:
     await gateway.run(*ODIL, "echo", "127.0.0.1", port, "ODIL", SCP_AET)
     await gateway.run(*ODIL, "store", "127.0.0.1", port, "ODIL", SCP_AET, *[sample.path for sample in sent])
     arrived(sent, gateway.taken.files, converts=UNCOMPRESSED)
+
+
+# --- PixelMed
+
+
+@pytest_twisted.ensureDeferred
+async def test_pixelmed(gateway: Gateway, started: Any, samples: list[Sample], tmp_path: Path) -> None:
+    """As a receiver: it accepts what is not compressed, best of all in Explicit VR Little Endian."""
+    port, folder = free_port(), tmp_path / "stored"
+    folder.mkdir()
+    started(port, *PIXELMED, "com.pixelmed.network.StorageSOPClassSCPDispatcher", port, "PIXELMED", folder)
+    remote = node("PIXELMED", port)
+    assert (await gateway.echo(remote)).status == 0
+    sent = [sample for sample in samples if sample.transfer_syntax_uid in (*UNCOMPRESSED, DEFLATED)]
+    results = await gateway.store(remote, samples)
+    assert sum(result.status == 0 for result in results) == len(sent)
+    arrived(sent, files_below(folder), converts=UNCOMPRESSED)
+
+
+@pytest_twisted.ensureDeferred
+async def test_pixelmed_sends(gateway: Gateway, samples: list[Sample]) -> None:
+    """As an SCU of C-ECHO and C-STORE of uncompressed objects."""
+    port = await gateway.receive()
+    called = ("127.0.0.1", port, SCP_AET, "PIXELMED")
+    await gateway.run(*PIXELMED, "com.pixelmed.network.VerificationSOPClassSCU", *called, "NONSECURE")
+    sent = [sample for sample in samples if sample.transfer_syntax_uid in (IMPLICIT, EXPLICIT)]
+    for sample in sent:
+        uids = (sample.sop_class_uid, sample.sop_instance_uid)
+        await gateway.run(*PIXELMED, "com.pixelmed.network.StorageSOPClassSCU", *called, sample.path, *uids)
+    arrived(sent, gateway.taken.files, converts=UNCOMPRESSED)
+
+
+@pytest_twisted.ensureDeferred
+async def test_odil(gateway: Gateway, started: Any, samples: list[Sample], tmp_path: Path) -> None:
+    """odil's SCPs of C-ECHO and C-STORE: all but what is deflated, which they cannot read."""
+    port, folder = free_port(), tmp_path / "stored"
+    folder.mkdir()
+    started(port, "/usr/bin/python3", PEERS / "odil_node.py", port, folder)
+    remote = node("ODIL", port, idle_secs=0.0)  # it serves one association after the other
+    assert (await gateway.echo(remote)).status == 0
+    sent = [sample for sample in samples if sample.transfer_syntax_uid != DEFLATED]
+    await gateway.until(lambda: not port_is_free(port))
+    await gateway.store_all(remote, sent)
+    arrived(sent, files_below(folder), converts=UNCOMPRESSED)

@@ -19,7 +19,7 @@ from harmonyd.dimse.errors import AssociationAborted, NonsenseAnswer
 from harmonyd.dimse.native import client, core, names
 
 PENDING = 0xFF00
-FIND, GET, MOVE = (service[QueryModel.STUDY_ROOT] for service in (names.FIND, names.GET, names.MOVE))
+FIND, GET = names.FIND[QueryModel.STUDY_ROOT], names.GET[QueryModel.STUDY_ROOT]
 
 
 def of_syntax(samples: list[Sample], uid: str = EXPLICIT) -> list[Sample]:
@@ -31,11 +31,10 @@ def in_one_pdu(context_id: int, data: bytes) -> bytes:
     return struct.pack(">BxIIBB", 4, len(data) + 6, len(data) + 2, context_id, 2) + data
 
 
-def echoes(line: Line) -> None:
-    """C-ECHO until the end."""
-    line.accept(line.requested())
-    while True:
-        line.respond(*line.command())
+def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+    """In Explicit VR Little Endian."""
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HH2sH", group, number, vr, len(value)) + value
 
 
 # --- C-MOVE without Move Originator
@@ -104,14 +103,46 @@ async def test_aborts_unknown_contexts(gateway: Gateway) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_aborts_unknown_contexts_of_a_store(gateway: Gateway, samples: list[Sample]) -> None:
-    """A store proposes what its objects need and no more; where that is too much the abort is told."""
+async def test_aborts_no_context_of_a_store(gateway: Gateway, samples: list[Sample]) -> None:
+    """A store proposes what its objects need and no more."""
     (sample, *_) = of_syntax(samples)
     async with OddNode(gateway, knows(sample.sop_class_uid, then=answers)) as odd:
         await gateway.store_all(odd, [sample])
+
+
+@pytest_twisted.ensureDeferred
+async def test_aborts_a_context_of_a_store(gateway: Gateway, samples: list[Sample]) -> None:
+    """Where that is too much the abort is told."""
     async with OddNode(gateway, knows(names.VERIFICATION, then=answers)) as odd:
         with pytest.raises(AssociationAborted):
-            await gateway.store(odd, [sample])
+            await gateway.store(odd, of_syntax(samples)[:1])
+
+
+@pytest_twisted.ensureDeferred
+async def test_aborts_unknown_contexts_of_a_get(gateway: Gateway, samples: list[Sample]) -> None:
+    """A C-GET is asked again for those SOP classes only that the study has."""
+    (sample, *_) = of_syntax(samples)
+
+    def serve(line: Line) -> None:
+        while True:
+            context_id, command = line.command()
+            if command.field == core.CommandField.C_FIND_RQ:
+                match = (0x0008, 0x0062, b"UI", sample.sop_class_uid.encode())
+                line.association.send(context_id, command.response(PENDING), has_data=True)
+                line.association.send_data(context_id, element(*match), True)
+                line.respond(context_id, command)
+                continue
+            context = line.association.contexts.find(sample.sop_class_uid, EXPLICIT, requestor_is_scp=True)
+            assert context is not None
+            request = core.c_store_rq(1, sample.sop_class_uid, sample.sop_instance_uid)
+            line.send(context.id, request, sample.data_set)
+            assert line.command()[1].status == 0
+            line.respond(context_id, command, completed=1, failed=0, warning=0)
+
+    async with OddNode(gateway, knows(FIND, GET, sample.sop_class_uid, then=serve)) as odd:
+        got = await gateway.get(odd)
+        assert got.outcome.complete, got.outcome
+        identical([sample], got.files)
 
 
 # --- idle associations
@@ -218,13 +249,14 @@ async def test_huge_pdus_in_a_get(gateway: Gateway, samples: list[Sample]) -> No
         assert got.files[0].read_bytes().endswith(data)
 
 
+@pytest.mark.parametrize("max_pdu", [HUGE, 0])
 @pytest_twisted.ensureDeferred
-async def test_asks_for_huge_pdus(gateway: Gateway, samples: list[Sample]) -> None:
+async def test_asks_for_huge_pdus(gateway: Gateway, samples: list[Sample], max_pdu: int) -> None:
     """A receiver that takes PDUs of 16 MiB, or of any length, gets its objects whole."""
     sent = of_syntax(samples)
     received: list[bytes] = []
 
-    def serve(line: Line, max_pdu: int) -> None:
+    def serve(line: Line) -> None:
         line.accept(line.requested(), max_pdu=max_pdu)
         while True:
             pieces: list[bytes] = []
@@ -243,11 +275,9 @@ async def test_asks_for_huge_pdus(gateway: Gateway, samples: list[Sample]) -> No
             received.append(b"".join(pieces))
             line.respond(event.context_id, event.command)
 
-    for max_pdu in (HUGE, 0):
-        received.clear()
-        async with OddNode(gateway, lambda line, limit=max_pdu: serve(line, limit)) as odd:  # type: ignore[misc]
-            await gateway.store_all(odd, sent)
-        assert received == [sample.data_set for sample in sent]
+    async with OddNode(gateway, serve) as odd:
+        await gateway.store_all(odd, sent)
+    assert received == [sample.data_set for sample in sent]
 
 
 # --- out of the negotiated context

@@ -91,7 +91,11 @@ class NativeEngine:
         self._ports.keep_only(wanted)
 
     async def close(self) -> None:
-        """Release the associations that are kept open, and listen no more."""
-        await self._ports.close()
-        self._listeners.close()
-        await self._means.pool.close()
+        """End every operation and association, and listen no more."""
+        try:
+            await self._means.pool.close()
+        finally:
+            try:
+                await self._ports.close()
+            finally:
+                self._listeners.close()

@@ -88,6 +88,7 @@ class _Getting:
         self._intake = Intake(query, folder, means.quarantine)
         self._final: core.Command | None = None
         self._names: set[str] = set()
+        """Of the files in the folder."""
         self._unwritten: OSError | None = None
         """Why an object could not be written."""
 
@@ -166,14 +167,17 @@ class _Getting:
                 if file.add(fragment):
                     await file.flush()
             incoming.is_whole = True
-            return await self._take(file, incoming.command)
+            status, instance = await self._take(file, incoming.command)
         except OSError as error:
             self._unwritten = error
             await file.discard()
-            return dimse_status.OUT_OF_RESOURCES, None
+            status, instance = dimse_status.OUT_OF_RESOURCES, None
         except BaseException:
             await file.discard()
             raise
+        if instance is None:
+            self._names.discard(file.path.name)
+        return status, instance
 
     async def _skip(self) -> None:
         async for _ in self._fragments():

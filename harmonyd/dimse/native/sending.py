@@ -26,6 +26,7 @@ from harmonyd.errors import DeadlinePassed, HarmonydError
 
 _IDLE_SECS = 0.5
 """Between two batches. Some receivers serve one association at a time: others wait for as long as ours is open."""
+_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
 _WRITE_BYTES = 128 * 1024
 """At once. A node that does not take so much within its time is taken for silent."""
 _UID = re.compile(r"[0-9.]{1,64}")

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs, into the folder that is named, the implementations that tests/interop/test_interop_more.py is about.
-# Needs Debian's packages nodejs, npm, default-jdk-headless and odil; 'make interop' installs these.
+# Needs Debian's packages nodejs, npm, default-jdk-headless, libpixelmed-java and odil; 'make interop' installs these.
 set -eu
 to=$1 here=$(dirname "$(readlink -f "$0")")
 mkdir -p "$to"
