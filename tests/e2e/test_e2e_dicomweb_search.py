@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import requests
 from dicomweb_kit import ENGINES, Gateway, dicomweb_over, originals, pacs_options
 from pydicom import Dataset
+from retrieve_kit import peer_backend
 
 from harmonyd.testing.pacs import RunningPacs
+from harmonyd.testing.peer import ScriptedPeer
 
 XML = 'multipart/related; type="application/dicom+xml"'
 NATIVE = "{http://dicom.nema.org/PS3.19/models/NativeDICOM}"
@@ -183,3 +186,25 @@ def test_pages_of_other_sites_read_what_is_configured(
         asked = web.ask("/studies", method="OPTIONS", Origin=viewer, Access_Control_Request_Method="GET")
         assert asked.status == 204
         assert "GET" in asked.headers["Access-Control-Allow-Methods"]
+
+
+def test_a_client_that_leaves_ends_the_search(tmp_path: Path) -> None:
+    """The PACS is told to stop, also in the middle of a search of several questions."""
+    with (
+        ScriptedPeer(count=1000, interval_secs=0.05) as peer,
+        dicomweb_over(tmp_path, peer_backend(peer, engine="native")) as web,
+    ):
+        with pytest.raises(requests.Timeout):
+            requests.get(f"{web.url}/instances", timeout=1)
+        peer.wait_for("cancel")
+
+
+def test_a_search_that_takes_too_long(tmp_path: Path) -> None:
+    """What was found until then is answered, with a warning."""
+    with (
+        ScriptedPeer(count=3, interval_secs=0.2) as peer,
+        dicomweb_over(tmp_path, peer_backend(peer, engine="native"), search_timeout_ms=3000) as web,
+    ):
+        answer = web.ask("/instances")
+        assert "too long" in answer.headers["Warning"]
+        assert 0 < len(json.loads(answer.body)) < 27
