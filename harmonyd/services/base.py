@@ -63,7 +63,10 @@ class HttpEndpoint(Protocol):
 
 
 Ask = Callable[[RequestEnvelope], Awaitable[ResponseEnvelope]]
-"""Passes one question through the pipeline. The response is closed at the end of the request, if nobody did before."""
+"""Passes one question through the pipeline. The response is closed at the end of the request.
+
+Who closes its results before sets them to None.
+"""
 
 
 @runtime_checkable

@@ -83,6 +83,8 @@ class _Exchange:
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self.envelope = envelope
             response = await handle(envelope)
+            # What the endpoint has closed and let go of is not kept: a request may ask thousands of questions.
+            self.responses = [each for each in self.responses if each.results is not None or each.body is not None]
             self.responses.append(response)
             return response
 

@@ -42,7 +42,8 @@ class Asker:
 
     async def find(self, level: str, keys: Mapping[str, Any], found: Found) -> AsyncGenerator[dict[str, Any], None]:
         """C-FIND: yield the matches in the DICOM JSON Model. Raises what the operation raises."""
-        results = await self._results("find", {**keys, "level": level, "query_model": "study"}, self.deadline)
+        response = await self._asked("find", {**keys, "level": level, "query_model": "study"}, self.deadline)
+        results = results_of(response)
         try:
             async for record in results:
                 yield json.loads(await record.json())
@@ -51,27 +52,23 @@ class Asker:
                 found.cut = summary.get("incomplete_reason") or "the PACS has more"
         finally:
             await results.aclose()
+            response.results = None
 
     async def retrieve(self, level: str, uids: Mapping[str, str]) -> Results:
         """C-GET or C-MOVE, as the backend is configured. Raises ``NotFound`` when nothing matches."""
-        return await self._results(RETRIEVE, {**uids, "level": level, "query_model": "study"}, None)
+        document = {**uids, "level": level, "query_model": "study"}
+        return results_of(await self._asked(RETRIEVE, document, None))
 
     async def store(self, body: Body, metadata: Mapping[str, str]) -> Results:
         """C-STORE of what a body holds."""
         headers = {"content-type": self.request.headers.get("content-type", "")}
-        return await self._answered(self._envelope("store", body, headers, metadata))
+        return results_of(await self._ask(self._envelope("store", body, headers, metadata)))
 
-    async def _results(self, operation: str, document: Mapping[str, Any], deadline: float | None) -> Results:
+    async def _asked(self, operation: str, document: Mapping[str, Any], deadline: float | None) -> ResponseEnvelope:
         body = BytesBody(json.dumps(document).encode())
         envelope = self._envelope(operation, body, {"content-type": "application/json"}, {})
         envelope.deadline = deadline
-        return await self._answered(envelope)
-
-    async def _answered(self, envelope: RequestEnvelope) -> Results:
-        response = await self._ask(envelope)
-        if response.results is None:
-            raise AnsweredElsewhere(response)
-        return response.results
+        return await self._ask(envelope)
 
     def _envelope(
         self, operation: str, body: Body, headers: Mapping[str, str], metadata: Mapping[str, str]
@@ -89,3 +86,10 @@ class Asker:
             metadata={"path": request.path, "dimse_op": operation, **metadata},
             id=request.id,
         )
+
+
+def results_of(response: ResponseEnvelope) -> Results:
+    """Return the results of an operation. Raises ``AnsweredElsewhere`` for an answer that has none."""
+    if response.results is None:
+        raise AnsweredElsewhere(response)
+    return response.results

@@ -18,7 +18,7 @@ from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import ANY, OCTETS, Offer, accepted, choose
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.frames import answer_frames
-from harmonyd.services.dicomweb.pixel_file import PixelFile
+from harmonyd.services.dicomweb.pixel_file import PixelFile, judged
 from harmonyd.services.dicomweb.results import Held, Part, headers, multipart, one_instance
 from harmonyd.services.dicomweb.transcoding import swapped
 from harmonyd.services.http.answers import ClosingIterator
@@ -26,7 +26,13 @@ from harmonyd.services.http.answers import ClosingIterator
 OFFERS = (Offer(OCTETS, multipart=True), Offer(OCTETS))
 _PIXEL_DATA = "7FE00010"
 _KEPT_BYTES = 1 << 20
-_SIZES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
+_SIZES = {
+    **dict.fromkeys(("OW", "US", "SS", "AT"), 2),
+    **dict.fromkeys(("OF", "OL", "FL", "UL", "SL"), 4),
+    **dict.fromkeys(("OD", "OV", "FD", "UV", "SV"), 8),
+}
+_TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+"""What a character set is for."""
 
 
 async def answer(exchange: Exchange) -> HttpAnswer:
@@ -87,7 +93,15 @@ def _piece(path: Path, offset: int, length: int) -> bytes:
 
 
 def bulk_value(path: Path, place: Sequence[str]) -> bytes:
-    """Return the bytes of a value in little endian. Blocking. Raises ``NotFound`` where there is none."""
+    """Return the bytes of a value, numbers in little endian, text in UTF-8. Blocking.
+
+    Raises ``NotFound`` where there is none, and ``MalformedDataset``.
+    """
+    with judged():
+        return _bulk_value(path, place)
+
+
+def _bulk_value(path: Path, place: Sequence[str]) -> bytes:
     # What is not asked for stays on the disk; of a deflated file there is no place to come back to.
     deflated = read_header(path).transfer_syntax_uid == DeflatedExplicitVRLittleEndian
     ds = dcmread(path, defer_size=None if deflated else _KEPT_BYTES)
@@ -98,17 +112,21 @@ def bulk_value(path: Path, place: Sequence[str]) -> bytes:
             raise _nothing()
         around = items[int(item) - 1]
     tag = int(place[-1], 16)
-    if tag not in around:
-        raise _nothing()
-    vr = around[tag].VR
     raw = around.get_item(tag)
-    value = raw.value if raw is not None else None
-    if isinstance(value, str):
-        value = value.encode("utf-8")
-    if not isinstance(value, bytes):
+    if raw is None:
+        raise _nothing()
+    vr = raw.VR or around[tag].VR
+    value = _text(around[tag].value) if vr in _TEXT else raw.value
+    if vr == "SQ" or not isinstance(value, bytes):
         raise _nothing()
     is_big = ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     return swapped(value, _SIZES[vr]) if is_big and vr in _SIZES else value
+
+
+def _text(value: Any) -> bytes:
+    """Text is in UTF-8, whatever the file has."""
+    values = [value] if isinstance(value, str) else value
+    return "\\".join(map(str, values)).encode("utf-8", "replace")
 
 
 def _nothing() -> NotFound:

@@ -5,7 +5,8 @@ pydicom reads only the frame that is wanted; the codecs are those of the optiona
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +15,8 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import get_frame
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from harmonyd.errors import NotAcceptable, NotFound
+from harmonyd.dimse.elements import MalformedDataset
+from harmonyd.errors import HarmonydError, NotAcceptable, NotFound
 from harmonyd.services.dicomweb.transcoding import swapped
 
 MAX_FRAME_BYTES = 1 << 29
@@ -35,6 +37,17 @@ STORED_TYPES: dict[str, tuple[str, ...]] = {
 """Media types of a compressed frame by its transfer syntax (PS3.18 table 8.7.3-2)."""
 
 
+@contextmanager
+def judged() -> Iterator[None]:
+    """What pydicom raises for an object that is not as it should be is said to be the fault of the object."""
+    try:
+        yield
+    except (HarmonydError, OSError):
+        raise
+    except Exception as error:
+        raise MalformedDataset(f"The object cannot be read: {str(error)[:300] or type(error).__name__}") from error
+
+
 class PixelFile:
     """An image in a Part 10 file.
 
@@ -43,7 +56,7 @@ class PixelFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with path.open("rb") as file:
+        with judged(), path.open("rb") as file:
             self.ds: Dataset = dcmread(file, stop_before_pixels=True)
             self._at = file.tell()
         self.syntax = UID(self.ds.file_meta.TransferSyntaxUID)
@@ -69,7 +82,8 @@ class PixelFile:
     @property
     def frame_count(self) -> int:
         """Number of Frames (0028,0008), 1 where there is none."""
-        return max(1, int(self.ds.get("NumberOfFrames") or 1))
+        with judged():
+            return max(1, int(self.ds.get("NumberOfFrames") or 1))
 
     @property
     def stored_types(self) -> tuple[str, ...]:
@@ -83,7 +97,7 @@ class PixelFile:
 
     def stored(self, frame: int) -> bytes:
         """Return a compressed frame as it is stored."""
-        with self._path.open("rb") as file:
+        with judged(), self._path.open("rb") as file:
             self._seek(file)
             extended = self._extended_offsets()
             return get_frame(file, frame - 1, number_of_frames=self.frame_count, extended_offsets=extended)
@@ -96,6 +110,10 @@ class PixelFile:
         if self.is_compressed:
             data: bytes = self.pixels(frame).tobytes()
             return data
+        with judged():
+            return self._uncompressed(frame)
+
+    def _uncompressed(self, frame: int) -> bytes:
         bits = self._frame_bits()
         if bits > MAX_FRAME_BYTES * 8:
             raise _too_big()
@@ -151,8 +169,9 @@ class PixelFile:
 
     def _frame_bits(self) -> int:
         ds = self.ds
-        samples = int(ds.get("SamplesPerPixel") or 1)
-        bits = int(ds.Rows) * int(ds.Columns) * samples * int(ds.get("BitsAllocated") or 8)
+        with judged():
+            samples = int(ds.get("SamplesPerPixel") or 1)
+            bits = int(ds.Rows) * int(ds.Columns) * samples * int(ds.get("BitsAllocated") or 8)
         is_halved = not self.is_compressed and ds.get("PhotometricInterpretation") == "YBR_FULL_422"
         return bits * 2 // 3 if is_halved else bits
 

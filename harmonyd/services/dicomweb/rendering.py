@@ -14,7 +14,7 @@ from typing import Any
 from pydicom import Dataset
 
 from harmonyd.errors import BadRequest, NotAcceptable
-from harmonyd.services.dicomweb.pixel_file import PixelFile
+from harmonyd.services.dicomweb.pixel_file import PixelFile, judged
 
 JPEG, PNG = "image/jpeg", "image/png"
 THUMBNAIL_PIXELS = 128
@@ -108,8 +108,9 @@ def render(image: PixelFile, frame: int, media_type: str, how: Rendering) -> byt
         raise NotAcceptable("Pictures cannot be made here.", hint="pip install 'harmonyd[dicomweb]'")
     from PIL import Image
 
-    picture = Image.fromarray(_displayed(image.ds, image.pixels(frame), how))
-    picture = _framed(picture, how)
+    pixels = image.pixels(frame)
+    with judged():
+        picture = _framed(Image.fromarray(_displayed(image.ds, pixels, how)), how)
     out = BytesIO()
     if media_type == JPEG:
         picture.save(out, "JPEG", quality=how.quality)

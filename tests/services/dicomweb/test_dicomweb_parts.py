@@ -16,7 +16,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from harmonyd.dimse.dataset_json import MAX_BINARY_BYTES, file_to_json
+from harmonyd.dimse.dataset_json import MAX_BINARY_BYTES, MalformedDataset, file_to_json
 from harmonyd.errors import BadRequest, NotAcceptable, NotFound
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import Accepted, Offer, accepted, choose, syntaxes
@@ -315,6 +315,9 @@ def test_bulk_data_in_sequences(tmp_path: Path) -> None:
     ds.add_new(0x00400555, "SQ", Sequence([Dataset(), inner]))
     ds.add_new(0x0008030A, "UT", "x" * 100_000)
     ds.add_new(0x00420011, "OB", b"\1\2")
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.add_new(0x00081048, "UC", "ä" * 70_000)
+    ds.add_new(0x30060050, "DS", ["1.5"] * 30_000)
     path = _saved(tmp_path / "a.dcm", ds)
     text = file_to_json(path, "http://h/bulkdata/").decode()
     assert '"BulkDataURI":"http://h/bulkdata/00400555/2/00420011"' in text
@@ -322,6 +325,8 @@ def test_bulk_data_in_sequences(tmp_path: Path) -> None:
     assert '"00420011":{"vr":"OB","InlineBinary":' in text
     assert bulk_value(path, ("00400555", "2", "00420011")) == b"\1\2" * MAX_BINARY_BYTES
     assert bulk_value(path, ("0008030A",)) == b"x" * 100_000
+    assert bulk_value(path, ("00081048",)) == ("ä" * 70_000).encode()
+    assert bulk_value(path, ("30060050",)).decode().strip().split("\\") == ["1.5"] * 30_000
     for place in (("00400555", "1", "00420011"), ("00400555", "3", "00420011"), ("00420010",), ("00400555",)):
         with pytest.raises(NotFound):
             bulk_value(path, place)
@@ -356,6 +361,11 @@ def test_an_image_that_lies_about_its_size(tmp_path: Path) -> None:
     for read in (image.octets, image.pixels):
         with pytest.raises(NotAcceptable):
             read(1)
+    ds.add_new(0x00280008, "IS", "1")
+    broken = PixelFile(_saved(tmp_path / "c.dcm", ds))
+    broken.ds.Rows = None
+    with pytest.raises(MalformedDataset):
+        broken.octets(1)
     ds.Rows = ds.Columns = 10
     with pytest.raises(NotFound):
         PixelFile(_saved(tmp_path / "b.dcm", ds)).octets(1)
