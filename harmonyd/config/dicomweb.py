@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harmonyd.config.middleware import BRIDGES
-from harmonyd.config.model import DicomwebEndpointOptions, EndpointConfig, PipelineConfig
+from harmonyd.config.model import DicomBackendOptions, DicomwebEndpointOptions, EndpointConfig, PipelineConfig
 from harmonyd.config.pipelines import Parts
 
 
@@ -48,3 +48,13 @@ def _check_backend(parts: Parts, item: PipelineConfig) -> None:
     elif not item.backends:
         what = f'endpoint "{names[0]}" is DICOMweb, and the pipeline has no dicom backend'
         section.problem("backends", what, 'add a backend with service = "dicom"')
+    for name in item.backends:
+        _check_model(parts, name)
+
+
+def _check_model(parts: Parts, name: str) -> None:
+    options = parts.backends[name].options if name in parts.backends else None
+    if isinstance(options, DicomBackendOptions) and options.query_model == "patient":
+        section = parts.tables["backends"][name].table("options")
+        what = "DICOMweb's resources have no patient above them: they are asked for in the Study Root model"
+        section.problem("query_model", what, "remove it, or use a backend of its own")

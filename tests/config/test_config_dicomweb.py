@@ -84,3 +84,9 @@ def test_methods_beside_the_bridge(problems):
     http = ENDPOINT.replace("'dicomweb'", "'http'").replace("'/web'", "'/web', methods = ['GET']")
     bridge = "[middleware.bridge]\ntype = 'dicomweb_bridge'\n"
     assert problems(pipeline("web", "pacs", middleware="bridge") + http + BACKEND + bridge)[0].key == "methods"
+
+
+def test_a_backend_that_asks_by_patient(problems):
+    """What would not be heeded is a mistake."""
+    backend = BACKEND.replace("port = 104", "port = 104, query_model = 'patient'")
+    assert problems(pipeline("web", "pacs") + ENDPOINT + backend)[0].key == "query_model"

@@ -143,6 +143,8 @@ def test_metadata_leads_to_bulk_data(mixed: Gateway) -> None:
         assert record.get("00080005", {"Value": ["ISO_IR 192"]})["Value"] == ["ISO_IR 192"]
         assert "InlineBinary" not in record["7FE00010"]
         assert mixed.client.retrieve_bulkdata(record["7FE00010"]["BulkDataURI"]) == [ds.PixelData]
+    as_instances = mixed.ask(f"/studies/{STUDY}/series/{SERIES}", "application/dicom+json")
+    assert json.loads(as_instances.body) == records
     (only,) = [mixed.client.retrieve_instance_metadata(STUDY, SERIES, MIXED[0].SOPInstanceUID)]
     assert only == by_uid[MIXED[0].SOPInstanceUID]
     parts = mixed.ask(f"/studies/{STUDY}/metadata", 'multipart/related; type="application/dicom+xml"').parts()

@@ -161,6 +161,22 @@ def test_what_is_not_there(web: Gateway) -> None:
     assert web.ask("/studies", method="DELETE").status == 405
 
 
+def test_as_ohif_asks(web: Gateway, archive: dict[str, Dataset]) -> None:
+    """The requests of the OHIF viewer: its list of studies, the study, its series."""
+    listed = web.ask(
+        "/studies?limit=101&offset=0&fuzzymatching=false&includefield=00081030%2C00080060",
+        "application/dicom+json",
+        Accept_Encoding="identity",
+    )
+    assert len(json.loads(listed.body)) == len({ds.StudyInstanceUID for ds in archive.values()})
+    assert "Warning" not in listed.headers
+    study = value(json.loads(listed.body)[0], "0020000D")
+    one = json.loads(web.ask(f"/studies?limit=101&offset=0&fuzzymatching=false&StudyInstanceUID={study}").body)
+    assert [value(each, "0020000D") for each in one] == [study]
+    fields = "00080021%2C00080031%2C0008103E%2C00200011"
+    assert json.loads(web.ask(f"/studies/{study}/series?includefield={fields}").body)
+
+
 def test_a_cap_is_told(tmp_path_factory: pytest.TempPathFactory, pacs: RunningPacs) -> None:
     """A search that reaches max_results of backend or endpoint says so."""
     folder = tmp_path_factory.mktemp("capped")

@@ -11,6 +11,7 @@ from twisted.internet.threads import deferToThread
 
 from harmonyd.envelope import Record, Results
 from harmonyd.services.base import HttpAnswer
+from harmonyd.services.dicomweb import metadata
 from harmonyd.services.dicomweb.accept import DICOM, ZIP, Offer, accepted, choose, syntaxes
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.results import MappedResults, as_http, closing_on_error, retrieve
@@ -19,8 +20,8 @@ from harmonyd.services.http.dicom_answers import multipart_answer, single_answer
 from harmonyd.services.http.parts import file_of
 from harmonyd.services.http.zip_answer import zip_answer
 
-OFFERS = (Offer(DICOM, multipart=True), Offer(ZIP), Offer(DICOM))
-_WRITERS = dict(zip(OFFERS, (multipart_answer, zip_answer, single_answer), strict=True))
+_WRITERS = {Offer(DICOM, multipart=True): multipart_answer, Offer(ZIP): zip_answer, Offer(DICOM): single_answer}
+OFFERS = (*_WRITERS, *metadata.OFFERS)
 _KEPT = 2
 """Transcoded files that may still be on their way to the client."""
 
@@ -28,10 +29,13 @@ _KEPT = 2
 async def answer(exchange: Exchange) -> HttpAnswer:
     """Send instances from the first that arrives on, as stored unless only other transfer syntaxes are accepted.
 
+    Who accepts JSON or XML gets metadata (PS3.18 section 8.7.3.2).
     Raises ``NotFound``, ``NotAcceptable`` and what the operation raises.
     """
     ranges = accepted(exchange.request)
     offer = choose(ranges, OFFERS)
+    if offer in metadata.OFFERS:
+        return await metadata.answer(exchange)
     wanted = syntaxes(ranges, offer)
     results = await retrieve(exchange)
     if "*" not in wanted:

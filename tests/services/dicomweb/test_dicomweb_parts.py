@@ -308,6 +308,7 @@ def _saved(path: Path, ds: Dataset, *, little_endian: bool = True) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:The value for the data element:UserWarning")
 def test_bulk_data_in_sequences(tmp_path: Path) -> None:
     """Its URI has the way to it, and leads there; what is small stays inline, text that is long is bulk data too."""
     inner, ds = Dataset(), Dataset()
