@@ -124,7 +124,9 @@ def _frames(text: str) -> tuple[int, ...]:
 
 def _bulk(parts: Sequence[str]) -> tuple[str, ...]:
     tags, items = parts[::2], parts[1::2]
-    sound = all(map(_BULK_TAG.fullmatch, tags)) and all(item.isdigit() and len(item) < 9 for item in items)
+    sound = all(map(_BULK_TAG.fullmatch, tags)) and all(
+        item.isascii() and item.isdigit() and len(item) < 9 for item in items
+    )
     if len(tags) != len(items) + 1 or not sound:
         raise NotFound("There is no such bulk data.", hint="Take the BulkDataURI from the instance's metadata.")
     return tuple(parts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import pydicom.data
 from service_fakes import FakeRecord, FakeResults
 
 from harmonyd.bodies import EmptyBody
@@ -14,6 +16,8 @@ from harmonyd.services.base import HttpRequest
 from harmonyd.services.dicomweb.asking import Asker
 
 Answer = Callable[[str, Mapping[str, Any]], Any]
+SHIPPED = Path(pydicom.data.__file__).parent / "test_files"
+"""Files of pydicom."""
 INCOMPLETE = {"success": True, "complete": False, "incomplete_reason": "more than max_results"}
 
 

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pydicom.data
 import pytest
 import pytest_twisted
-from dicomweb_fakes import element, request
+from dicomweb_fakes import SHIPPED, element, request
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
@@ -30,7 +29,6 @@ from harmonyd.services.dicomweb.storing import store_response
 from harmonyd.services.dicomweb.transcoding import transcoded
 from harmonyd.services.dicomweb.urls import base_url
 
-SHIPPED = Path(pydicom.data.__file__).parent / "test_files"
 S, E, I = "/studies/1.2", "/series/1.3", "/instances/1.4"  # noqa: E741
 JSON, XML, DICOM = (
     Offer("application/dicom+json"),
