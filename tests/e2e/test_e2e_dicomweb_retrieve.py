@@ -74,8 +74,14 @@ def test_study_series_and_instance(web: Gateway, pacs: RunningPacs) -> None:
     study = web.client.retrieve_study(keys[0])
     assert {ds.SOPInstanceUID for ds in study} == {uid for uid, ds in archive.items() if ds.StudyInstanceUID == keys[0]}
     assert all(ds == archive[ds.SOPInstanceUID] for ds in study)
-    series = list(web.client.iter_series(*keys[:2]))
-    assert all(ds == archive[ds.SOPInstanceUID] for ds in series)
+    web.client.set_chunk_size(1000)
+    for series in (web.client.retrieve_series(*keys[:2]), list(web.client.iter_series(*keys[:2]))):
+        assert {ds.SOPInstanceUID for ds in series} == {
+            uid for uid, ds in archive.items() if ds.SeriesInstanceUID == keys[1]
+        }
+        assert all(ds == archive[ds.SOPInstanceUID] for ds in series)
+    web.client.set_chunk_size(10**6)
+    assert {ds.SOPInstanceUID for ds in web.client.iter_study(keys[0])} == {ds.SOPInstanceUID for ds in study}
     assert web.client.retrieve_instance(*keys) == one
     assert len(web.client.retrieve_study_metadata(keys[0])) == len(study)
 
