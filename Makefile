@@ -1,5 +1,5 @@
 # make demo [ONCE=1]   set up, then a PACS with real data and harmonyd, and four requests over HTTP
-# make test            set up, then ruff, mypy and all tests, with coverage
+# make test            set up, then ruff, mypy and all tests, with coverage; those that are about an engine over both
 # make interop         install further DICOM implementations into .interop, and run all of tests/interop
 # make lint            ruff and mypy alone
 # make venv            set up for tests, and no more
@@ -54,6 +54,16 @@ demo: dcmtk $(VENV)/.ready-demo
 .PHONY: test
 test: dcmtk orthanc systemd lint
 	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+	$(if $(findstring tests/,$(PYTEST)),,$(MAKE) test-native)
+
+# What an engine does, end to end, once more over the native one: the run before had DCMTK's programs.
+NATIVE_TESTS := find charsets store pacs_failures cancel limits slow_reader retrieve injection requests pipelines \
+    move move_concurrent move_wrong inbound reload_inbound shared spool_backends spool_crash spool_full_disk
+.PHONY: test-native
+test-native: $(VENV)/.ready-test
+	@export HARMONYD_TEST_ENGINE=native
+	$(BIN)/python -m pytest $(NATIVE_TESTS:%=tests/e2e/test_e2e_%.py) --cov --cov-append --cov-report=term $(PYTEST) \
+	    || [ $$? = 5 ]  # nothing that PYTEST chooses
 
 .PHONY: lint
 lint: $(VENV)/.ready-test

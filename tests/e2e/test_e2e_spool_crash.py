@@ -13,6 +13,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 import pytest
+from endpoint_kit import MODES
 from pydicom import dcmread
 from retrieve_kit import storage
 
@@ -100,7 +101,7 @@ def nothing_waits(daemon: RunningDaemon) -> bool:
 
 
 @pytest.mark.deadline(60 + 10 * KILLS)
-@pytest.mark.parametrize("store_scp", ["per-association", "persistent"])
+@pytest.mark.parametrize("store_scp", MODES)
 def test_every_acknowledged_object_is_delivered(tmp_path: Path, store_scp: str) -> None:
     """Killed at random points under load, the daemon still delivers every object that it acknowledged, unchanged."""
     chance = random.Random(store_scp)
