@@ -121,6 +121,16 @@ def base_url(value: str) -> str | None:
     return None
 
 
+def origin(value: str) -> str | None:
+    """An origin of web pages (RFC 6454 section 7), or ``*``."""
+    if value == "*":
+        return None
+    complaint = base_url(value)
+    if complaint or urlsplit(value).path:
+        return "not an origin, such as https://viewer.example.org, or *"
+    return None
+
+
 def path(value: str) -> str | None:
     """A path of the file system, absolute or relative."""
     if not 1 <= len(value) <= 1024 or not value.isprintable():

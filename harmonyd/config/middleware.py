@@ -14,8 +14,9 @@ DIMSE_OPERATIONS = ("echo", "find", "get", "move", "store")
 
 _NOT_BUILT_TYPES = (
     *("basic_auth", "jwt_auth", "jwtauth", "json_extractor", "json", "transform", "metadata_transform"),
-    *("dicomweb_bridge", "dicomweb"),
 )
+BRIDGES = ("dicomweb_bridge", "dicomweb")
+"""Harmony's names for what makes DICOMweb endpoints of the http endpoints of its pipeline."""
 _OUT_OF_SCOPE_TYPES = ("auth", "connect", "jmix_builder")
 _FIRST_GROUP = 0x0008
 
@@ -126,6 +127,7 @@ def chosen_backends(link: MiddlewareConfig) -> list[tuple[str, str]]:
 
 _PARSERS: Mapping[str, Callable[[Section], Mapping[str, Any]]] = {
     "passthru": _passthru,
+    **dict.fromkeys(BRIDGES, _passthru),
     "path_filter": _path_filter,
     "metadata": _metadata,
     "route": route.options,

@@ -152,6 +152,22 @@ class HttpEndpointOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class DicomwebEndpointOptions(HttpEndpointOptions):
+    """A DICOMweb server (PS3.18) over a dicom backend."""
+
+    public_url: str = ""
+    """What clients put before ``path_prefix``, for the URLs in answers; empty: http and the Host that they name."""
+    max_results: int = 10000
+    """Most results of one search that goes through several levels; the backend's own cap holds for each question."""
+    search_timeout_secs: float = 60.0
+    """For a whole search, with all its questions."""
+    complete_attributes: bool = True
+    """Ask below a study or series for the counts and modalities that the PACS leaves out."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may read answers; "*": any."""
+
+
+@dataclass(frozen=True, slots=True)
 class DicomEndpointOptions:
     """An SCP."""
 

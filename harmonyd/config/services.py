@@ -13,6 +13,7 @@ from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import (
     BackendConfig,
     BackendOptions,
+    DicomwebEndpointOptions,
     EchoOptions,
     EndpointConfig,
     EndpointOptions,
@@ -25,7 +26,6 @@ _T = TypeVar("_T")
 _Parser = Callable[[Section, Path], _T]
 
 _NOT_AVAILABLE = {
-    "dicomweb": NOT_BUILT,
     "management": f"the management API is {NOT_BUILT}, and [management] will switch it on",
     "fhir": 'out of scope: service = "http" carries FHIR as it does any other media type',
     "jmix": "out of scope: harmonyd has no JMIX",
@@ -71,6 +71,20 @@ def _http_endpoint(section: Section, base: Path) -> EndpointOptions:
     return options
 
 
+def _dicomweb_endpoint(section: Section, base: Path) -> EndpointOptions:
+    section.require("path_prefix")
+    options = DicomwebEndpointOptions(
+        path_prefix=section.text("path_prefix", "/", checks.path_prefix).rstrip("/"),
+        public_url=section.text("public_url", "", checks.base_url).rstrip("/"),
+        max_results=section.integer("max_results", 10000, 1, 1_000_000),
+        search_timeout_secs=section.milliseconds("search_timeout_ms", 60.0),
+        complete_attributes=section.flag("complete_attributes", True),
+        cors_origins=section.strings("cors_origins", checks.origin),
+    )
+    section.finish()
+    return options
+
+
 def _http_backend(section: Section, base: Path) -> BackendOptions:
     section.require("base_url")
     base_url = section.text("base_url", "", checks.base_url)
@@ -102,6 +116,7 @@ def _echo_backend(section: Section, base: Path) -> BackendOptions:
 _ENDPOINTS: Mapping[str, _Parser[EndpointOptions]] = {
     "http": _http_endpoint,
     "echo": _http_endpoint,
+    "dicomweb": _dicomweb_endpoint,
     "dicom": dicom.endpoint_options,
 }
 _BACKENDS: Mapping[str, _Parser[BackendOptions]] = {

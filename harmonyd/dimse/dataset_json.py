@@ -19,6 +19,7 @@ What is no data set raises ``MalformedDataset``, and so does what is beyond the 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError  # noqa: N812
@@ -99,8 +100,11 @@ def dataset_to_json(data: bytes, transfer_syntax_uid: str) -> bytes:
     return _decode(Cursor(data), encoding_of(transfer_syntax_uid), len(data))
 
 
-def file_to_json(path: Path) -> bytes:
+def file_to_json(path: Path, bulk_uri: str = "") -> bytes:
     """The data set of a Part 10 file of any size, without bulk data; bounded memory. Blocks: call it in a thread.
+
+    Where ``bulk_uri`` is given, what is left out has a BulkDataURI (PS3.18 section F.2.6): ``bulk_uri``, and the tag in
+    eight hexadecimal digits; inside of sequences the tag and item number (from 1) of each come before it, with slashes.
 
     Raises ``MalformedDataset``, and ``OSError`` when the file cannot be read.
     """
@@ -108,17 +112,17 @@ def file_to_json(path: Path) -> bytes:
         cursor = Cursor(b"", source, budget=MAX_HEADER_BYTES)
         uid = read_file_meta(cursor).transfer_syntax_uid
         if is_deflated(uid):
-            return _decode_deflated(source, cursor.base + cursor.pos)
-        return _decode(cursor, encoding_of(uid), source.size)
+            return _decode_deflated(source, cursor.base + cursor.pos, bulk_uri)
+        return _decode(cursor, encoding_of(uid), source.size, bulk_uri)
 
 
-def _decode_deflated(source: FileSource | MemorySource, offset: int) -> bytes:
+def _decode_deflated(source: FileSource | MemorySource, offset: int, bulk_uri: str = "") -> bytes:
     cursor = Cursor(b"", InflatedSource(source, offset), budget=MAX_HEADER_BYTES)
-    return _decode(cursor, Encoding.EXPLICIT, UNKNOWN_END)
+    return _decode(cursor, Encoding.EXPLICIT, UNKNOWN_END, bulk_uri)
 
 
-def _decode(cursor: Cursor, encoding: Encoding, end: int) -> bytes:
-    text = _Decoder(cursor).dataset(_Scope(ENTRIES[encoding], end))
+def _decode(cursor: Cursor, encoding: Encoding, end: int, bulk_uri: str = "") -> bytes:
+    text = _Decoder(cursor, bulk_uri).dataset(_Scope(ENTRIES[encoding], end))
     return text.encode("utf-8", "replace")  # a codec may produce a lone surrogate, which UTF-8 has no form for
 
 
@@ -135,6 +139,7 @@ class _Scope:
         "lut_entries",
         "open_end",
         "parts",
+        "place",
         "signed",
         "waiting",
     )
@@ -147,6 +152,8 @@ class _Scope:
         """Whether an item delimiter ends it (undefined length)."""
         self.ended = False
         self.depth = 0
+        self.place = ""
+        """Tags and item numbers on the way here, for BulkDataURI."""
         self.charset: Charset = DEFAULT
         self.signed: bool | None = None
         """Pixel Representation (0028,0103), here or around; None while not known."""
@@ -158,11 +165,12 @@ class _Scope:
         self.waiting: list[tuple[Entry, bytes]] = []
         """What needs Pixel Representation and came before it."""
 
-    def item(self, end: int, *, open_end: bool) -> Self:
+    def item(self, end: int, place: str, *, open_end: bool) -> Self:
         """The scope of an item in a sequence here; inherits the character set (PS3.5 section 7.5.3)."""
         child = type(self)(self.entries, end)
         child.open_end = open_end
         child.depth = self.depth + 1
+        child.place = place
         child.charset = self.charset
         child.signed = self.signed
         return child
@@ -184,10 +192,11 @@ class _Scope:
 class _Decoder:
     """Walks a data set through a cursor and builds its JSON text."""
 
-    __slots__ = ("cursor", "elements")
+    __slots__ = ("bulk_uri", "cursor", "elements")
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: Cursor, bulk_uri: str = "") -> None:
         self.cursor = cursor
+        self.bulk_uri = bulk_uri
         self.elements = 0
 
     def dataset(self, scope: _Scope) -> str:
@@ -275,15 +284,25 @@ class _Decoder:
         if action is Action.DELIMITER:
             self._end_item(scope, found)
         elif action is Action.PIXEL_DATA and not scope.depth:
+            self._bulk(scope, found, length)
             scope.ended = True
         elif length == UNDEFINED:
             self._undefined(scope, found)
         elif cursor.base + cursor.pos + length > scope.end:
             raise cursor.wrong(f"the value of {tag_name(found.tag)}, {length} bytes, goes beyond the end")
-        elif action is Action.LEAVE_OUT or action is Action.PIXEL_DATA:
+        elif action is Action.LEAVE_OUT:
+            cursor.pos += length
+        elif action is Action.PIXEL_DATA:
+            self._bulk(scope, found, length)
             cursor.pos += length
         else:
             self._value(scope, self._settled(scope, found, length), length)
+
+    def _bulk(self, scope: _Scope, found: Entry, length: int) -> None:
+        """Say where what is left out can be had, if it can."""
+        if self.bulk_uri:
+            uri = f',"BulkDataURI":{json.dumps(f"{self.bulk_uri}{scope.place}{found.tag:08X}")}' if length else ""
+            scope.parts[found.tag] = f"{found.prefix}{uri}}}"
 
     def _end_item(self, scope: _Scope, found: Entry) -> None:
         cursor = self.cursor
@@ -298,6 +317,7 @@ class _Decoder:
         if found.vr in ("SQ", "UN") and found.action is not Action.LEAVE_OUT:
             self._sequence(scope, found.tag, scope.end, open_end=True)
         elif found.vr in BINARY_VRS or found.action is Action.PIXEL_DATA:
+            self._bulk(scope, found, UNDEFINED)
             self.cursor.skip_fragments(scope.end, scope.entries.encoding)
         else:
             raise self.cursor.wrong(f"{tag_name(found.tag)} of VR {found.vr} has undefined length")
@@ -319,6 +339,7 @@ class _Decoder:
             self._sequence(scope, found.tag, cursor.base + cursor.pos + length, open_end=False)
             return
         if length > (MAX_BINARY_BYTES if found.vr in BINARY_VRS else MAX_INLINE_BYTES):
+            self._bulk(scope, found, length)
             cursor.pos += length
             return
         raw = cursor.take(length)
@@ -347,7 +368,7 @@ class _Decoder:
         cursor, encoding = self.cursor, scope.entries.encoding
         if scope.depth >= MAX_DEPTH:
             raise cursor.wrong(f"sequences are nested deeper than {MAX_DEPTH}")
-        items = []
+        items: list[str] = []
         while open_end or cursor.base + cursor.pos < end:
             kind, length = cursor.item(end, encoding)
             at = cursor.base + cursor.pos
@@ -356,6 +377,7 @@ class _Decoder:
                     break
                 raise cursor.wrong(f"a delimiter before the end of {tag_name(tag)}")
             undefined = length == UNDEFINED
-            items.append(self.dataset(scope.item(end if undefined else at + length, open_end=undefined)))
+            place = f"{scope.place}{tag:08X}/{len(items) + 1}/" if self.bulk_uri else ""
+            items.append(self.dataset(scope.item(end if undefined else at + length, place, open_end=undefined)))
         value = f',"Value":[{",".join(items)}]' if items else ""
         scope.parts[tag] = f'"{tag:08X}":{{"vr":"SQ"{value}}}'

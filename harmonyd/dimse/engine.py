@@ -173,6 +173,9 @@ class StoreResult:
     sop_instance_uid: str
     status: int | None
     status_text: str
+    study_instance_uid: str = ""
+    """Empty where nobody asked for it."""
+    series_instance_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

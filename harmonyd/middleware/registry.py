@@ -14,6 +14,7 @@ from harmonyd.middleware.route import Route
 
 MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig], Middleware]] = {
     "passthru": lambda config: Passthru(config.name),
+    **dict.fromkeys(("dicomweb_bridge", "dicomweb"), lambda config: Passthru(config.name)),  # see config.dicomweb
     "path_filter": lambda config: PathFilter(config.name, config.options["rules"]),
     "metadata": lambda config: Metadata(config.name, config.options),
     "route": lambda config: Route(config.name, config.options["rules"], config.options["otherwise"]),

@@ -7,9 +7,9 @@ An endpoint half turns its protocol into a ``RequestEnvelope`` and a ``ResponseE
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 
@@ -59,6 +59,30 @@ class HttpEndpoint(Protocol):
 
     async def answer(self, request: RequestEnvelope, response: ResponseEnvelope) -> HttpAnswer:
         """Envelope → protocol. May raise a ``HarmonydError``, which becomes a problem detail."""
+        ...
+
+
+Ask = Callable[[RequestEnvelope], Awaitable[ResponseEnvelope]]
+"""Passes one question through the pipeline. The response is closed at the end of the request.
+
+Who closes its results before sets them to None.
+"""
+
+
+@runtime_checkable
+class AskingEndpoint(Protocol):
+    """An endpoint half whose requests take no question to its pipeline, one, or several."""
+
+    name: str
+    path_prefix: str
+    methods: tuple[str, ...]
+
+    async def serve(self, request: HttpRequest, ask: Ask) -> HttpAnswer:
+        """Protocol → envelopes → protocol. May raise a ``HarmonydError``, which becomes a problem detail."""
+        ...
+
+    def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return the fields of every answer to a request with ``headers``, errors included (CORS, for one)."""
         ...
 
 

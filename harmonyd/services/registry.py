@@ -10,13 +10,14 @@ from typing import Any, cast
 from harmonyd.config.model import (
     BackendConfig,
     DicomBackendOptions,
+    DicomwebEndpointOptions,
     EndpointConfig,
     HttpBackendOptions,
     HttpEndpointOptions,
     StorageBackendOptions,
 )
 from harmonyd.dimse.engine import EnginesByName
-from harmonyd.services.base import Backend, HttpEndpoint
+from harmonyd.services.base import AskingEndpoint, Backend, HttpEndpoint
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
@@ -45,6 +46,12 @@ def _echo_endpoint(config: EndpointConfig) -> HttpEndpoint:
     return EchoEndpoint(config.name, cast(HttpEndpointOptions, config.options))
 
 
+def _dicomweb_endpoint(config: EndpointConfig) -> AskingEndpoint:
+    from harmonyd.services.dicomweb.endpoint import DicomwebEndpoint  # with pydicom's readers, which take their time
+
+    return DicomwebEndpoint(config.name, cast(DicomwebEndpointOptions, config.options))
+
+
 def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
     options = cast(DicomBackendOptions, config.options)
     return DicomBackend(
@@ -71,8 +78,9 @@ def _echo_backend(config: BackendConfig, _resources: Resources) -> Backend:
     return EchoBackend(config.name)
 
 
-HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig], HttpEndpoint]] = {
+HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig], HttpEndpoint | AskingEndpoint]] = {
     "http": _http_endpoint,
+    "dicomweb": _dicomweb_endpoint,
     "echo": _echo_endpoint,
 }
 """Endpoints that HTTP clients reach; ``dicom`` ones listen for associations (``services.dicom.inbound``)."""

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from harmonyd.config.model import LimitsConfig, NetworkConfig
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
+from harmonyd.services.base import Ask, AskingEndpoint
 from harmonyd.telemetry.health import Health
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
@@ -49,7 +50,8 @@ class _Exchange:
         self.answering: Deferred[None] | None = None
         self.body: Body | None = None
         self.envelope: RequestEnvelope | None = None
-        self.response: ResponseEnvelope | None = None
+        self.responses: list[ResponseEnvelope] = []
+        self.common_headers: dict[str, str] = {}
         self._waiting: list[Deferred[None]] | None = []
 
     async def end(self) -> None:
@@ -75,10 +77,23 @@ class _Exchange:
         if answering is not None:
             answering.cancel()
 
+    def asking(self, handle: Ask) -> Ask:
+        """A way to the pipeline that keeps hold of what comes back."""
+
+        async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
+            self.envelope = envelope
+            response = await handle(envelope)
+            # What the endpoint has closed and let go of is not kept: a request may ask thousands of questions.
+            self.responses = [each for each in self.responses if each.results is not None or each.body is not None]
+            self.responses.append(response)
+            return response
+
+        return ask
+
     async def close(self) -> None:
         try:
-            if self.response is not None:
-                await self.response.close()
+            while self.responses:
+                await self.responses.pop().close()
         finally:
             if self.body is not None:
                 await self.body.close()
@@ -261,7 +276,7 @@ class HttpFrontEnd:
                 exchange.answering = Deferred.fromCoroutine(self._answer(request, exchange))
                 await exchange.answering
             except Exception as exc:  # noqa: BLE001 - the boundary: whatever went wrong becomes an answer
-                self._failed(request, exc, exchange.operation)
+                self._failed(request, exc, exchange)
             self._log_access(request, self._reactor.seconds() - began_at, exchange.operation)
         finally:
             await exchange.close()
@@ -273,12 +288,18 @@ class HttpFrontEnd:
         assert match is not None, "admit sets it or refuses"
         endpoint = match.target.endpoint
         exchange.body = request.take_body()
-        exchange.envelope = envelope = endpoint.request(request.as_http(match, exchange.body))
-        exchange.response = response = await match.target.handle(envelope)
-        answer = await endpoint.answer(envelope, response)
+        asked, ask = request.as_http(match, exchange.body), exchange.asking(match.target.handle)
+        if isinstance(endpoint, AskingEndpoint):
+            exchange.common_headers = endpoint.common_headers(asked.headers)
+            answer = await endpoint.serve(asked, ask)
+            answer.headers.update(exchange.common_headers)
+        else:
+            exchange.envelope = envelope = endpoint.request(asked)
+            answer = await endpoint.answer(envelope, await ask(envelope))
         await send(request, answer, clock=self._reactor, stall_secs=self.limits.request_timeout_secs)
 
-    def _failed(self, request: Request, exc: Exception, operation: str | None) -> None:
+    def _failed(self, request: Request, exc: Exception, exchange: _Exchange) -> None:
+        operation = exchange.operation
         fields: dict[str, Any] = {"request": request.id, "operation": operation}
         if request.gone:
             self._log.info("the client left before its answer was complete", **fields)
@@ -291,7 +312,8 @@ class HttpFrontEnd:
             self._log.warn("the answer was cut off: {reason}", reason=str(exc) or type(exc).__name__, **fields)
             request.cut(flush=not isinstance(exc, ClientStalled))
         else:
-            request.reply(*problem(exc, request_id=request.id, operation=operation))
+            status, headers, body = problem(exc, request_id=request.id, operation=operation)
+            request.reply(status, {**headers, **exchange.common_headers}, body)
 
     def _log_access(self, request: Request, secs: float, operation: str | None) -> None:
         # The path without its query: queries hold names and numbers of patients.

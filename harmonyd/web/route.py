@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
-from harmonyd.services.base import HttpEndpoint
+from harmonyd.services.base import AskingEndpoint, HttpEndpoint
 
 __all__ = ["Route"]
 
@@ -15,7 +15,7 @@ __all__ = ["Route"]
 class Route:
     """``handle`` is the pipeline that names ``endpoint``."""
 
-    endpoint: HttpEndpoint
+    endpoint: HttpEndpoint | AskingEndpoint
     handle: Callable[[RequestEnvelope], Awaitable[ResponseEnvelope]]
     is_probe: bool = False
     """Machines ask all the time: while all is well, this is logged at debug level."""

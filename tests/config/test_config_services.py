@@ -74,7 +74,7 @@ def test_services_out_of_scope(problems, kind, service):
     assert "out of scope" in problems(f"[{kind}.x]\nservice = '{service}'\noptions = {{ a = 1 }}\n")[0].what
 
 
-@pytest.mark.parametrize("service", ["dicomweb", "management"])
+@pytest.mark.parametrize("service", ["management"])
 def test_services_not_built_yet(problems, service):
     """Services that will come are said to be not built yet."""
     assert "not built yet" in problems(f"[endpoints.x]\nservice = '{service}'\n")[0].what

@@ -89,9 +89,12 @@ def test_with_a_grandchild_that_serves(tmp_path: Path, peer: Peers) -> None:
         node.wait_for("hanging")
         association = client.associate("127.0.0.1", pacs_port, ae_title="DEMO")
         assert association.is_established
-        names = sorted(child.name() for child in running.children())
-        assert names.count("dcmqrscp") == 2, names
-        assert {"getscu", "storescp"} < set(names)
+
+        def names() -> list[str]:
+            return sorted(child.name() for child in running.children())
+
+        wait_until(lambda: names().count("dcmqrscp") == 2, "a child of the PACS serves the association")
+        assert {"getscu", "storescp"} < set(names())
         running.kill9()
         running.assert_nothing_left(5)
         wait_until(lambda: port_is_free(pacs_port), "the PACS's port is free")

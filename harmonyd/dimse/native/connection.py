@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.native import core
+from harmonyd.dimse.native.silence import SilenceWatch, unsent_bytes
 
 MAX_WAITING_BYTES = 1024 * 1024
 """So much of data sets may wait to be read; more stays in the socket."""
@@ -44,7 +45,6 @@ class Connection(Protocol):
 
     def __init__(self, reactor: Any, association: core.Association, silence_secs: float) -> None:
         self.association = association
-        self.silence_secs = silence_secs
         self.closed: Deferred[None] = Deferred()
         self.peer = ""
         """IP address."""
@@ -53,9 +53,10 @@ class Connection(Protocol):
         self._waiting_bytes = 0
         self._waiter: Deferred[None] | None = None
         self._interruption: Exception | None = None
-        self._quiet_since = 0.0
+        self._silence = SilenceWatch(
+            reactor, silence_secs, lambda: unsent_bytes(self.transport), lambda: self._fail_waiter(Silence())
+        )
         self._trickled_bytes = 0
-        self._silence_call: Any = None
         self._end_call: Any = None
         self._is_reading = True
         self._may_write = True
@@ -86,9 +87,7 @@ class Connection(Protocol):
         """Have whoever waits, or is going to, get this error instead; the association is aborted."""
         self._interruption = error
         self.abort()
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.errback(error)
+        self._fail_waiter(error)
 
     def check(self) -> None:
         """Raise what ``interrupt`` was given, if anything."""
@@ -105,18 +104,18 @@ class Connection(Protocol):
 
     def _read_on(self) -> None:
         self._is_reading = True
-        self._quiet_since = self._reactor.seconds()
+        self._silence.broken()
         if self._is_connected:
             self.transport.resumeProducing()
 
+    @property
+    def silence_secs(self) -> float:
+        """How long the peer may be silent."""
+        return self._silence.secs
+
     def allow_silence(self, secs: float) -> None:
         """From now on another time."""
-        self.silence_secs = secs
-        if self._silence_call is not None:
-            self._silence_call.cancel()
-            self._silence_call = None
-            if self._waiter is not None:
-                self._watch_silence(secs)
+        self._silence.allow(secs)
 
     # --- sending
 
@@ -133,7 +132,7 @@ class Connection(Protocol):
             return
         data = self.association.data_to_send()
         if data:
-            self._quiet_since = self._reactor.seconds()
+            self._silence.broken()
             self.transport.write(data)
         if self.association.artim:
             self._give_until(ARTIM_SECS)
@@ -229,8 +228,7 @@ class Connection(Protocol):
 
     async def _wait(self) -> None:
         """Until something happens. One waits at a time."""
-        if self._silence_call is None:
-            self._watch_silence(self.silence_secs)
+        self._silence.begin()
         self._waiter = Deferred(self._forget_waiter)
         await self._waiter
 
@@ -242,26 +240,16 @@ class Connection(Protocol):
         if waiter is not None:
             waiter.callback(None)
 
-    def _watch_silence(self, secs: float) -> None:
-        self._silence_call = self._reactor.callLater(secs, self._look_at_silence)
-
-    def _look_at_silence(self) -> None:
-        """One timer that is seldom set anew, instead of one for each message."""
-        self._silence_call = None
-        if self._waiter is None:
-            return
-        left_secs = self._quiet_since + self.silence_secs - self._reactor.seconds()
-        if left_secs > 0:
-            self._watch_silence(left_secs)
-            return
+    def _fail_waiter(self, error: Exception) -> None:
         waiter, self._waiter = self._waiter, None
-        waiter.errback(Silence())
+        if waiter is not None:
+            waiter.errback(error)
 
     # --- Protocol
 
     def connectionMade(self) -> None:
         self._is_connected = True
-        self._quiet_since = self._reactor.seconds()
+        self._silence.broken()
         self.peer = getattr(self.transport.getPeer(), "host", "").removeprefix("::ffff:")
         self.transport.setTcpNoDelay(True)
         self.transport.setTcpKeepAlive(True)
@@ -290,7 +278,7 @@ class Connection(Protocol):
         self._trickled_bytes += data_bytes
         if self._trickled_bytes >= PROGRESS_BYTES or len(fragments) < len(events):
             self._trickled_bytes = 0
-            self._quiet_since = self._reactor.seconds()
+            self._silence.broken()
         if self._is_connected and self._is_reading and not self._has_room(MAX_WAITING_BYTES):
             self._is_reading = False
             self.transport.pauseProducing()
@@ -301,9 +289,7 @@ class Connection(Protocol):
         self._is_connected = False
         self._happened(self.association.receive_eof())
         self._cancel_end_call()
-        if self._silence_call is not None:
-            self._silence_call.cancel()
-            self._silence_call = None
+        self._silence.stop()
         self._wake()
         self.closed.callback(None)
 

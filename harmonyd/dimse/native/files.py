@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom.filebase import DicomFileLike
@@ -36,12 +36,15 @@ class DataSet:
 
 
 class Conversion:
-    """An uncompressed object in Explicit or Implicit VR Little Endian, in a temporary file. ``remove`` it always."""
+    """An uncompressed object in Explicit or Implicit VR Little Endian, in a temporary file; ``remove`` it always.
+
+    The file has no name, so that it is gone with this process at the latest.
+    """
 
     def __init__(self, path: Path, transfer_syntax_uid: str) -> None:
         self._path = path
         self._implicit = UID(transfer_syntax_uid).is_implicit_VR
-        self._target: Path | None = None
+        self._target: BinaryIO | None = None
         self._is_over = False
         self._lock = threading.Lock()
         """Whoever waits for ``convert`` may leave before it is done."""
@@ -51,23 +54,22 @@ class Conversion:
         with self._lock:
             if self._is_over:
                 raise NotConvertible("nobody waits for it")
-            number, name = tempfile.mkstemp(prefix=".", suffix=".converted", dir=self._path.parent)
-            self._target = Path(name)
-            with os.fdopen(number, "w+b") as target:
-                try:
-                    _convert(self._path, target, self._implicit)
-                except OSError:
-                    raise
-                except Exception as error:
-                    raise NotConvertible(f"{type(error).__name__}: {error}") from error
-                return DataSet(self._target, 0, target.seek(0, os.SEEK_END))
+            target = self._target = cast("BinaryIO", tempfile.TemporaryFile(dir=self._path.parent))  # noqa: SIM115
+            try:
+                _convert(self._path, target, self._implicit)
+            except OSError:
+                raise
+            except Exception as error:
+                raise NotConvertible(f"{type(error).__name__}: {error}") from error
+            target.flush()
+            return DataSet(Path(f"/proc/self/fd/{target.fileno()}"), 0, target.seek(0, os.SEEK_END))
 
     def remove(self) -> None:
         """Leave nothing behind. Blocking, for as long as ``convert`` takes."""
         with self._lock:
             self._is_over = True
             if self._target is not None:
-                self._target.unlink(missing_ok=True)
+                self._target.close()
 
 
 def _convert(path: Path, target: BinaryIO, implicit: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from harmonyd.dimse.engine import RemoteNode
@@ -17,9 +18,15 @@ from harmonyd.dimse.errors import AssociationAborted, AssociationRejected
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.client import ClientAssociation, Proposal, open_association
 from harmonyd.dimse.native.connection import Connection, Silence
+from harmonyd.dimse.native.core.reasons import RESULTS
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.waiters import Waiters
+
+_FOR_THE_MOMENT = RESULTS[2]
+_STANDING = (core.State.STA5, core.State.STA6)
+_NOTICE_SECS = 0.2
+"""Nodes notice the end of an association later than that of its connection."""
 
 
 class AssociationPool:
@@ -61,28 +68,26 @@ class AssociationPool:
                     if self._wake(idle):
                         return idle.association
                     idle.association.abort()
-            if self._has_room(remote):
+            if not self._has_room(remote):
+                await self._change(deadline)
+                continue
+            try:
                 return await self._open_usual(remote, usual, least, deadline)
-            await self._change(deadline)
+            except AssociationRejected as rejected:
+                if not await self._others_end(remote, rejected, deadline, needed):
+                    raise
 
     async def open(
         self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection] = ()
     ) -> ClientAssociation:
         """A new one, not for keeping unless it is given back. Raises as ``take`` does."""
-        await self._room(remote, deadline)
-        try:
-            return await self._open_counted(remote, proposed, deadline, roles)
-        except AssociationRejected:
-            if not self._node(remote).idle:
-                raise
-        # Perhaps it is our own idle ones that are too many for it.
-        ending = [idle.association.connection for idle in self._node(remote).idle]
-        for idle in list(self._node(remote).idle):
-            self._end(idle)
-        while not self._node(remote).connections.isdisjoint(ending):
-            await self._change(deadline)
-        await self._room(remote, deadline)
-        return await self._open_counted(remote, proposed, deadline, roles)
+        while True:
+            await self._room(remote, deadline)
+            try:
+                return await self._open_counted(remote, proposed, deadline, roles)
+            except AssociationRejected as rejected:
+                if not await self._others_end(remote, rejected, deadline):
+                    raise
 
     def give_back(self, association: ClientAssociation, idle_secs: float) -> None:
         """It may be used again within this time; one that is over, or may not wait, is released meanwhile."""
@@ -140,6 +145,30 @@ class AssociationPool:
         if self._is_closing:
             raise _closed()
 
+    async def _others_end(
+        self, remote: RemoteNode, rejected: AssociationRejected, deadline: float, needed: Proposal = ()
+    ) -> bool:
+        """Whether to try once more: a node may have a limit of its own, which our other associations reach.
+
+        Idle ones are ended, but for one that is as ``needed``; where the node rejects for the moment only, one that is
+        used is waited for, too.
+        """
+        others = {each for each in self._node(remote).connections if each.association.state in _STANDING}
+        if not others or not (self._node(remote).idle or rejected.extra["reject_result"] == _FOR_THE_MOMENT):
+            return False
+        try:
+            while others <= self._node(remote).connections:
+                for idle in list(self._node(remote).idle):
+                    if needed and idle.association.has_all(needed):
+                        return True
+                    self._end(idle)
+                await self._change(deadline)
+            moment: Deferred[None] = deferLater(self._reactor, _NOTICE_SECS)
+            await until(self._reactor, deadline, moment, DeadlinePassed("no time to try again"))
+        except DeadlinePassed:
+            return False
+        return True
+
     def _gone(self, remote: RemoteNode) -> None:
         node = self._nodes[remote]
         if not node.count:
@@ -151,19 +180,19 @@ class AssociationPool:
     async def _open_usual(
         self, remote: RemoteNode, usual: Proposal, least: Proposal, deadline: float
     ) -> ClientAssociation:
-        if not least:
-            return await self.open(remote, usual, deadline)
-        if remote in self._plain:
-            return await self.open(remote, least, deadline)
+        proposed = least if least and remote in self._plain else usual
         try:
-            return await self.open(remote, usual, deadline)
+            return await self._open_counted(remote, proposed, deadline)
         except AssociationAborted:
-            association = await self.open(remote, least, deadline)
-            self._plain.add(remote)
-            return association
+            if not least or proposed is least:
+                raise
+        await self._room(remote, deadline)
+        association = await self._open_counted(remote, least, deadline)
+        self._plain.add(remote)
+        return association
 
     async def _open_counted(
-        self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection]
+        self, remote: RemoteNode, proposed: Proposal, deadline: float, roles: Sequence[core.RoleSelection] = ()
     ) -> ClientAssociation:
         node = self._nodes.setdefault(remote, _Node())
         node.opening += 1

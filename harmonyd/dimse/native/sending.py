@@ -54,9 +54,6 @@ class Outgoing:
         return header.sop_class_uid, header.transfer_syntax_uid
 
 
-_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
-
-
 def contexts_for(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
     """The presentation contexts that these objects need, as (SOP class, transfer syntaxes).
 
@@ -148,8 +145,9 @@ class Sending:
             if not association.was_idle:
                 raise
         except (OSError, NotConvertible, _Shorter) as error:
+            what = "converted" if isinstance(error, NotConvertible) else "read"
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            self.results.append(_result(file, None, f"not sent: it cannot be read ({why})"))
+            self.results.append(_result(file, None, f"not sent: it cannot be {what} ({why})"))
 
     async def _associate(self) -> ClientAssociation:
         await self._exchange.slot()

@@ -34,6 +34,7 @@ from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord
 from harmonyd.services.dicom.storing import store_objects, store_request
+from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import negotiate
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
@@ -98,7 +99,10 @@ class DicomBackend:
         if in_path == "store":
             return await self._store(request)
         document = await dicom_request.read_document(request)
-        operation = request.metadata["dimse_op"] = dicom_request.settle_operation(in_path, document, fixed=fixed)
+        operation = dicom_request.settle_operation(in_path, document, fixed=fixed)
+        if operation == dicom_request.RETRIEVE:
+            operation = self.options.dimse_retrieve_mode
+        request.metadata["dimse_op"] = operation
         try:
             return await self._perform(operation, request, document)
         except HarmonydError as error:
@@ -171,7 +175,8 @@ class DicomBackend:
         negotiate("store", request.headers.get("accept"))
         try:
             async with self._recorded("store", self._context(request)) as (op, summary):
-                results = await store_request(self._engine, self.remote, request, op, self.storage, self._in_thread)
+                store = store_each if request.metadata.get(EACH) == "true" else store_request
+                results = await store(self._engine, self.remote, request, op, self.storage, self._in_thread)
                 summary.update(results.summary())
         except HarmonydError as error:
             error.extra.setdefault("operation", "store")

@@ -11,6 +11,8 @@ from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
 
 OPERATIONS = ("echo", "find", "get", "move", "store")
+RETRIEVE = "retrieve"
+"""Set by an endpoint that leaves the choice between get and move to the backend's ``dimse_retrieve_mode``."""
 JSON_LIMIT_BYTES = 100_000_000
 """A last bound; the front end has applied ``max_json_bytes`` already."""
 _IDENTIFIER_PREFIX = "identifier."

@@ -180,10 +180,12 @@ class StoreRecord:
 
 def store_members(result: StoreResult) -> dict[str, Any]:
     """One store outcome as members of an answer; the status as 0xHHHH, null when there was no answer."""
+    above = {"study_instance_uid": result.study_instance_uid, "series_instance_uid": result.series_instance_uid}
     return {
         "sop_class_uid": result.sop_class_uid,
         "sop_instance_uid": result.sop_instance_uid,
         "status": None if result.status is None else f"0x{result.status:04X}",
         "status_text": result.status_text,
+        **{name: uid for name, uid in above.items() if uid},
     }
 

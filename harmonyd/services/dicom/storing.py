@@ -44,7 +44,7 @@ async def store_request(
     await in_thread(lambda: folder.mkdir(parents=True))
     try:
         began = now()
-        files = await _files(request, folder, in_thread)
+        files = await request_files(request, folder, in_thread)
         op = replace(op, deadline=op.deadline + now() - began)
         await in_thread(_check, files)
         stored = await _store(engine.store(remote, files, op))
@@ -125,13 +125,13 @@ def _answers(
 def _answer(result: StoreResult) -> ResponseEnvelope | Exception:
     if result.status is None:
         return DimseError(f"The object was not stored: {result.status_text}")
-    if _is_taken(result.status):
+    if is_taken(result.status):
         return ResponseEnvelope()
     return DimseFailure.from_status("C-STORE", result.status, result.status_text, None)
 
 
 def _summary(stored: list[StoreResult]) -> dict[str, Any]:
-    taken = [result for result in stored if result.status is not None and _is_taken(result.status)]
+    taken = [result for result in stored if result.status is not None and is_taken(result.status)]
     if not taken:
         worst = stored[0]
         raise DimseFailure(
@@ -147,14 +147,19 @@ def _summary(stored: list[StoreResult]) -> dict[str, Any]:
     return summary
 
 
-def _is_taken(status: int) -> bool:
+def is_taken(status: int) -> bool:
+    """Tell whether a status of C-STORE says that the object is there (PS3.4 section B.2.3)."""
     return dimse_status.category(status) in (
         dimse_status.StatusCategory.SUCCESS,
         dimse_status.StatusCategory.WARNING,
     )
 
 
-async def _files(request: RequestEnvelope, folder: Path, in_thread: InThread) -> list[Path]:
+async def request_files(request: RequestEnvelope, folder: Path, in_thread: InThread) -> list[Path]:
+    """Write what the body holds to files in ``folder``, and return them; an object of ours stays where it lies.
+
+    Raises ``UnsupportedMediaType`` and what ``read_parts`` raises.
+    """
     if isinstance(request.body, ObjectBody):
         # An object of our own spool: sent from where it lies.
         return [request.body.path]

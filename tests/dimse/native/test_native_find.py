@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import pytest_twisted
+from pynetdicom import AE, evt
 from scu_kit import Scu, query, read
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import deferLater
@@ -20,7 +23,7 @@ from harmonyd.dimse.errors import (
     NonsenseAnswer,
     NoPresentationContext,
 )
-from harmonyd.dimse.native import find
+from harmonyd.dimse.native import find, names
 from harmonyd.errors import DeadlinePassed
 
 
@@ -208,3 +211,30 @@ async def test_dcmqrscp(scu: Scu, pacs: Any) -> None:
     keys = {"StudyInstanceUID": uids[0], "SeriesInstanceUID": "", "Modality": ""}
     assert await read(find.find(scu.means, node, query(QueryLevel.SERIES, keys), scu.op()))
     assert scu.pool.open_count(node) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_with_a_lower_limit(scu: Scu) -> None:
+    """A node that takes fewer associations than we may open gets all the questions, one after the other."""
+    server: Any = AE("LIMITED")
+    server.maximum_associations = 2
+    for uid in names.FIND.values():
+        server.add_supported_context(uid)
+
+    def answer(event: Any) -> Iterator[tuple[int, Any]]:
+        time.sleep(0.2)
+        yield 0xFF00, event.identifier
+
+    running = server.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, answer)])
+    try:
+        node = scu.node(port=running.server_address[1], aet="LIMITED")
+        asked = []
+        for _ in range(8):
+            asked.append(scu.start(find.find(scu.means, node, query(keys={"StudyInstanceUID": ""}), scu.op())))
+            await deferLater(scu.reactor, 0.03)  # pynetdicom counts those that it rejects, too
+        for items, done in asked:
+            await done
+            assert len(items) == 1
+        await scu.pool.close()
+    finally:
+        await scu.means.in_thread(running.shutdown)

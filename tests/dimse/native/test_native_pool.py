@@ -241,16 +241,66 @@ def test_rejected_for_a_limit(pooled: Any) -> None:
     pooled.net.settle()
     assert waits(second) and one.peer.state is core.State.STA8 and len(pooled.net.links) == 2
     pooled.let_go()
+    pooled.pass_time(0.3)
     pooled.accept()
     assert result(second).has_all(OTHER)
+
+
+def reject(pooled: Any, rejection: Rejection = Rejection.LOCAL_LIMIT_EXCEEDED) -> None:
+    """The last connection's peer does."""
+    pooled.net.links[-1].peer.reject(rejection)
+    pooled.net.links[-1].say()
+    pooled.net.settle()
+
+
+def test_rejected_for_a_limit_while_ours_are_used(pooled: Any) -> None:
+    """Whoever is rejected for the moment waits until one of ours has ended, and asks again."""
+    first, _ = pooled.take()
+    second = pooled.begin(OTHER)
+    reject(pooled)
+    pooled.pass_time(5)
+    assert waits(second) and len(pooled.net.links) == 2
+    pooled.give(first)
+    pooled.let_go()
+    pooled.pass_time(0.3)
+    pooled.accept()
+    assert result(second).has_all(OTHER)
+
+
+def test_rejected_for_a_limit_takes_what_is_given_back(pooled: Any) -> None:
+    """One of the same kind that is given back is taken, and no new one asked for."""
+    first, _ = pooled.take()
+    second = pooled.begin()
+    reject(pooled)
+    assert waits(second)
+    pooled.give(first)
+    assert result(second) is first and len(pooled.net.links) == 2
+
+
+def test_rejected_until_the_deadline(pooled: Any) -> None:
+    """At the deadline the rejection is what is told."""
+    pooled.take()
+    second = pooled.begin(OTHER)
+    reject(pooled)
+    for _ in range(7):
+        pooled.pass_time(10)
+    with pytest.raises(AssociationRejected):
+        result(second)
+
+
+def test_rejected_for_good(pooled: Any) -> None:
+    """A permanent rejection is not waited for while ours are used."""
+    pooled.take()
+    second = pooled.begin(OTHER)
+    reject(pooled, Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED)
+    with pytest.raises(AssociationRejected):
+        result(second)
 
 
 def test_rejected(pooled: Any) -> None:
     """Where nothing of ours is idle, a rejection is the answer, and counts no longer."""
     taking = pooled.begin()
-    pooled.net.links[-1].peer.reject(Rejection.LOCAL_LIMIT_EXCEEDED)
-    pooled.net.links[-1].say()
-    pooled.net.settle()
+    reject(pooled)
     with pytest.raises(AssociationRejected):
         result(taking)
     assert pooled.counts == (0, 0)

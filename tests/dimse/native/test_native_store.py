@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pydicom
 import pytest
 import pytest_twisted
+from pydicom.filereader import read_dataset
 from pynetdicom import AE, evt
 from raw_scp import Raw
 from scu_kit import Scu, read
@@ -171,12 +174,8 @@ def test_conversion(tmp_path: Path, quiet_pydicom: None, name: str, syntax: str)
     path.write_bytes((shipped_folder() / name).read_bytes())
     conversion = Conversion(path, syntax)
     made = conversion.convert()
-    ours = pydicom.dcmread(made.path, force=True)
-    if syntax == EXPLICIT:
-        from pydicom.filereader import read_dataset
-
-        with made.path.open("rb") as file:
-            ours = read_dataset(file, False, True)  # type: ignore[assignment]
+    with made.path.open("rb") as file:
+        ours = read_dataset(file, syntax == IMPLICIT, True)
     assert made.path.stat().st_size == made.end
     for element in pydicom.dcmread(path):
         if not element.tag.is_private:
@@ -344,6 +343,36 @@ async def test_a_node_that_stops_reading(scu: Scu, tmp_path: Path, how: str) -> 
     else:
         with pytest.raises(DimseTimeout if how == "silence" else DeadlinePassed):
             await done
+    server.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_reads_slowly(scu: Scu, tmp_path: Path) -> None:
+    """A node is not silent while it takes what the kernel holds for it, however long that lasts."""
+    server = Raw()
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    node = scu.node(server, association_timeout_secs=0.4)
+    big = make_study(tmp_path / "big", 1, size=1000)
+    items, done = scu.start(store.store(scu.means, node, big.files, scu.op()))
+    connection, acceptor = await scu.means.in_thread(server.negotiate)
+    connection.sendall(acceptor.data_to_send())
+
+    def take() -> None:
+        request = None
+        began = time.monotonic()
+        while True:
+            for event in acceptor.receive(connection.recv(20_000)):
+                request = getattr(event, "command", request)
+                if getattr(event, "last", False):
+                    assert time.monotonic() - began > 3
+                    acceptor.send(1, request.response(0))
+                    connection.sendall(acceptor.data_to_send())
+                    return
+            time.sleep(0.04)
+
+    await scu.means.in_thread(take)
+    await done
+    assert statuses(items) == [0]
     server.close()
 
 

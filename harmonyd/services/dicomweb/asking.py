@@ -1,0 +1,95 @@
+"""One DICOMweb request's way to the pipeline: each question is an envelope of its own, with the client's headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harmonyd.bodies import BytesBody
+from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope, Results
+from harmonyd.services.base import Ask, HttpRequest
+from harmonyd.services.dicom.request import RETRIEVE
+
+_ABOUT_THE_BODY = ("content-", "accept", "transfer-encoding", "expect", "if-", "range")
+
+
+class AnsweredElsewhere(Exception):
+    """Middleware answered instead of a dicom backend; its answer goes to the client."""
+
+    def __init__(self, response: ResponseEnvelope) -> None:
+        super().__init__("answered by middleware")
+        self.response = response
+
+
+@dataclass(slots=True)
+class Found:
+    """What one C-FIND found. ``cut``: why there is more than that, empty where there is not."""
+
+    cut: str = ""
+
+
+class Asker:
+    """Asks on behalf of ``request``. ``deadline``, in seconds on the reactor's clock, is for searches only."""
+
+    def __init__(
+        self, request: HttpRequest, ask: Ask, seconds: Callable[[], float], search_timeout_secs: float
+    ) -> None:
+        self.request = request
+        self.deadline = seconds() + search_timeout_secs
+        self._ask = ask
+
+    async def find(self, level: str, keys: Mapping[str, Any], found: Found) -> AsyncGenerator[dict[str, Any], None]:
+        """C-FIND: yield the matches in the DICOM JSON Model. Raises what the operation raises."""
+        response = await self._asked("find", {**keys, "level": level, "query_model": "study"}, self.deadline)
+        results = results_of(response)
+        try:
+            async for record in results:
+                yield json.loads(await record.json())
+            summary = results.summary()
+            if not summary["complete"]:
+                found.cut = summary.get("incomplete_reason") or "the PACS has more"
+        finally:
+            await results.aclose()
+            response.results = None
+
+    async def retrieve(self, level: str, uids: Mapping[str, str]) -> Results:
+        """C-GET or C-MOVE, as the backend is configured. Raises ``NotFound`` when nothing matches."""
+        document = {**uids, "level": level, "query_model": "study"}
+        return results_of(await self._asked(RETRIEVE, document, None))
+
+    async def store(self, body: Body, metadata: Mapping[str, str]) -> Results:
+        """C-STORE of what a body holds."""
+        headers = {"content-type": self.request.headers.get("content-type", "")}
+        return results_of(await self._ask(self._envelope("store", body, headers, metadata)))
+
+    async def _asked(self, operation: str, document: Mapping[str, Any], deadline: float | None) -> ResponseEnvelope:
+        body = BytesBody(json.dumps(document).encode())
+        envelope = self._envelope(operation, body, {"content-type": "application/json"}, {})
+        envelope.deadline = deadline
+        return await self._ask(envelope)
+
+    def _envelope(
+        self, operation: str, body: Body, headers: Mapping[str, str], metadata: Mapping[str, str]
+    ) -> RequestEnvelope:
+        request = self.request
+        passed = {name: value for name, value in request.headers.items() if not name.startswith(_ABOUT_THE_BODY)}
+        return RequestEnvelope(
+            protocol="http",
+            method=request.method,
+            uri=request.uri,
+            path=request.path,
+            body=body,
+            headers={**passed, **headers, "accept": "application/json"},
+            query={name: values for name, values in request.query.items() if name == "backend"},
+            metadata={"path": request.path, "dimse_op": operation, **metadata},
+            id=request.id,
+        )
+
+
+def results_of(response: ResponseEnvelope) -> Results:
+    """Return the results of an operation. Raises ``AnsweredElsewhere`` for an answer that has none."""
+    if response.results is None:
+        raise AnsweredElsewhere(response)
+    return response.results

@@ -1,0 +1,85 @@
+"""The endpoint half of ``dicomweb``: resources of PS3.18 to questions for a dicom backend, and its answers back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from twisted.python.runtime import seconds as clock_seconds
+
+from harmonyd.config.model import DicomwebEndpointOptions
+from harmonyd.errors import MethodNotAllowed
+from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
+from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching, storing
+from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
+from harmonyd.services.dicomweb.compressing import compressed
+from harmonyd.services.dicomweb.cors import cors_headers, preflight
+from harmonyd.services.dicomweb.exchange import Exchange
+from harmonyd.services.dicomweb.resources import Resource, parse_path
+from harmonyd.services.dicomweb.urls import base_url
+from harmonyd.services.http.answers import ClosingIterator
+from harmonyd.services.http.headers import end_to_end
+
+_Handler = Callable[[Exchange], Awaitable[HttpAnswer]]
+_SEARCHES = ("studies", "series", "instances")
+_GET: Mapping[str, _Handler] = {
+    **dict.fromkeys(_SEARCHES, searching.answer),
+    **dict.fromkeys(("study", "series-of", "instance"), instances.answer),
+    "metadata": metadata.answer,
+    "bulkdata": bulkdata.answer,
+    "frames": frames.answer,
+    "rendered": rendered.rendered,
+    "thumbnail": rendered.thumbnail,
+}
+_POST: Mapping[str, _Handler] = dict.fromkeys(("studies", "study"), storing.answer)
+
+
+class DicomwebEndpoint:
+    """Serves QIDO-RS, WADO-RS and STOW-RS below ``path_prefix`` (PS3.18 section 10)."""
+
+    methods: tuple[str, ...] = ("GET", "POST", "OPTIONS")
+
+    def __init__(
+        self, name: str, options: DicomwebEndpointOptions, seconds: Callable[[], float] = clock_seconds
+    ) -> None:
+        """``seconds`` is the reactor's clock."""
+        self.name = name
+        self.path_prefix = options.path_prefix
+        self._options = options
+        self._seconds = seconds
+
+    def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return what lets pages of the configured origins read the answer."""
+        return cors_headers(headers.get("origin"), self._options.cors_origins)
+
+    async def serve(self, request: HttpRequest, ask: Ask) -> HttpAnswer:
+        """Answer a request. Raises ``HarmonydError``."""
+        if request.method == "OPTIONS":
+            return preflight(request)
+        resource = parse_path(request.path)
+        handler = _handler(request.method, resource)
+        asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
+        url = base_url(request, self._options.public_url)
+        try:
+            answer = await handler(Exchange(request, resource, asker, self._options, url))
+        except AnsweredElsewhere as answered:
+            return _passed_on(answered)
+        return compressed(answer, request.headers)
+
+
+def _handler(method: str, resource: Resource) -> _Handler:
+    reads = method in ("GET", "HEAD")
+    found = (_GET if reads else _POST).get(resource.kind)
+    if found is None:
+        allow = [*(("GET", "HEAD") if resource.kind in _GET else ()), *(("POST",) if resource.kind in _POST else ())]
+        raise MethodNotAllowed(f"{method} is not possible on this resource.", allow=allow or ["OPTIONS"])
+    return found
+
+
+def _passed_on(answered: AnsweredElsewhere) -> HttpAnswer:
+    response = answered.response
+    headers = end_to_end(response.headers)
+    if response.body is None:
+        return HttpAnswer(response.status, headers, length=0)
+    return HttpAnswer(
+        response.status, headers, ClosingIterator(response.body.chunks(), response.close), response.body.length
+    )

@@ -1,0 +1,136 @@
+"""Pictures of studies, series, instances and frames (WADO-RS, PS3.18 sections 10.4.1.1.3 and 10.4.1.1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from twisted.internet.threads import deferToThread
+
+from harmonyd.envelope import Results
+from harmonyd.errors import NotFound
+from harmonyd.services.base import HttpAnswer
+from harmonyd.services.dicomweb.accept import Accepted, Offer, accepted, choose
+from harmonyd.services.dicomweb.asking import Found
+from harmonyd.services.dicomweb.entities import first_value
+from harmonyd.services.dicomweb.exchange import Exchange
+from harmonyd.services.dicomweb.pixel_file import PixelFile
+from harmonyd.services.dicomweb.rendering import JPEG, PNG, Rendering, parse_rendering, render
+from harmonyd.services.dicomweb.results import (
+    Part,
+    closing_on_error,
+    headers,
+    multipart,
+    one_instance,
+    retrieve,
+)
+from harmonyd.services.dicomweb.searching import warning
+from harmonyd.services.http.parts import file_of, require_whole
+
+_SINGLE = (Offer(JPEG), Offer(PNG))
+_SEVERAL = (Offer(JPEG, multipart=True), Offer(PNG, multipart=True))
+_NO_PICTURES = frozenset({"SR", "PR", "KO", "DOC", "RTPLAN", "RTSTRUCT", "REG", "FID", "AU", "ECG"})
+
+
+async def rendered(exchange: Exchange) -> HttpAnswer:
+    """Send the frame that is named, or the first of the instance, as one picture; of a series or study every frame.
+
+    Several are parts of multipart/related. Raises ``NotFound``, ``NotAcceptable`` and ``BadRequest``.
+    """
+    how, warnings = parse_rendering(exchange.request.query, thumbnail=False)
+    ranges = accepted(exchange.request)
+    if not exchange.resource.instance:
+        answer = await _all_of(exchange, how, _form(ranges, several=True))
+    else:
+        frames = exchange.resource.frames or (1,)
+        answer = await _frames_of(exchange, exchange.resource.uids, frames, how, _form(ranges, several=len(frames) > 1))
+    return _with_warnings(answer, warnings, exchange)
+
+
+async def thumbnail(exchange: Exchange) -> HttpAnswer:
+    """Send one small picture: of the frame, of the instance, or of what is in the middle of the series.
+
+    Raises ``NotFound`` for a study or series without an image.
+    """
+    how, warnings = parse_rendering(exchange.request.query, thumbnail=True)
+    offer = _form(accepted(exchange.request), several=False)
+    uids = exchange.resource.uids if exchange.resource.instance else await _representative(exchange)
+    answer = await _frames_of(exchange, uids, exchange.resource.frames[:1] or (1,), how, offer)
+    return _with_warnings(answer, warnings, exchange)
+
+
+def _form(ranges: Sequence[Accepted], *, several: bool) -> Offer:
+    """JPEG or PNG. Some clients accept image/jpeg where only parts can be meant: these count as accepted."""
+    if several:
+        ranges = [Accepted(each.essence, True, each.syntax, each.quality) for each in ranges]
+    return choose(ranges, _SEVERAL if several else _SINGLE)
+
+
+def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchange) -> HttpAnswer:
+    if warnings:
+        answer.headers["Warning"] = ", ".join(warning(text, exchange) for text in warnings)
+    return answer
+
+
+async def _frames_of(
+    exchange: Exchange, uids: Mapping[str, str], frames: Sequence[int], how: Rendering, offer: Offer
+) -> HttpAnswer:
+    held = await one_instance(exchange, uids)
+    async with closing_on_error(held.results):
+        image = await deferToThread(PixelFile, held.path)
+        image.require(frames)
+        if offer.multipart:
+            return await multipart(offer, _pictures(image, frames, how, offer.essence), held.results.aclose)
+        data = await deferToThread(render, image, frames[0], offer.essence, how)
+        await held.results.aclose()
+        return HttpAnswer(200, headers(offer.essence), _one(data), len(data))
+
+
+async def _all_of(exchange: Exchange, how: Rendering, offer: Offer) -> HttpAnswer:
+    results = await retrieve(exchange)
+    return await multipart(offer, _pictures_of(results, how, offer.essence), results.aclose)
+
+
+async def _pictures_of(results: Results, how: Rendering, media_type: str) -> AsyncGenerator[Part, None]:
+    async for record in results:
+        try:
+            image = await deferToThread(PixelFile, Path(file_of(record)))
+        except NotFound:
+            continue  # a report among the images
+        async for part in _pictures(image, range(1, image.frame_count + 1), how, media_type):
+            yield part
+    require_whole(results)
+
+
+async def _pictures(
+    image: PixelFile, frames: Sequence[int], how: Rendering, media_type: str
+) -> AsyncGenerator[Part, None]:
+    for frame in frames:
+        yield media_type, await deferToThread(partial(render, image, frame, media_type, how))
+
+
+async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
+
+
+async def _representative(exchange: Exchange) -> Mapping[str, str]:
+    """The UIDs of an instance that stands for a study or series."""
+    uids = dict(exchange.resource.uids)
+    if "SeriesInstanceUID" not in uids:
+        keys = {**uids, "SeriesInstanceUID": None, "Modality": None, "return": "requested"}
+        series = [match async for match in exchange.asker.find("SERIES", keys, Found())]
+        images = [each for each in series if first_value(each, "Modality") not in _NO_PICTURES]
+        uids["SeriesInstanceUID"] = _uid(images[:1], "SeriesInstanceUID")
+    keys = {**uids, "SOPInstanceUID": None, "InstanceNumber": None, "return": "requested"}
+    found = [match async for match in exchange.asker.find("IMAGE", keys, Found())]
+    found.sort(key=lambda match: int(first_value(match, "InstanceNumber") or 0))
+    uids["SOPInstanceUID"] = _uid(found[len(found) // 2 :], "SOPInstanceUID")
+    return uids
+
+
+def _uid(matches: Sequence[Mapping[str, object]], keyword: str) -> str:
+    uid = first_value(matches[0], keyword) if matches else None
+    if not uid:
+        raise NotFound("There is no image here.")
+    return str(uid)
