@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.task import Clock
 
 from harmonyd.dimse.waiting import AssociationSlots, until
@@ -35,6 +36,15 @@ def test_a_result_in_time() -> None:
     waiting.callback("here")
     assert result.result == "here"
     assert not clock.getDelayedCalls()
+
+
+def test_an_error_that_the_deadline_caused() -> None:
+    """What a cancelled connection says of it is not what went wrong: the time was over."""
+    clock = Clock()
+    waiting: Deferred[None] = Deferred(lambda deferred: deferred.errback(ConnectingCancelledError(None)))
+    result = Deferred.fromCoroutine(until(clock, 5.0, waiting, LATE))
+    clock.advance(5.0)
+    assert failure_of(result) is LATE
 
 
 def test_an_error_in_time() -> None:

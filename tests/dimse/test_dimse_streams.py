@@ -153,3 +153,28 @@ async def test_closed_as_soon_as_an_item_comes() -> None:
     source.go()
     assert reading.called
     assert source.ended == ["closed"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_so_far_ahead_and_no_farther() -> None:
+    """With a limit the source waits for the reader; closing ends one that waits."""
+    given: list[int] = []
+    ended: list[str] = []
+
+    async def source() -> AsyncGenerator[int, None]:
+        try:
+            for number in range(100):
+                given.append(number)
+                yield number
+        finally:
+            ended.append("closed")
+
+    items = ahead(source(), 4)
+    assert await anext(items) == 0
+    assert given == [0, 1, 2, 3]
+    for number in (1, 2):
+        assert await anext(items) == number
+    assert len(given) == 6
+    await items.aclose()
+    assert (len(given), ended) == (6, ["closed"])
+    assert await _all(ahead(source(), 4)) == list(range(100))

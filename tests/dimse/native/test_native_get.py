@@ -19,13 +19,20 @@ from scu_kit import Scu, query, read
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from harmonyd.dimse.engine import Instance, Match, Query
-from harmonyd.dimse.errors import AssociationAborted, EngineFailed, NonsenseAnswer
+from harmonyd.dimse.engine import Instance, Match, Query, QueryLevel
+from harmonyd.dimse.errors import (
+    AssociationAborted,
+    AssociationRejected,
+    EngineFailed,
+    NonsenseAnswer,
+    RemoteUnreachable,
+)
 from harmonyd.dimse.native import classes, core, get, names, object_file
 from harmonyd.dimse.part10 import read_header
 from harmonyd.dimse.streams import ItemStream
 from harmonyd.errors import DeadlinePassed, StorageFull
 from harmonyd.testing.data import MadeStudy, shipped_folder
+from harmonyd.testing.processes import free_port
 
 STUDY_ROOT_GET = next(uid for model, uid in names.GET.items() if model.value == "study")
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -166,6 +173,26 @@ async def test_classes_that_are_none(scu: Scu, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(classes, "find", lambda *_: ItemStream(answers))
     assert await classes.classes_of(scu.means, scu.node(), of_study("1.2.3"), scu.op()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_takes_no_association(scu: Scu, peer: Any) -> None:
+    """It is asked once: whoever may not ask what there is may not get it either."""
+    node = peer("reject")
+    with pytest.raises(AssociationRejected):
+        await read(get.get(scu.means, scu.node(node), of_study("1.2.3"), scu.op()))
+    with pytest.raises(RemoteUnreachable):
+        await classes.classes_of(scu.means, scu.node(port=free_port()), of_study("1.2.3"), scu.op())
+    assert len(node.events("association")) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_is_long_in_finding(scu: Scu, peer: Any) -> None:
+    """It gets a quarter of the time that there is, and is then asked for the objects."""
+    begun = scu.reactor.seconds()
+    keys = query(QueryLevel.SERIES, {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4"})
+    assert await classes.classes_of(scu.means, scu.node(peer("serve", after=0)), keys, scu.op(4.0)) == []
+    assert scu.reactor.seconds() - begun < 3.0
 
 
 @pytest_twisted.ensureDeferred
