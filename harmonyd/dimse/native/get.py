@@ -34,8 +34,6 @@ _SOP_CLASS_NOT_SUPPORTED = 0x0122
 """PS3.7 section C.5.7; the next two are of PS3.4 table B.2-1."""
 _DOES_NOT_MATCH = 0xA900
 _CANNOT_UNDERSTAND = 0xC000
-_CLASSES_IN_FULL = 6
-"""SOP classes of which every transfer syntax gets a context of its own."""
 
 
 def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Instance]:
@@ -61,17 +59,27 @@ def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) ->
 
 
 def contexts_for(service: str, sop_classes: list[str]) -> Proposal:
-    """The service, what is known to be there in every transfer syntax, and of the rest what there is room for."""
-    found = sop_classes[:_CLASSES_IN_FULL]
+    """The service, what is known to be there in every transfer syntax, and of the rest what there is room for.
+
+    Of very many SOP classes each has fewer contexts, and then its rarest transfer syntaxes share one.
+    """
     contexts: list[tuple[str, tuple[str, ...]]] = [(service, names.UNCOMPRESSED)]
+    found = list(dict.fromkeys(sop_classes))[: MAX_CONTEXTS - 1]
+    each = (MAX_CONTEXTS - 1) // max(1, len(found))
     for sop_class in found:
-        contexts.append((sop_class, names.UNCOMPRESSED))
-        contexts += [(sop_class, (syntax,)) for syntax in names.COMMON_COMPRESSED]
-    rest = [*sop_classes[_CLASSES_IN_FULL:], *names.COMMON_STORAGE, *names.STORAGE_CLASSES]
-    for sop_class in dict.fromkeys(rest):
+        contexts += [(sop_class, syntaxes) for syntaxes in _shared_out(each)]
+    for sop_class in dict.fromkeys((*names.COMMON_STORAGE, *names.STORAGE_CLASSES)):
         if sop_class not in found:
             contexts.append((sop_class, (*names.UNCOMPRESSED, *names.COMMON_COMPRESSED)))
     return contexts[:MAX_CONTEXTS]
+
+
+def _shared_out(count: int) -> list[tuple[str, ...]]:
+    """All transfer syntaxes in at most so many contexts; a node answers one of those that share a context."""
+    alone = [names.UNCOMPRESSED, *((syntax,) for syntax in names.COMMON_COMPRESSED)]
+    if len(alone) <= count:
+        return alone
+    return [*alone[: count - 1], tuple(syntax for syntaxes in alone[count - 1 :] for syntax in syntaxes)]
 
 
 class _Getting:
