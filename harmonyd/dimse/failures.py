@@ -172,7 +172,11 @@ def nonsense(remote: RemoteNode, text: str, *, accepted: bool) -> NonsenseAnswer
 def aborted(remote: RemoteNode, *, accepted: bool) -> AssociationAborted:
     """An A-ABORT, or a connection that dropped."""
     when = "during the operation" if accepted else "before it was established"
+    wants_tls = not accepted and remote.tls is None
     return AssociationAborted(
         f"{node_text(remote)} aborted the association, or dropped the connection, {when}",
-        hint="The PACS ended it: its log says why.",
+        hint="The PACS ended it: its log says why." + (_MAY_WANT_TLS if wants_tls else ""),
     )
+
+
+_MAY_WANT_TLS = ' A port that needs TLS ends it like this, too: then use_tls = true and engine = "native" are needed.'
