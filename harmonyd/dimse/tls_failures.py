@@ -48,7 +48,7 @@ def tls_failure(remote: RemoteNode, trouble: Trouble) -> TlsFailed:
     alert = reason.rpartition("alert ")[2] if "alert " in reason else ""
     if alert:
         return _alerted(remote, alert, trouble)
-    if not reason or "unexpected eof" in reason:
+    if not reason or "unexpected eof" in reason or "eof occurred" in reason:
         return _closed(remote, trouble)
     if any(text in reason for text in _OLD):
         return _too_old(remote)

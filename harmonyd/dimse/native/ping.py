@@ -31,8 +31,7 @@ def ping(remote: RemoteNode) -> None:
         accepted = False
         try:
             while time.monotonic() < give_up_at:
-                sock.sendall(association.data_to_send())
-                data = sock.recv(_READ_BYTES)
+                data = _said_to(sock, association.data_to_send())
                 if remote.tls is None and not accepted and (wrong := speaks_tls(remote, data)):
                     raise wrong
                 for event in association.receive(data) if data else association.receive_eof():
@@ -49,6 +48,17 @@ def ping(remote: RemoteNode) -> None:
         except OSError:
             raise failures.aborted(remote, accepted=accepted) from None
     raise failures.silence(remote, accepted=accepted)
+
+
+def _said_to(sock: socket.socket, data: bytes) -> bytes:
+    """What comes next. A peer that has closed already may have said why; that is still to be read (TLS 1.3 does so)."""
+    try:
+        sock.sendall(data)
+    except TimeoutError:
+        raise
+    except OSError:
+        pass
+    return sock.recv(_READ_BYTES)
 
 
 def _handle(association: core.Association, event: core.Event, remote: RemoteNode, *, accepted: bool) -> bool:
