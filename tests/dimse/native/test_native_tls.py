@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from harmonyd.dimse.errors import (
     TlsFailed,
 )
 from harmonyd.dimse.native import find, get, names, store
+from harmonyd.dimse.native.blocking_tls import secured
 from harmonyd.dimse.native.ping import ping
 from harmonyd.testing.certificates import Authority, Issued
 from harmonyd.testing.data import make_ct, make_study
@@ -280,6 +282,24 @@ async def test_a_client_certificate_is_required(
     vague = newest is ssl.TLSVersion.TLSv1_2
     error = await refused_both(scu, node, OurCertificateRefused, "client_certificate_required", vague=vague)
     assert "tls.cert_file" in (error.hint or "")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_has_closed_already(
+    scu: Scu, secure_scp: Any, ca: Authority, server: Issued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In TLS 1.3 the refusal may be there, and the connection closed, before we have said a word."""
+
+    def slowly(*args: Any) -> ssl.SSLSocket:
+        made = secured(*args)
+        time.sleep(0.2)
+        return made
+
+    monkeypatch.setattr("harmonyd.dimse.native.ping.secured", slowly)
+    running = secure_scp(context=server_context(server, client_ca=ca.cert))
+    with pytest.raises(OurCertificateRefused) as error:
+        await scu.means.in_thread(ping, scu.node(running, tls=TlsClient(ca.cert)))
+    assert error.value.extra["tls"] == "client_certificate_required"
 
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
