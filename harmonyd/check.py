@@ -150,6 +150,7 @@ def _native_probe(name: str, options: DicomBackendOptions) -> Finding:
         options.local_aet,
         connect_timeout_secs=min(options.connect_timeout_secs, _PROBE_SECS),
         association_timeout_secs=min(options.association_timeout_secs, _PROBE_SECS),
+        tls=options.tls,
     )
     try:
         ping(remote)

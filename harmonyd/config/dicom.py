@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harmonyd.config import checks
+from harmonyd.config import checks, tls
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
+from harmonyd.tls import TlsClient
 
 _MAX_PDU = (4096, 131072)
 """The range DCMTK accepts (--max-pdu)."""
@@ -37,7 +38,7 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
     for key in _BACKEND_ONLY:
         section.refuse(key, "a key of a dicom backend (SCU), not of a dicom endpoint (SCP)", _move_to("backends"))
     section.refuse("transfer_syntaxes", NOT_BUILT)
-    section.refuse("tls", f"secure associations are {NOT_BUILT}")
+    section.refuse("tls", f"secure associations to an endpoint are {NOT_BUILT}")
     options = DicomEndpointOptions(
         local_aet=section.text("local_aet", "HARMONY_SCP", checks.ae_title),
         bind_addr=section.text("bind_addr", ANY_ADDRESS, checks.ip_address),
@@ -82,15 +83,15 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
     """An SCU. ``base`` is the folder of config.toml."""
     for key in _ENDPOINT_ONLY:
         section.refuse(key, "a key of a dicom endpoint (SCP), not of a dicom backend (SCU)", _move_to("endpoints"))
-    _refuse_tls(section)
     section.require("aet", "host", "port")
     local_aet = section.text("local_aet", "HARMONY_SCU", checks.ae_title)
+    engine = _engine(section)
     options = DicomBackendOptions(
         aet=section.text("aet", "", checks.ae_title),
         host=section.text("host", "", checks.host),
         port=section.port("port", 0),
         local_aet=local_aet,
-        engine=_engine(section),
+        engine=engine,
         store_scp=_store_scp(section),
         incoming_store_port=section.port("incoming_store_port", 11123),
         incoming_store_port_set="incoming_store_port" in section,
@@ -106,6 +107,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         max_results=section.integer("max_results", 10000, 1, 10_000_000),
         query_model=section.choice("query_model", "", ["study", "patient"]) or None,
         storage_dir=_storage_dir(section, base),
+        tls=_tls(section, engine, base),
     )
     section.finish()
     if options.engine == NATIVE:
@@ -124,10 +126,17 @@ def _warn_about_modes(section: Section) -> None:
             section.warn(key, "it has no effect: the native engine receives by itself, in one way that can all")
 
 
-def _refuse_tls(section: Section) -> None:
-    if section.flag("use_tls", False):
-        section.problem("use_tls", f"secure associations are {NOT_BUILT}", "set it to false, or remove the key")
-    section.refuse("tls", f"secure associations are {NOT_BUILT}")
+def _tls(section: Section, engine: str, base: Path) -> TlsClient | None:
+    """``use_tls`` and ``tls``. The table alone changes nothing: it may stay while its use is switched off."""
+    is_used = section.flag("use_tls", False)
+    if is_used and engine == NATIVE:
+        return tls.client(section.table("tls"), base)
+    section.raw("tls")
+    if is_used:
+        section.problem("use_tls", "the dcmtk engine has no TLS", f'set engine = "{NATIVE}", which has it')
+    elif "tls" in section:
+        section.warn("tls", "it has no effect without use_tls = true")
+    return None
 
 
 def _store_scp(section: Section) -> str:

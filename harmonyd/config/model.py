@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harmonyd.tls import TlsClient
+
 
 @dataclass(frozen=True, slots=True)
 class HttpListener:
@@ -219,6 +221,8 @@ class DicomBackendOptions:
     """"study", "patient" or None: by level."""
     storage_dir: Path | None = None
     """Artifact folder for this backend; None: the storage path."""
+    tls: TlsClient | None = None
+    """None: not secured. engine = "native" only."""
 
 
 @dataclass(frozen=True, slots=True)

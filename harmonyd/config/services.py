@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,9 +87,6 @@ def _dicomweb_endpoint(section: Section, base: Path) -> EndpointOptions:
 def _http_backend(section: Section, base: Path) -> BackendOptions:
     section.require("base_url")
     base_url = section.text("base_url", "", checks.base_url)
-    if base_url.startswith("https:") and find_spec("OpenSSL") is None:
-        what = "https needs Twisted's TLS support, which is not installed"
-        section.problem("base_url", what, "pip install 'twisted[tls]', or give an http:// URL")
     options = HttpBackendOptions(
         base_url,
         section.milliseconds("connect_timeout_ms", 10.0),

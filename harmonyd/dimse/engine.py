@@ -13,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from harmonyd.tls import TlsClient
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
@@ -53,6 +55,8 @@ class RemoteNode:
     """That we may have open to it at once, idle ones included."""
     idle_secs: float = 5.0
     """How long an association stays open that nobody uses; 0: not at all."""
+    tls: TlsClient | None = None
+    """None: connections are not secured. The native engine's only."""
 
 
 @dataclass(frozen=True, slots=True)

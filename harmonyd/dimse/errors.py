@@ -7,6 +7,7 @@ from harmonyd.errors import BadRequest, DeadlinePassed, Fault, HarmonydError, Re
 __all__ = [
     "AssociationAborted",
     "AssociationRejected",
+    "CertificateRefused",
     "DeadlinePassed",
     "DimseError",
     "DimseFailure",
@@ -15,8 +16,10 @@ __all__ = [
     "IdentifierError",
     "NoPresentationContext",
     "NonsenseAnswer",
+    "OurCertificateRefused",
     "RemoteUnreachable",
     "StorageFull",
+    "TlsFailed",
     "ToolMissing",
 ]
 
@@ -33,6 +36,24 @@ class RemoteUnreachable(DimseError):
     """No TCP connection: refused, no route, unknown host."""
 
     title = "The remote node cannot be reached"
+
+
+class TlsFailed(DimseError):
+    """No secure connection, or none without TLS; ``extra['tls']`` says in a word why."""
+
+    title = "There is no secure connection to the remote node"
+
+
+class CertificateRefused(TlsFailed):
+    """We do not trust the certificate of the node; ``extra['certificate_sha256']`` is its fingerprint."""
+
+    title = "The remote node's certificate cannot be trusted"
+
+
+class OurCertificateRefused(TlsFailed):
+    """The node requires a certificate of ours, or another one."""
+
+    title = "The remote node does not accept our certificate"
 
 
 class AssociationRejected(DimseError):

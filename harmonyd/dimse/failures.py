@@ -172,7 +172,12 @@ def nonsense(remote: RemoteNode, text: str, *, accepted: bool) -> NonsenseAnswer
 def aborted(remote: RemoteNode, *, accepted: bool) -> AssociationAborted:
     """An A-ABORT, or a connection that dropped."""
     when = "during the operation" if accepted else "before it was established"
+    perhaps = _MAY_WANT_TLS if remote.tls is None else _MAY_WANT_CERTIFICATE
     return AssociationAborted(
         f"{node_text(remote)} aborted the association, or dropped the connection, {when}",
-        hint="The PACS ended it: its log says why.",
+        hint="The PACS ended it: its log says why." + ("" if accepted else perhaps),
     )
+
+
+_MAY_WANT_TLS = ' A port that needs TLS ends it like this, too: then use_tls = true and engine = "native" are needed.'
+_MAY_WANT_CERTIFICATE = " It may also want a certificate of ours, or another one, and not say so."

@@ -101,17 +101,6 @@ def test_a_host_that_could_be_something_else(problems, value):
     assert problems(BACKEND.replace("'pacs'", value))[0].key == "host"
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["use_tls = true", "tls = { ca = 'x' }", "tls = {}"],
-)
-def test_what_is_not_built_yet_in_a_backend(problems, text):
-    """Options of later features are refused with the reason."""
-    found = problems(BACKEND + text)
-    assert len(found) == 1
-    assert "not built yet" in found[0].what
-
-
 @pytest.mark.parametrize("key", ["bind_addr", "allowed_calling_aets", "transfer_syntaxes"])
 def test_an_endpoint_key_in_a_backend(problems, key):
     """A key of the SCP half in the SCU half is said to belong there."""

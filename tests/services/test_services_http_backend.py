@@ -575,16 +575,6 @@ async def test_a_cancelled_request_leaves_the_server(listen: Listen, backend: Ca
     await turn_until(lambda: factory.made[0].left)
 
 
-def test_https_without_tls_support_says_what_to_install(reactor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An https URL needs Twisted's TLS support, and says how to get it."""
-    import sys
-
-    monkeypatch.setitem(sys.modules, "twisted.internet.ssl", None)
-    with pytest.raises(HarmonydError, match="https") as error:
-        HttpBackend("up", HttpBackendOptions("https://127.0.0.1"), reactor)
-    assert "twisted[tls]" in str(error.value.hint)
-
-
 def _reactor() -> Any:
     from twisted.internet import reactor
 

@@ -217,9 +217,9 @@ async def open_association(
 
     ``connected`` is told of the transport connection, whatever becomes of the association on it.
 
-    Raises ``RemoteUnreachable``, ``AssociationRejected``, ``AssociationAborted``, ``NonsenseAnswer``; ``DimseTimeout``,
-    whose ``timeout`` is "connect" or "association"; ``DeadlinePassed`` when the operation's time (reactor seconds) is
-    over before.
+    Raises ``RemoteUnreachable``, ``TlsFailed``, ``AssociationRejected``, ``AssociationAborted``, ``NonsenseAnswer``;
+    ``DimseTimeout``, whose ``timeout`` is "connect" or "association"; ``DeadlinePassed`` when the operation's time
+    (reactor seconds) is over before; ``EngineFailed`` when our certificates cannot be used.
     """
     connection = await connect(reactor, remote, association_request(remote, proposed, roles), deadline)
     connected(connection)
@@ -232,7 +232,7 @@ async def open_association(
         connection.abort()
         raise
     if not isinstance(event, core.Accepted):
-        raise error_for(event, remote, accepted=False)
+        raise connection.problem(remote) or error_for(event, remote, accepted=False)
     return ClientAssociation(reactor, connection, remote, event)
 
 

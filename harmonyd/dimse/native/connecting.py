@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, DNSLookupError, TimeoutError, UserError
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -16,35 +16,61 @@ from harmonyd.dimse import failures
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.connection import Connection
+from harmonyd.dimse.native.secure import ClientCreator, SecureConnection
+from harmonyd.dimse.tls_failures import handshake_timeout
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed
 
 
 async def connect(reactor: Any, remote: RemoteNode, request: core.AssociateRequest, deadline: float) -> Connection:
-    """Connect over IPv4 or IPv6, whichever answers first (RFC 8305).
+    """Connect over IPv4 or IPv6, whichever answers first (RFC 8305), and secure the connection where the node says so.
 
-    Raises ``RemoteUnreachable``, ``DimseTimeout`` ("connect"), and ``DeadlinePassed`` when the operation's time
-    (reactor seconds) is over before.
+    Raises ``RemoteUnreachable``, ``TlsFailed``, ``DimseTimeout`` ("connect"), ``EngineFailed`` when our certificates
+    cannot be used, and ``DeadlinePassed`` when the operation's time (reactor seconds) is over before.
     """
+    kind, endpoint = _way(reactor, remote)
 
     def build() -> Connection:
-        return Connection(reactor, core.Association.requestor(request), remote.association_timeout_secs)
+        return kind(reactor, core.Association.requestor(request), remote.association_timeout_secs)
 
-    now = reactor.seconds()
-    by, error = min(
-        (now + remote.connect_timeout_secs, failures.connect_timeout(remote)),
-        (deadline, deadline_passed()),
-        key=lambda limit: limit[0],
-    )
-    attempt = _endpoint(reactor, remote).connect(Factory.forProtocol(build))
+    connect_by = reactor.seconds() + remote.connect_timeout_secs
+
+    def limit(too_late: DeadlinePassed) -> tuple[float, DeadlinePassed]:
+        return (deadline, deadline_passed()) if deadline < connect_by else (connect_by, too_late)
+
+    attempt = endpoint.connect(Factory.forProtocol(build))
+    by, error = limit(failures.connect_timeout(remote))
     try:
-        return await until(reactor, by, _cancellable(attempt), error)
+        connection = await until(reactor, by, _cancellable(attempt), error)
     except (DNSLookupError, UnicodeError, ValueError):
         raise failures.unknown_host(remote) from None
     except (TimeoutError, UserError):
         raise failures.connect_timeout(remote) from None
     except ConnectError as refused:
         raise failures.unreachable(remote, _why(refused)) from None
+    if isinstance(connection, SecureConnection):
+        await _secured(reactor, connection, remote, *limit(handshake_timeout(remote)))
+    return connection
+
+
+async def _secured(
+    reactor: Any, connection: SecureConnection, remote: RemoteNode, by: float, error: DeadlinePassed
+) -> None:
+    try:
+        is_secured = await until(reactor, by, connection.secured, error)
+    except BaseException:
+        connection.cut()
+        raise
+    if not is_secured:
+        raise connection.problem(remote) or failures.aborted(remote, accepted=False)
+
+
+def _way(reactor: Any, remote: RemoteNode) -> tuple[type[Connection], Any]:
+    endpoint = _endpoint(reactor, remote)
+    if remote.tls is None:
+        return Connection, endpoint
+    creator: Any = ClientCreator(remote, remote.tls)
+    return SecureConnection, wrapClientTLS(creator, endpoint)
 
 
 def _endpoint(reactor: Any, remote: RemoteNode) -> Any:

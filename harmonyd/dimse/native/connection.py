@@ -17,8 +17,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from harmonyd.dimse.associate import Rejection
+from harmonyd.dimse.engine import RemoteNode
+from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.silence import SilenceWatch, unsent_bytes
+from harmonyd.dimse.tls_failures import speaks_tls
 
 MAX_WAITING_BYTES = 1024 * 1024
 """So much of data sets may wait to be read; more stays in the socket."""
@@ -29,7 +32,6 @@ LAST_WORDS_SECS = 2.0
 """How long the peer may take to read our A-ABORT before the connection is cut."""
 PROGRESS_BYTES = 1000
 """So much of a data set ends a silence; a byte now and then does not."""
-_CUT_SECS = 10.0
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -42,6 +44,8 @@ class Connection(Protocol):
     """Made for one association; ``closed`` fires once, with None, when the transport connection is gone."""
 
     transport: Any
+    cut_secs = 10.0
+    """How long what was written may take to leave, once all is said."""
 
     def __init__(self, reactor: Any, association: core.Association, silence_secs: float) -> None:
         self.association = association
@@ -63,6 +67,11 @@ class Connection(Protocol):
         self._is_connected = False
         self._is_losing = False
         self._is_half_closed = False
+        self._first_bytes = b""
+
+    def problem(self, remote: RemoteNode) -> DimseError | None:
+        """What is wrong below DICOM, where there is no association; None when nothing is."""
+        return speaks_tls(remote, self._first_bytes)
 
     # --- events
 
@@ -191,7 +200,10 @@ class Connection(Protocol):
         if not self._is_half_closed and not self._is_losing:
             self._is_half_closed = True
             self.transport.unregisterProducer()
-            self.transport.loseWriteConnection()
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        self.transport.loseWriteConnection()
 
     def cut(self) -> None:
         """Close the connection without a word. Safe at any time."""
@@ -204,7 +216,7 @@ class Connection(Protocol):
             self.transport.unregisterProducer()
             self.transport.loseConnection()
             self._cancel_end_call()
-            self._end_call = self._reactor.callLater(_CUT_SECS, self.transport.abortConnection)
+            self._end_call = self._reactor.callLater(self.cut_secs, self.transport.abortConnection)
 
     def _give_until(self, secs: float) -> None:
         """The peer closes the connection within this time, or we do."""
@@ -254,21 +266,33 @@ class Connection(Protocol):
         self.transport.setTcpNoDelay(True)
         self.transport.setTcpKeepAlive(True)
         self.transport.registerProducer(self, True)
+        self._connected()
+
+    def _connected(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Ask for the association, when it is ours to ask."""
         if self.association.request is not None:
             self.association.connected()
         self.flush()
 
     def dataReceived(self, data: bytes) -> None:
         self._acknowledge()
+        if not self._first_bytes:
+            self._first_bytes = data[:3]
         self._happened(self.association.receive(data))
         if self._is_connected:
             self.flush()
 
     def _acknowledge(self) -> None:
         """At once, in the socket: a peer with Nagle's algorithm waits for it before it sends the rest of a message."""
-        sock = self.transport.getHandle()
+        sock = self._socket()
         if _QUICKACK is not None and isinstance(sock, socket.socket):
             sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+    def _socket(self) -> Any:
+        return self.transport.getHandle()
 
     def _happened(self, events: list[core.Event]) -> None:
         self._events.extend(events)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 
 from harmonyd.dimse import failures
 from harmonyd.dimse.engine import RemoteNode, SubOperations
 from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native.blocking_tls import failure_of, secured
 from harmonyd.dimse.native.client import association_request, error_for
+from harmonyd.dimse.tls_failures import speaks_tls
 
 _READ_BYTES = 65536
 
@@ -28,8 +31,9 @@ def ping(remote: RemoteNode) -> None:
         accepted = False
         try:
             while time.monotonic() < give_up_at:
-                sock.sendall(association.data_to_send())
-                data = sock.recv(_READ_BYTES)
+                data = _said_to(sock, association.data_to_send())
+                if remote.tls is None and not accepted and (wrong := speaks_tls(remote, data)):
+                    raise wrong
                 for event in association.receive(data) if data else association.receive_eof():
                     accepted = accepted or isinstance(event, core.Accepted)
                     if _handle(association, event, remote, accepted=accepted):
@@ -37,9 +41,24 @@ def ping(remote: RemoteNode) -> None:
                         return
         except TimeoutError:
             pass
+        except ssl.SSLError as error:
+            if accepted:
+                raise failures.aborted(remote, accepted=True) from None
+            raise failure_of(remote, error, certificate_accepted=True) from None
         except OSError:
             raise failures.aborted(remote, accepted=accepted) from None
     raise failures.silence(remote, accepted=accepted)
+
+
+def _said_to(sock: socket.socket, data: bytes) -> bytes:
+    """What comes next. A peer that has closed already may have said why; that is still to be read (TLS 1.3 does so)."""
+    try:
+        sock.sendall(data)
+    except TimeoutError:
+        raise
+    except OSError:
+        pass
+    return sock.recv(_READ_BYTES)
 
 
 def _handle(association: core.Association, event: core.Event, remote: RemoteNode, *, accepted: bool) -> bool:
@@ -60,6 +79,7 @@ def _handle(association: core.Association, event: core.Event, remote: RemoteNode
 
 
 def _connected(remote: RemoteNode) -> socket.socket:
+    began_at = time.monotonic()
     try:
         sock = socket.create_connection((remote.host, remote.port), timeout=remote.connect_timeout_secs)
     except (socket.gaierror, UnicodeError):
@@ -69,4 +89,6 @@ def _connected(remote: RemoteNode) -> socket.socket:
     except OSError as error:
         raise failures.unreachable(remote, error.strerror or type(error).__name__) from None
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    if remote.tls is None:
+        return sock
+    return secured(sock, remote, remote.tls, began_at + remote.connect_timeout_secs)

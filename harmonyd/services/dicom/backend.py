@@ -79,6 +79,7 @@ class DicomBackend:
             options.max_pdu,
             options.max_associations,
             options.association_idle_secs,
+            options.tls,
         )
 
     async def start(self) -> None:

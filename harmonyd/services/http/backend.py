@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any, NoReturn
 from urllib.parse import quote, urlencode
 
@@ -47,8 +46,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 class HttpBackend:
     """Sends requests to the HTTP server at ``base_url``.
 
-    ``reactor`` is Twisted's, with its clock, TCP and name resolution. Raises ``HarmonydError`` for an https URL when
-    Twisted's TLS support is not installed.
+    ``reactor`` is Twisted's, with its clock, TCP and name resolution.
     """
 
     max_batch = 8
@@ -59,8 +57,6 @@ class HttpBackend:
         self._options = options
         self._base = options.base_url.rstrip("/")
         self._reactor = reactor
-        if options.base_url.lower().startswith("https:"):
-            _require_tls_library(name)
         self._pool: Any = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
         self._pool.maxPersistentPerHost = _MAX_IDLE_CONNECTIONS
         self._pool.cachedConnectionTimeout = _IDLE_SECS
@@ -199,15 +195,3 @@ def _received(headers: Headers) -> dict[str, str]:
         name.decode("latin-1").lower(): b", ".join(values).decode("latin-1")
         for name, values in headers.getAllRawHeaders()
     }
-
-
-def _require_tls_library(name: str) -> None:
-    """Raise ``HarmonydError`` when Twisted has no TLS to reach an https URL with."""
-    try:
-        import_module("twisted.internet.ssl")
-    except ImportError as error:
-        raise HarmonydError(
-            f"Backend {name} has an https base_url, but Twisted's TLS support is not installed.",
-            hint="Install it: pip install 'twisted[tls]'",
-            backend=name,
-        ) from error

@@ -1,4 +1,4 @@
-"""One C-STORE or C-GET in a process of its own, ``memory_child.py store|get PORT PATH``: how much its memory grew."""
+"""A C-STORE or C-GET in a process of its own, ``memory_child.py store|get PORT PATH [CA]``: how its memory grew."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from twisted.internet import reactor as installed
 from twisted.internet.defer import Deferred
 
 from harmonyd.dimse.native import get, store
+from harmonyd.tls import TlsClient
 
 reactor: Any = installed
 
@@ -23,9 +24,9 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-async def work(what: str, port: int, path: Path) -> dict[str, Any]:
+async def work(what: str, port: int, path: Path, ca: Path | None) -> dict[str, Any]:
     scu = Scu(reactor, path if what == "get" else path.parent)
-    node = scu.node(port=port, aet="BIG", idle_secs=0.0)
+    node = scu.node(port=port, aet="BIG", idle_secs=0.0, tls=None if ca is None else TlsClient(ca))
     before = peak_bytes()
     if what == "store":
         said = [result.status for result in await read(store.store(scu.means, node, [path], scu.op(100)))]
@@ -38,9 +39,10 @@ async def work(what: str, port: int, path: Path) -> dict[str, Any]:
 
 def main() -> None:
     what, port, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    ca = Path(sys.argv[4]) if len(sys.argv) > 4 else None
 
     def begin() -> None:
-        Deferred.fromCoroutine(work(what, port, path)).addCallbacks(
+        Deferred.fromCoroutine(work(what, port, path, ca)).addCallbacks(
             lambda found: print(json.dumps(found)), lambda failure: failure.printTraceback(sys.stderr)
         ).addBoth(lambda _: reactor.stop())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 from raw_scp import Raw
+from tls_kit import server_context
 
 from harmonyd.dimse.native import core, names
+from harmonyd.testing.certificates import Authority
 from harmonyd.testing.data import make_ct
 
 OBJECT_BYTES = 500_000_000
@@ -35,8 +38,9 @@ def big_file(path: Path) -> int:
 class Scp:
     """Takes one object, or gives one, in a thread."""
 
-    def __init__(self, syntaxes: tuple[str, ...]) -> None:
+    def __init__(self, syntaxes: tuple[str, ...], tls: ssl.SSLContext | None = None) -> None:
         self.raw = Raw()
+        self._tls = tls
         self.port = self.raw.port
         self.received_bytes = 0
         self._syntaxes = syntaxes
@@ -49,13 +53,21 @@ class Scp:
 
     def _serve(self) -> None:
         while True:
-            connection, acceptor = self.raw.accept(), core.Association.acceptor(131072)
+            connection, acceptor = self._accept(), core.Association.acceptor(131072)
             connection.settimeout(60)
             while data := connection.recv(1 << 18):
                 for event in acceptor.receive(data):
                     if self._is_over(connection, acceptor, event):
                         return
                 connection.sendall(acceptor.data_to_send())
+
+    def _accept(self) -> Any:
+        plain = self.raw.accept()
+        if self._tls is None:
+            return plain
+        secure = self._tls.wrap_socket(plain, server_side=True)
+        self.raw.kept.append(secure)
+        return secure
 
     def _is_over(self, connection: Any, acceptor: core.Association, event: core.Event) -> bool:
         match event:
@@ -103,9 +115,11 @@ class Scp:
     object: Path
 
 
-def child(what: str, port: int, path: Path) -> dict[str, Any]:
+def child(what: str, port: int, path: Path, ca: Path | None = None) -> dict[str, Any]:
     """What the other process said."""
     argv = [sys.executable, str(Path(__file__).with_name("memory_child.py")), what, str(port), str(path)]
+    if ca is not None:
+        argv.append(str(ca))
     run = subprocess.run(argv, capture_output=True, timeout=110, check=False)
     assert run.stdout, run.stderr.decode()
     found: dict[str, Any] = json.loads(run.stdout)
@@ -139,4 +153,24 @@ def test_get(tmp_path: Path) -> None:
     found = child("get", scp.port, storage)
     scp.close()
     assert len(found["said"]) == 1 and found["said"][0] > OBJECT_BYTES
+    assert found["grown"] < GROWTH_BYTES
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.parametrize("what", ["store", "get"])
+def test_over_tls(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, what: str) -> None:
+    """Both ways over TLS, too: who reads or takes slowly is waited for."""
+    ca = Authority(tmp_path_factory.mktemp("certificates"))
+    path = tmp_path / "big.dcm"
+    big_file(path)
+    scp = Scp(names.UNCOMPRESSED, server_context(ca.issue("server")))
+    scp.object = path
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    found = child(what, scp.port, path if what == "store" else storage, ca.cert)
+    scp.close()
+    if what == "store":
+        assert found["said"] == [0] and scp.received_bytes > OBJECT_BYTES
+    else:
+        assert len(found["said"]) == 1 and found["said"][0] > OBJECT_BYTES
     assert found["grown"] < GROWTH_BYTES

@@ -1,0 +1,53 @@
+"""What a TLS client of ours demands of its peer, whichever library speaks for it.
+
+BCP 195 (RFC 9325), as the secure transport connection profiles of PS3.15 Annex B have it: TLS 1.2 with ephemeral keys
+and authenticated encryption, or TLS 1.3; no renegotiation, no compression.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+CIPHERS = ":".join(
+    f"ECDHE-{signature}-{cipher}"
+    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
+    for signature in ("ECDSA", "RSA")
+)
+"""Of TLS 1.2, in OpenSSL's names (RFC 9325 section 4.2, RFC 7905); all suites of TLS 1.3 will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsClient:
+    """How a connection of ours is secured. Validated by the configuration; paths are absolute, the files PEM."""
+
+    ca_file: Path | None = None
+    """Whose certificates are trusted; None: those of the system's authorities."""
+    cert_file: Path | None = None
+    """Our own certificate, and what leads to its authority; None: we show none."""
+    key_file: Path | None = None
+    server_name: str | None = None
+    """The name or address that must be in the certificate; None: that which is connected to."""
+    pinned_sha256: tuple[str, ...] = ()
+    """SHA-256 of certificates, in hex. When there are any, the peer must have one of them, and nothing else counts."""
+
+
+def fingerprint(certificate: bytes) -> str:
+    """SHA-256 of a certificate (DER), as it is pinned."""
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def expected_name(settings: TlsClient, host: str) -> str:
+    """The name that the certificate must have, and that the peer is told we look for (RFC 6066 section 3)."""
+    return (settings.server_name or host).removesuffix(".")
+
+
+def is_address(name: str) -> bool:
+    """It is no name: it has to be in the certificate as an IP address, and no peer is told of it."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
