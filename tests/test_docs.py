@@ -117,7 +117,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 def documented_keys() -> dict[str, set[str]]:
-    """The keys in the tables of docs/configuration.md, by TOML table; but for those of a table in a table (``tls.…``)."""
+    """The keys in the tables of docs/configuration.md, by TOML table; not those of a table in a table (``tls.…``)."""
     found: dict[str, set[str]] = {}
     above = heading = ""
     for line in text_of(ROOT / "docs" / "configuration.md").splitlines():
