@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -232,9 +233,12 @@ def _run_spool(arguments: argparse.Namespace) -> int:
 
 
 def _daemon(config: Path) -> int:
+    # Threads that a library starts when it is imported (numpy does) must never take a signal that is for us.
+    held_before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     gc.disable()  # imports leave nothing to collect, and looking for it is a tenth of their time
     from harmonyd.daemon.process import run
 
+    signal.pthread_sigmask(signal.SIG_SETMASK, held_before)
     gc.freeze()  # nor is there a need to look through all of it again later
     gc.enable()
     return run(config)
