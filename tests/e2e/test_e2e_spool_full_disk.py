@@ -93,7 +93,7 @@ def assert_refused(port: int, mode: str) -> None:
 
 def alarms(running: RunningDaemon) -> str:
     """What the spool and the log say of damaged objects."""
-    told = [info for info in entries(running) if info.deliveries[0].state is EntryState.DAMAGED]
+    told = in_state(running, EntryState.DAMAGED)
     text = " ".join(info.entry.metadata["sop_instance_uid"] + info.deliveries[0].reason for info in told)
     lines = [line for line in running.log.splitlines() if "an acknowledged object is damaged" in line]
     assert len(lines) == len(told)
@@ -108,7 +108,12 @@ def settle(running: RunningDaemon) -> None:
 
 
 def waiting(running: RunningDaemon) -> list[Any]:
-    return [info for info in entries(running) if info.deliveries[0].state is EntryState.WAITING]
+    return in_state(running, EntryState.WAITING)
+
+
+def in_state(running: RunningDaemon, state: EntryState) -> list[Any]:
+    """Entries with a delivery in this state; one that has just been handed on has none any more."""
+    return [info for info in entries(running) if any(delivery.state is state for delivery in info.deliveries)]
 
 
 @pytest.mark.root
