@@ -3,7 +3,7 @@
 Usage: python bench/moves.py [--moves 8] [--objects 50] [--rounds 3]
 
 As many studies of CT (0.5 MB) as moves, each moved once over HTTP into multipart answers that are thrown away; PACS:
-dcmqrscp, loopback, TCP_NODELAY=1. ``store_scp``: how harmonyd receives what the PACS delivers.
+dcmqrscp, loopback, TCP_NODELAY=1. By how harmonyd receives what the PACS delivers: natively, or by ``store_scp``.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ def main() -> None:
         port = free_port()
         files = [file for study in studies for file in study.files]
         with RunningPacs(scratch / "pacs", files=files, destinations={"HARMONY_MOVE": port}) as pacs:
-            for store_scp in ("per-association", "persistent"):
-                backend = {"aet": pacs.aet, "host": "127.0.0.1", "port": pacs.port, "store_scp": store_scp}
+            for how in ("native", "per-association", "persistent"):
+                mode = {"engine": "native"} if how == "native" else {"store_scp": how}
+                backend = {"aet": pacs.aet, "host": "127.0.0.1", "port": pacs.port, **mode}
                 backend |= {"move_destination_aet": "HARMONY_MOVE", "incoming_store_port": port}
-                config = write_config(scratch / store_scp, http_port=free_port(), backends={"pacs": backend})
+                config = write_config(scratch / how, http_port=free_port(), backends={"pacs": backend})
                 with RunningDaemon(config) as daemon:
                     move(daemon.base_url, studies[:1], 1)
                     for at_once in (1, options.moves):
                         times = [move(daemon.base_url, studies, at_once) for _ in range(options.rounds)]
                         rate = len(studies) * options.objects / statistics.median(times)
-                        print(f"{store_scp:<16} {at_once} at once: {rate:6.0f} objects/s", flush=True)
+                        print(f"{how:<16} {at_once} at once: {rate:6.0f} objects/s", flush=True)
     finally:
         shutil.rmtree(scratch)
 
