@@ -115,7 +115,7 @@ def test_a_value_arrives_as_it_is(nodes: Stage, value: str) -> None:
 @pytest.mark.parametrize("value", REFUSED)
 def test_a_value_is_refused(nodes: Stage, value: str) -> None:
     """What a PatientID cannot be is refused with the name of the key, and nothing is sent to the PACS."""
-    before = len(nodes.peers["peer"].events())
+    before = len(nodes.peers["peer"].events("association"))
     body = json.dumps({"PatientID": value}).encode()
     answer = nodes.daemon.http(
         "POST", "/dicom/find?backend=peer", body=body, headers={"Content-Type": "application/json"}
@@ -127,7 +127,7 @@ def test_a_value_is_refused(nodes: Stage, value: str) -> None:
     assert members["fault"] == "caller"
     assert members["backend"] == "peer"
     assert members["request_id"] == answer.headers["X-Request-ID"]
-    assert len(nodes.peers["peer"].events()) == before
+    assert len(nodes.peers["peer"].events("association")) == before
 
 
 def test_300_characters_where_they_are_allowed(nodes: Stage) -> None:
@@ -158,11 +158,11 @@ def test_a_key_is_refused(nodes: Stage, name: str) -> None:
 )
 def test_a_uid_is_refused(nodes: Stage, operation: str, uid: str) -> None:
     """A retrieve takes UIDs and nothing else, so that it never becomes one of the whole archive."""
-    before = len(nodes.peers["peer"].events())
+    before = len(nodes.peers["peer"].events("association"))
     answer = nodes.ask(operation, "peer", {"StudyInstanceUID": uid})
     assert answer.status == 400
     assert answer.json()["key"] == "StudyInstanceUID"
-    assert len(nodes.peers["peer"].events()) == before
+    assert len(nodes.peers["peer"].events("association")) == before
 
 
 def test_a_client_cannot_choose_where_a_move_goes(nodes: Stage) -> None:
