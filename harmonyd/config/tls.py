@@ -106,6 +106,7 @@ def _key(pem: bytes) -> bytes:
 
 
 def _public(key: object) -> bytes:
+    # A certificate may have a kind of key without it; of those that TLS knows, every one has it.
     encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
     return encoded
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from enum import Enum
 
 SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
+INVALID_INSTANCE = 0x0117
+SOP_CLASS_NOT_SUPPORTED = 0x0122
 OUT_OF_RESOURCES = 0xA700
+"""This one and the next two are of PS3.4 table B.2-1."""
+DOES_NOT_MATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
 CANCEL = 0xFE00
 UNKNOWN = "Unknown status"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.associate import printable
@@ -18,6 +17,7 @@ from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation, Proposal
 from harmonyd.dimse.native.connecting import deadline_passed
 from harmonyd.dimse.native.pool import AssociationPool
+from harmonyd.dimse.threads import in_thread
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
@@ -55,8 +55,7 @@ class Means:
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run blocking work in the reactor's thread pool."""
-        result: T = await deferToThreadPool(self.reactor, self.reactor.getThreadPool(), function, *args)
-        return result
+        return await in_thread(self.reactor, function, *args)
 
     @property
     def quarantine(self) -> Path:

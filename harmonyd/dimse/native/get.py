@@ -30,11 +30,6 @@ from harmonyd.dimse.streams import ItemStream, ahead
 from harmonyd.dimse.uid import is_uid
 from harmonyd.errors import HarmonydError
 
-_SOP_CLASS_NOT_SUPPORTED = 0x0122
-"""PS3.7 section C.5.7; the next two are of PS3.4 table B.2-1."""
-_DOES_NOT_MATCH = 0xA900
-_CANNOT_UNDERSTAND = 0xC000
-
 
 def get(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -> ItemStream[Instance]:
     """Lazy: nothing is asked before the first item is asked for.
@@ -159,7 +154,7 @@ class _Getting:
         incoming = exchange.incoming = Incoming(context_id, command)
         if context.abstract_syntax != command.affected_sop_class_uid or not names.is_storage(context.abstract_syntax):
             await self._skip()
-            status, instance = _SOP_CLASS_NOT_SUPPORTED, None
+            status, instance = dimse_status.SOP_CLASS_NOT_SUPPORTED, None
         else:
             status, instance = await self._receive(incoming, context)
         exchange.incoming = None
@@ -209,12 +204,12 @@ class _Getting:
             header = await file.finish()
         except DamagedFile:
             await in_thread(intake.take, [file.path])
-            return _CANNOT_UNDERSTAND, None
+            return dimse_status.CANNOT_UNDERSTAND, None
         said = (command.affected_sop_class_uid, command.affected_sop_instance_uid)
         if (header.sop_class_uid, header.sop_instance_uid) != said:
             intake.damaged += 1
             await in_thread(intake.aside, file.path, "damaged", "it is not the instance that its C-STORE names")
-            return _DOES_NOT_MATCH, None
+            return dimse_status.DOES_NOT_MATCH, None
         if intake.is_wanted(header):
             return dimse_status.SUCCESS, intake.taken(file.path, header)
         await in_thread(intake.take_checked, file.path, header)

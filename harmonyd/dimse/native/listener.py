@@ -162,6 +162,7 @@ class AssociationListener:
         association = core.Association.acceptor(DEFAULT_MAX_PDU)
         # Until there is a request the ARTIM timer counts, not silence.
         connection = Connection(self._reactor, association, 2 * connections.ARTIM_SECS)
+        # Twisted asks for its own Port there, and uses it for its log prefix only.
         transport: Any = Server(sock, connection, address, None, sock.fileno(), self._reactor)  # type: ignore[arg-type]
         transport.repstr = f"<DICOM connection from {address[0]}>"
         self._pending[connection] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# pydicom documents the table, and does not export it for type checkers.
 from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]
 
 import harmonyd

@@ -21,16 +21,19 @@ from harmonyd.dimse.native.connection import Silence
 from harmonyd.dimse.native.inbound import Ended, InboundSession, Stopped
 from harmonyd.dimse.native.object_file import ObjectFile, file_meta
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader
+from harmonyd.dimse.status import (
+    CANNOT_UNDERSTAND,
+    DOES_NOT_MATCH,
+    INVALID_INSTANCE,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+)
 from harmonyd.errors import StorageFull, Unavailable
 
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110
-INVALID_INSTANCE = 0x0117
-SOP_CLASS_NOT_SUPPORTED = 0x0122
-OUT_OF_RESOURCES = 0xA700
-"""This one and the next two are of PS3.4 table B.2-1, those before of PS3.7 Annex C."""
-DOES_NOT_MATCH = 0xA900
-CANNOT_UNDERSTAND = 0xC000
+__all__ = ["OUT_OF_RESOURCES", "SUCCESS", "Keeper", "Kept", "Offer", "Reception", "Refused", "Storing"]
+
 _UID = re.compile(r"[0-9.]{1,64}")
 """Old devices write components with leading zeros: what they call a UID is one."""
 
