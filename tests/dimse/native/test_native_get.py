@@ -376,8 +376,8 @@ async def test_what_cannot_be(scu: Scu, study: MadeStudy) -> None:
             talk.acceptor.send(talk.context(CT).id, core.c_store_rq(9, CT, "1.2"), has_data=True)
             talk.acceptor.send_data(talk.context(CT).id, bytes(5_000_000), False)
             await scu.means.in_thread(talk.flush)
-            talk.connection.sendall(b"\x04\0\0\0\0\x06\0\0\0\x02\x01\x03")
-        talk.flush()
+            await scu.means.in_thread(talk.connection.sendall, b"\x04\0\0\0\0\x06\0\0\0\x02\x01\x03")
+        await scu.means.in_thread(talk.flush)
         with pytest.raises(NonsenseAnswer):
             await talk.done
         assert not list(talk.stream.folder.iterdir())
@@ -390,18 +390,19 @@ async def test_left_in_the_middle_of_an_object(scu: Scu, study: MadeStudy, whole
     """A client that leaves during an object: C-CANCEL, the object is refused, the association released."""
     talk = Talk(scu, of_study(study.study_uid))
     await talk.begin()
-    ct, data = talk.context(CT), data_of(study.files[0])
+    ct = talk.context(CT)
     talk.acceptor.send(ct.id, core.c_store_rq(9, CT, study.sop_uids[0]), has_data=True)
-    talk.acceptor.send_data(ct.id, data[:1000], False)
-    talk.flush()
-    await deferLater(scu.reactor, 0.1)
+    talk.acceptor.send_data(ct.id, data_of(study.files[0]) + bytes(2_000_000), False)
+    await scu.means.in_thread(talk.flush)
+    while not list(talk.stream.folder.iterdir()):
+        await deferLater(scu.reactor, 0.01)
     talk.done.cancel()
     cancel = await scu.means.in_thread(talk.hear)
     assert cancel.field == core.CommandField.C_CANCEL_RQ
     assert cancel.message_id_being_responded_to == talk.asked.message_id
     if whole:
-        talk.acceptor.send_data(ct.id, data[1000:], True)
-        talk.flush()
+        talk.acceptor.send_data(ct.id, bytes(1000), True)
+        await scu.means.in_thread(talk.flush)
         assert (await scu.means.in_thread(talk.hear)).status == 0xA700
         talk.acceptor.send(
             talk.context(STUDY_ROOT_GET).id, talk.asked.response(0xFE00, remaining=3), has_data=True
