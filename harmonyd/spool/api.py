@@ -34,6 +34,8 @@ class NewEntry:
     metadata: Mapping[str, str]
     request_id: str
     """Correlation id; made by whoever received it, it stays with the object to its last delivery."""
+    flushed: bool = False
+    """What is in the file is on the disk already; the spool still has to flush the folder."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Making received files ours. Whatever ends us at whatever point, an object is where it came from, or in the spool.
 
-1. The files are flushed to the disk, then the folders they are in, and where such a folder is new those that it is in:
-   they survive a power loss where they lie.
+1. The files are flushed to the disk (unless their receiver has done that), then the folders they are in, and where such
+   a folder is new those that it is in: they survive a power loss where they lie.
 2. One transaction notes where each lies and where it is to go. From here on it is ours.
 3. Each is renamed to its place, in the journal's thread, before anything else can read of it there.
 
@@ -26,7 +26,6 @@ from harmonyd.spool.writer import Do
 
 SYNC_THREADS = 4
 """Files flushed at once for one batch; the disk does several in little more time than one."""
-
 
 MAX_ROOTED = 10_000
 """Folders that are remembered as durable."""
@@ -64,51 +63,44 @@ class Intake:
         return totals
 
     async def _take(self, entries: Sequence[NewEntry], add: Callable[[Journal, list[NewRow]], object]) -> Totals:
-        rows = await self._settle(entries)
+        named = [(new_name(), entry) for entry in entries]
+        paths: dict[str, Path] = {}
         undone: list[str] = []
 
-        def note(journal: Journal) -> Totals:
+        def settle(share: Iterable[tuple[str, NewEntry]]) -> None:
+            for name, entry in share:
+                paths[name] = self._layout.near(entry.path, name)
+                if not entry.flushed or paths[name] != entry.path:
+                    sync(paths[name])
+
+        def rows() -> list[NewRow]:
+            return [NewRow(name, paths[name], e.size_bytes, e.metadata, e.request_id) for name, e in named]
+
+        def note(journal: Journal) -> tuple[Totals, int]:
+            settle((name, entry) for name, entry in named if entry.flushed)
+            free = self._sync_folders(paths.values())
             undone[:] = self._not_placed
             journal.forget_names(undone)
-            add(journal, rows)
-            return journal.totals()
+            add(journal, rows())
+            return journal.totals(), free
 
-        def place(journal: Journal, _: Totals) -> None:
+        def place(journal: Journal, _: object) -> None:
             self._not_placed = [name for name in self._not_placed if name not in undone]
-            self._place(journal, rows)
+            self._place(journal, rows())
 
         try:
             with full_disk_said():
-                totals = await self._do(note, place)
-        except BaseException:
-            await in_thread(self._reactor, self._drop_copies, [row.source for row in rows])
-            raise
-        copied = [entry.path for entry, row in zip(entries, rows, strict=True) if self._layout.is_copy(row.source)]
-        if copied:
-            await in_thread(self._reactor, _unlink, copied)
-        return totals
-
-    async def _settle(self, entries: Sequence[NewEntry]) -> list[NewRow]:
-        """Flush the files where they are; those of another file system are copied to ours first."""
-        names = [new_name() for _ in entries]
-        paths: dict[str, Path] = {}
-
-        def settle(share: Sequence[tuple[NewEntry, str]]) -> None:
-            for entry, name in share:
-                paths[name] = self._layout.near(entry.path, name)
-                sync(paths[name])
-
-        try:
-            with full_disk_said():
-                await in_threads(self._reactor, settle, list(zip(entries, names, strict=True)), SYNC_THREADS)
-                self._saw_free(await in_thread(self._reactor, self._sync_folders, list(paths.values())))
+                unflushed = [(name, entry) for name, entry in named if not entry.flushed]
+                await in_threads(self._reactor, settle, unflushed, SYNC_THREADS)
+                totals, free = await self._do(note, place)
         except BaseException:
             await in_thread(self._reactor, self._drop_copies, list(paths.values()))
             raise
-        return [
-            NewRow(name, paths[name], entry.size_bytes, entry.metadata, entry.request_id)
-            for entry, name in zip(entries, names, strict=True)
-        ]
+        self._saw_free(free)
+        copied = [entry.path for name, entry in named if self._layout.is_copy(paths[name])]
+        if copied:
+            await in_thread(self._reactor, _unlink, copied)
+        return totals
 
     def _place(self, journal: Journal, rows: Sequence[NewRow]) -> None:
         """In the journal's thread. All or none."""

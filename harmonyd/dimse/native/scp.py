@@ -153,11 +153,13 @@ class NativeStoreScp:
         path = self.folder / f"{self._run}-{next(self._numbers)}.dcm"
         if moves is not None:
             return moves.reception(offer, path, self._take, shared=True, ended=self._reception_ended)
-        return Reception(path, lambda at, header: self._take(offer, at, header), self._reception_ended)
+        return Reception(path, lambda at, header: self._take(offer, at, header), self._reception_ended, flush=True)
 
     async def _take(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         """Raises what the handler raises."""
-        await self._batches.take(Arrival(instance_of(path, header), offer.association, offer.move_originator_aet))
+        flushed = path.parent == self.folder  # and not what was written for a move that has not asked for it
+        arrival = Arrival(instance_of(path, header), offer.association, offer.move_originator_aet, flushed)
+        await self._batches.take(arrival)
         return SUCCESS, ""
 
     def _reception_ended(self) -> None:
