@@ -35,7 +35,7 @@ class NewEntry:
     request_id: str
     """Correlation id; made by whoever received it, it stays with the object to its last delivery."""
     flushed: bool = False
-    """What is in the file is on the disk already; the spool still has to flush the folder."""
+    """The file and its name in its folder are on the disk already."""
 
 
 @dataclass(frozen=True, slots=True)

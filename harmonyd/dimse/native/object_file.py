@@ -83,7 +83,8 @@ class ObjectFile:
         await in_thread(self._reactor, self._flush, self._taken())
 
     async def finish(self, *, flush: bool = False) -> InstanceHeader:
-        """Write the rest, check it to its last element, and close the file; ``flush`` has it on the disk before that.
+        """Write the rest, check it to its last element, and close the file; ``flush`` has it, and its
+        name in its folder, on the disk before that.
 
         Raises ``DamagedFile`` and OSError; ``discard`` it then.
         """
@@ -126,6 +127,7 @@ class ObjectFile:
             header = check_complete(self.path)
             if flush:
                 os.fsync(self._fd)
+                _flush_folder(self.path.parent)
             self._close()
             if self._error is not None:
                 raise self._error
@@ -146,6 +148,14 @@ class ObjectFile:
                 os.close(fd)
             except OSError as error:
                 self._error = self._error or error
+
+
+def _flush_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _write_rest(fd: int, data: bytes) -> None:

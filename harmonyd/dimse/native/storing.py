@@ -88,7 +88,7 @@ class Reception:
     ended: Callable[[], None]
     """Called once, whatever became of the object, before the peer is told."""
     flush: bool = False
-    """What is in the file is to be durable before ``keep``."""
+    """It is to be durable before ``keep``."""
 
 
 class Keeper(Protocol):
