@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,9 +124,10 @@ def test_frames_in_colour(site: ViewerSite, browser: Browser, archive: Gateway) 
     assert browser.look_for_failures() == []
 
 
-def test_a_document(site: ViewerSite, browser: Browser, web: Gateway) -> None:
-    """A PDF is bulk data of its metadata; its red page is shown."""
-    open_study(site, browser, web, "PDF")
+@pytest.mark.parametrize("singlepart", ["", "bulkdata,video,pdf"])
+def test_a_document(site: ViewerSite, browser: Browser, web: Gateway, singlepart: str) -> None:
+    """A PDF is taken as bulk data, or rendered, as many configurations have it; its red page is shown."""
+    open_study(site, browser, web, "PDF", singlepart=singlepart)
     browser.wait(lambda: reds(browser, "[data-cy=viewport-pane]") > 10_000, "the page is shown")
     assert browser.look_for_failures() == []
 
@@ -162,9 +164,10 @@ def open_list(site: ViewerSite, browser: Browser, web: Gateway) -> None:
     browser.open(site.url)
 
 
-def open_study(site: ViewerSite, browser: Browser, web: Gateway, patient: str) -> None:
-    """Open a patient's study in the viewer, as a link in a hospital's portal would."""
-    site.config = documented_config(web.url)
+def open_study(site: ViewerSite, browser: Browser, web: Gateway, patient: str, **options: str) -> None:
+    """Open a patient's study in the viewer, as a link in a hospital's portal would. ``options``: of the data source."""
+    more = "Object.assign(window.config.dataSources[0].configuration, %s);\n"
+    site.config = documented_config(web.url) + more % json.dumps(options)
     browser.open(f"{site.url}/viewer?StudyInstanceUIDs={uid_for(patient)}")
 
 
