@@ -39,17 +39,20 @@ _OPTIONS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     *_PAINTED_WITHOUT_GPU,
 )
-# What the viewer shows to new users over everything else.
-_NO_GREETINGS = "window.config.investigationalUseDialog = { option: 'never' };\n"
-_TOURS_SEEN = "localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']));\n"
+_AS_NEW = """\
+window.config.investigationalUseDialog = { option: 'never' };
+sessionStorage.clear();
+localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']));
+"""
+"""The viewer remembers filters of its list, and shows to new users what lies over everything else."""
 
 
 def documented_config(url: str) -> str:
-    """The app-config.js of docs/dicomweb.md for the endpoint at ``url``, and nothing in the way of the picture."""
+    """The app-config.js of docs/dicomweb.md for the endpoint at ``url``, with nothing over the picture."""
     text = (ROOT / "docs" / "dicomweb.md").read_text()
     found = re.search(r"^```js\n(window\.config = .*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert found is not None and DOCUMENTED_URL in found[1], "docs/dicomweb.md has a configuration of OHIF"
-    return found[1].replace(DOCUMENTED_URL, url) + _NO_GREETINGS + _TOURS_SEEN
+    return found[1].replace(DOCUMENTED_URL, url) + _AS_NEW
 
 
 class ViewerSite(ThreadingHTTPServer):
