@@ -71,7 +71,9 @@ class Operations(RuleBasedStateMachine):
             for host, port, limit in zip(("10.0.0.1", "pacs.example"), PORTS, LIMITS, strict=True)
         ]
         self.slots = [AssociationSlots(self.net, node.name, node.max_associations, 5) for node in self.nodes]
-        self.deliverer = Deliverer(self.net, self.means, self.files, self.random)
+        self.moving = Means(self.net, self.pool, root / "moves")
+        self.moving.storage.mkdir()
+        self.deliverer = Deliverer(self.net, self.moving, self.files, self.random)
         self.operations: list[Running] = []
 
     # --- ours
@@ -92,7 +94,7 @@ class Operations(RuleBasedStateMachine):
             stream: Any = {
                 "find": lambda: find.find(self.means, remote, asked, op),
                 "get": lambda: get.get(self.means, remote, asked, op),
-                "move": lambda: move(self.means, self.deliverer.ports, remote, RECEIVER, asked, op),
+                "move": lambda: move(self.moving, self.deliverer.ports, remote, RECEIVER, asked, op),
                 "store": lambda: store.store(self.means, remote, self.files, op),
             }[kind]()
             running = Deferred.fromCoroutine(read(stream, take=take))
