@@ -120,7 +120,7 @@ TABLES_IN_TABLES = ("tls.", "user_identity.")
 
 
 def documented_keys() -> dict[str, set[str]]:
-    """The keys in the tables of docs/configuration.md, by TOML table; not those of a table in a table (``TABLES_IN_TABLES``)."""
+    """The keys in the tables of docs/configuration.md, by TOML table; not those of ``TABLES_IN_TABLES``."""
     found: dict[str, set[str]] = {}
     above = heading = ""
     for line in text_of(ROOT / "docs" / "configuration.md").splitlines():
