@@ -8,14 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harmonyd.config import checks, tls
+from harmonyd.config import acknowledge, checks, tls
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 from harmonyd.tls import TlsClient
 
 _MAX_PDU = (4096, 131072)
 """The range DCMTK accepts (--max-pdu)."""
-_ENDPOINT_ONLY = ("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes")
+_ENDPOINT_ONLY = (
+    *("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes"),
+    *("acknowledge", "acknowledge_timeout_ms", "acknowledge_status"),
+)
 _BACKEND_ONLY = (
     *("aet", "host", "use_tls", "persistent_store_scp", "incoming_store_port", "move_destination_aet"),
     *("dimse_retrieve_mode", "connect_timeout_ms", "operation_timeout_ms"),
@@ -39,18 +42,20 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
         section.refuse(key, "a key of a dicom backend (SCU), not of a dicom endpoint (SCP)", _move_to("backends"))
     section.refuse("transfer_syntaxes", NOT_BUILT)
     section.refuse("tls", f"secure associations to an endpoint are {NOT_BUILT}")
+    engine = _engine(section)
     options = DicomEndpointOptions(
         local_aet=section.text("local_aet", "HARMONY_SCP", checks.ae_title),
         bind_addr=section.text("bind_addr", ANY_ADDRESS, checks.ip_address),
         port=section.port("port", 11112),
         max_pdu=section.integer("max_pdu", 65536, *_MAX_PDU),
-        engine=_engine(section),
+        engine=engine,
         store_scp=section.choice("store_scp", PERSISTENT, [PERSISTENT, PER_ASSOCIATION]),
         allowed_calling_aets=section.strings("allowed_calling_aets", checks.ae_title),
         max_associations=section.integer("max_associations", 50, 1, 200),
         max_associations_per_peer=section.integer("max_associations_per_peer", 20, 1, 200),
         association_timeout_secs=section.milliseconds("association_timeout_ms", 300.0),
         in_order=section.flag("in_order", False),
+        acknowledge=acknowledge.answers(section, can_wait=engine == NATIVE),
         storage_dir=_storage_dir(section, base),
     )
     section.finish()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.tls import TlsClient
 
 
@@ -187,6 +188,8 @@ class DicomEndpointOptions:
     association_timeout_secs: float = 300.0
     in_order: bool = False
     """Deliver the objects of a study in the order in which they arrived."""
+    acknowledge: PipelineAnswers | None = None
+    """None: Success as soon as the spool has it. engine = "native" only."""
     storage_dir: Path | None = None
     """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.tls import TlsClient
 
 if TYPE_CHECKING:
@@ -200,6 +201,30 @@ class StoreScpConfig:
     max_associations: int = 50
     max_associations_per_peer: int = 20
     """From one IP address."""
+    acknowledge: PipelineAnswers | None = None
+    """None: what the handler has taken is answered with Success. The native engine's only."""
+
+
+class Obstacle(StrEnum):
+    """What kept an object from being delivered."""
+
+    REFUSED = "refused"
+    """Middleware."""
+    FAILED = "failed"
+    """A backend does not take this object."""
+    AWAY = "away"
+    """A backend cannot be reached, or used, now."""
+
+
+class NotDelivered(Exception):
+    """The answer to ``ObjectHandler.deliver_now``."""
+
+    def __init__(self, obstacle: Obstacle, reason: str, status: int | None = None) -> None:
+        """``reason``: for people. ``status``: what a remote node answered to its C-STORE, where one did."""
+        super().__init__(reason)
+        self.obstacle = obstacle
+        self.reason = reason
+        self.status = status
 
 
 ItemT = TypeVar("ItemT", covariant=True)
@@ -267,6 +292,13 @@ class ObjectHandler(Protocol):
     """
 
     async def __call__(self, arrivals: Sequence[Arrival]) -> None: ...
+
+    async def deliver_now(self, arrival: Arrival) -> None:
+        """Pass one object through the pipeline, once; return when all who are to have it have it.
+
+        It is not taken over: its file stays where it is. Raises ``NotDelivered``. Cancelled, it ends what is under way.
+        """
+        ...
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         """An acknowledged object is not whole: put the file aside, and raise the alarm."""

@@ -1,4 +1,7 @@
-"""A store SCP for a dicom endpoint: a C-STORE is answered with Success when the handler has made the object durable."""
+"""A store SCP for a dicom endpoint: a C-STORE is answered with Success when the handler has made the object durable.
+
+Or, where the configuration asks for it, when the pipeline has delivered it (``deciding``).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.batches import Batches
+from harmonyd.dimse.native.deciding import delivered
 from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
 from harmonyd.dimse.native.inherited import Inherited
 from harmonyd.dimse.native.listener import AssociationListener
@@ -157,7 +161,10 @@ class NativeStoreScp:
 
     async def _take(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         """Raises what the handler raises."""
-        await self._batches.take(Arrival(instance_of(path, header), offer.association, offer.move_originator_aet))
+        arrival = Arrival(instance_of(path, header), offer.association, offer.move_originator_aet)
+        if (answers := self._config.acknowledge) is not None:
+            return await delivered(self._reactor, self._handler, answers, offer.session, arrival)
+        await self._batches.take(arrival)
         return SUCCESS, ""
 
     def _reception_ended(self) -> None:
