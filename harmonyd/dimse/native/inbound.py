@@ -93,8 +93,9 @@ class InboundSession:
     async def stop(self) -> None:
         """End it; what is being made durable is answered first. Returns when it is over and its connection closed."""
         self._is_stopping = True
-        self._end_is_near(Stopped())
-        if not self._is_busy:
+        if self._is_busy:
+            self._end_is_near(Stopped())  # whoever waits may answer now, and is busy with that no more
+        else:
             self.connection.interrupt(Stopped())
         if not self.has_ended:
             await self._over.wait()
