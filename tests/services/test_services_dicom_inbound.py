@@ -13,6 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
+from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, Instance
 from harmonyd.dimse.errors import (
@@ -360,6 +361,7 @@ def test_the_receiver_is_told_what_the_configuration_says() -> None:
         max_associations=3,
         max_associations_per_peer=2,
         association_timeout_secs=5.0,
+        acknowledge=PipelineAnswers(1.0),
     )
     config = Stage(options=options, one=FakeBackend()).config
     assert config.name == "scp"
