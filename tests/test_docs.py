@@ -127,7 +127,7 @@ def documented_keys() -> dict[str, set[str]]:
             heading = line
         elif line.startswith("| `") and (table := _table(above, heading)) is not None:
             names = _CODE.findall(line.split("|")[1])
-            if names[0].startswith("tls."):
+            if "." in names[0] and not names[0].startswith("["):
                 continue
             if names[0].startswith("["):
                 table = names.pop(0).strip("[]")
