@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient
 
 
@@ -226,6 +227,8 @@ class DicomBackendOptions:
     """Artifact folder for this backend; None: the storage path."""
     tls: TlsClient | None = None
     """None: not secured. engine = "native" only."""
+    user_identity: Credentials | None = None
+    """engine = "native" only."""
 
 
 @dataclass(frozen=True, slots=True)

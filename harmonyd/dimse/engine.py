@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class RemoteNode:
     """How long an association stays open that nobody uses; 0: not at all."""
     tls: TlsClient | None = None
     """None: connections are not secured. The native engine's only."""
+    user_identity: Credentials | None = None
+    """The native engine's only."""
 
 
 @dataclass(frozen=True, slots=True)
