@@ -12,7 +12,7 @@ from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
-from harmonyd.tls import TlsClient
+from harmonyd.tls import TlsClient, TlsServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +191,8 @@ class DicomEndpointOptions:
     """Deliver the objects of a study in the order in which they arrived."""
     acknowledge: PipelineAnswers | None = None
     """None: Success as soon as the spool has it. engine = "native" only."""
+    tls: TlsServer | None = None
+    """None: not secured. engine = "native" only."""
     storage_dir: Path | None = None
     """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
 
@@ -209,6 +211,8 @@ class DicomBackendOptions:
     incoming_store_port: int = 11123
     incoming_store_port_set: bool = False
     """True when the file names it: the receiver then starts with the daemon, else with the first move."""
+    incoming_store_tls: TlsServer | None = None
+    """How what a C-MOVE brings is secured; None: not. engine = "native" only."""
     move_destination_aet: str = "HARMONY_SCU"
     dimse_retrieve_mode: str = "get"
     connect_timeout_secs: float = 30.0

@@ -21,7 +21,7 @@ from harmonyd.middleware import registry as middleware_registry
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
-from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.dicom.backend import DicomBackend, move_receiver
 from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
 from harmonyd.spool.api import Spool
@@ -235,9 +235,7 @@ def move_receivers(config: Config) -> dict[str, list[MoveReceiver]]:
     """By engine, the kept receivers for C-MOVE that there may be."""
     receivers: dict[str, list[MoveReceiver]] = {}
     for options in receiving_backends(config):
-        receivers.setdefault(options.engine, []).append(
-            MoveReceiver(options.store_scp, options.move_destination_aet, options.incoming_store_port)
-        )
+        receivers.setdefault(options.engine, []).append(move_receiver(options))
     return receivers
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
-from harmonyd.tls import TlsClient
+from harmonyd.tls import TlsClient, TlsServer
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -71,6 +71,8 @@ class MoveReceiver:
     """"persistent", "per-association", "transient" or "native"."""
     destination_aet: str
     port: int
+    tls: TlsServer | None = None
+    """None: not secured. The native engine's only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ class StoreScpConfig:
     """From one IP address."""
     acknowledge: PipelineAnswers | None = None
     """None: what the handler has taken is answered with Success. The native engine's only."""
+    tls: TlsServer | None = None
+    """None: not secured. The native engine's only."""
 
 
 class Obstacle(StrEnum):

@@ -110,7 +110,7 @@ class NativeStoreScp:
         await self._inherited.stop()
 
     def _listen(self) -> None:
-        self._listener = self._listeners.claim(self._place, self)
+        self._listener = self._listeners.claim(self._place, self, self._config.tls)
 
     # --- listener.Owner, and inbound.Receiver
 

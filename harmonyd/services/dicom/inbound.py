@@ -39,6 +39,7 @@ def scp_config(name: str, options: DicomEndpointOptions) -> StoreScpConfig:
         options.max_associations,
         options.max_associations_per_peer,
         options.acknowledge,
+        options.tls,
     )
 
 
