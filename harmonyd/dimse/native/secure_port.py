@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from harmonyd.dimse.native.connection import ARTIM_SECS
+from harmonyd.dimse.native import connection as connections
 from harmonyd.dimse.native.secure import OPTIONS, OverTls, said, stamp
 from harmonyd.dimse.tls_failures import inbound_problem
 from harmonyd.errors import Unavailable
@@ -133,4 +133,4 @@ class SecureInbound(OverTls):
         self._begin()
 
     def _connected(self) -> None:
-        self._give_until(ARTIM_SECS)
+        self._give_until(connections.ARTIM_SECS)
