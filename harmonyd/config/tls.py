@@ -43,7 +43,8 @@ def client(section: Section, base: Path, now: datetime | None = None) -> TlsClie
 def server(section: Section, base: Path, now: datetime | None = None) -> TlsServer:
     """A table for a port of ours. ``base`` is the folder of config.toml."""
     now = now or datetime.now(UTC)
-    section.require("cert_file", "key_file")
+    if section.is_table:
+        section.require("cert_file", "key_file")
     ca_file = _path(section, "ca_file", base)
     settings = TlsServer(
         cert_file=_path(section, "cert_file", base) or base,

@@ -34,6 +34,7 @@ from harmonyd.services.dicom.inbound import DicomEndpoint, scp_config
 from harmonyd.services.http.errors import UpstreamUnreachable
 from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Untried
 from harmonyd.testing.data import demo_files
+from harmonyd.tls import TlsServer
 
 ASSOCIATION = Association("a" * 32, "GATEWAY", "CT1", "192.0.2.7")
 
@@ -362,6 +363,7 @@ def test_the_receiver_is_told_what_the_configuration_says() -> None:
         max_associations_per_peer=2,
         association_timeout_secs=5.0,
         acknowledge=PipelineAnswers(1.0),
+        tls=TlsServer(Path("/own.crt"), Path("/own.key")),
     )
     config = Stage(options=options, one=FakeBackend()).config
     assert config.name == "scp"

@@ -82,9 +82,7 @@ def storescu(running: Any, ca: Authority, *files: Path, own: Issued | None = Non
     return subprocess.run([*command, *map(str, files)], env=ENV, check=False, capture_output=True).returncode
 
 
-def client(
-    ca: Authority | None, own: Issued | None = None, newest: Any = ssl.TLSVersion.TLSv1_3
-) -> Context:
+def client(ca: Authority | None, own: Issued | None = None, newest: Any = ssl.TLSVersion.TLSv1_3) -> Context:
     """What a TLS client of Python's needs; without ``ca`` it trusts nobody's certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version, context.maximum_version = ssl.TLSVersion.MINIMUM_SUPPORTED, newest
