@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,7 +98,18 @@ def _check_own(section: Section, settings: TlsClient | TlsServer, now: datetime)
         return
     if key is not None and key != _public(chain[0].public_key()):
         section.problem("key_file", "not the key of the certificate in cert_file", "give the one that belongs to it")
+    elif key is not None and settings.cert_file is not None and settings.key_file is not None:
+        _check_usable(section, settings.cert_file, settings.key_file)
     _check_dates(section, chain[0], now)
+
+
+def _check_usable(section: Section, cert_file: Path, key_file: Path) -> None:
+    """OpenSSL takes no keys that are too short for its level of security, for one."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password="")
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        section.problem("cert_file", f"OpenSSL does not take it: {reason}", "renew it")
 
 
 def _check_dates(section: Section, certificate: x509.Certificate, now: datetime) -> None:
