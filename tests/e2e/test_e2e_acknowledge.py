@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from endpoint_kit import (
     wait_more,
 )
 from pydicom import dcmread
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import CTImageStorage
 from reload_kit import Host
 from retrieve_kit import peer_backend, storage
 
@@ -114,6 +117,34 @@ def test_a_pacs_that_does_not_answer(tmp_path: Path, peer: Any, study: MadeStudy
             assert statuses(port, *study.files[:2]) == [expected[script]] * 2, script
             assert not receiving(running, script)
         assert not entries(running)
+
+
+@pytest.mark.parametrize("engine", ["native", pytest.param("dcmtk", marks=pytest.mark.dcmtk)])
+def test_a_pacs_that_hangs_with_the_object(tmp_path: Path, study: MadeStudy, engine: str) -> None:
+    """At the deadline the sender is told, and the association to the PACS, which has the object, is aborted."""
+    answer, aborted, port = Event(), Event(), free_port()
+
+    def store(_: evt.Event) -> int:
+        answer.wait(60)
+        return 0x0000
+
+    node = AE("PACS")
+    node.add_supported_context(CTImageStorage)
+    handlers: list[Any] = [(evt.EVT_C_STORE, store), (evt.EVT_ABORTED, lambda _: aborted.set())]
+    handlers.append((evt.EVT_CONN_CLOSE, lambda _: aborted.set()))
+    pacs: Any = node.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    backend = {"aet": "PACS", "host": "127.0.0.1", "port": pacs.server_address[1], "engine": engine}
+    endpoints = deciding(port, acknowledge_timeout_ms=3000)
+    try:
+        with started(tmp_path, port, {"pacs": backend}, endpoints=endpoints) as running:
+            assert storescu(port, study.files[0]) == ["Refused: OutOfResources"]
+            answer.set()
+            assert aborted.wait(30)
+            assert not receiving(running) and not entries(running)
+            assert "not delivered within 3 s" in running.log
+    finally:
+        answer.set()
+        pacs.shutdown()
 
 
 def test_middleware_that_refuses(tmp_path: Path, peer: Any, study: MadeStudy) -> None:

@@ -81,6 +81,7 @@ class DicomEndpoint:
         """Receive and deliver nothing any more; what is in the spool stays there."""
         await self._scp.stop()
         await self._spool.detach(self.name)
+        await self.present_deliveries_end()
         started, self._started = self._started, None
         if started is not None:
             await started.stop()

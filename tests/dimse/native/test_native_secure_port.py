@@ -7,11 +7,16 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from move_kit import Mover, items, uids
 from pydicom import dcmread
 from pynetdicom import AE, evt
@@ -272,6 +277,27 @@ async def test_a_certificate_that_was_not_required(native: Any, tmp_path: Path, 
     with pytest.raises(NO_ASSOCIATION):
         await running.in_thread(associated, running.port, client(ca, stranger))
     assert await running.in_thread(associated, running.port, client(ca)) == "TLSv1.3"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_caller_that_vouches_for_itself(native: Any, folder: Path, server: Issued, ca: Authority) -> None:
+    """A certificate without an authority is trusted when it stands in the file of the authorities itself."""
+    alone = self_signed(folder)
+    running = await native(tls=secured(server, ca_file=alone.cert, require_client_certificate=True))
+    assert await running.in_thread(associated, running.port, client(ca, alone)) == "TLSv1.3"
+    with pytest.raises(NO_ASSOCIATION):
+        await running.in_thread(associated, running.port, client(ca))
+
+
+def self_signed(folder: Path) -> Issued:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "alone")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(100))
+    issued = Issued(folder / "alone.crt", folder / "alone.key")
+    issued.cert.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return issued
 
 
 @pytest.mark.parametrize(("least", "newest"), [("1.2", ssl.TLSVersion.TLSv1_1), ("1.3", ssl.TLSVersion.TLSv1_2)])
