@@ -128,9 +128,14 @@ class AssociationListener:
         self.port = sock.getsockname()[1]
         self._reactor.addReader(self)
 
+    @property
+    def tls(self) -> TlsServer | None:
+        """How connections are secured; None: not."""
+        return None if self._tls is None else self._tls.settings
+
     def secure(self, settings: TlsServer | None) -> None:
         """From now on connections are secured like this. Raises ``Unavailable``, then they are as before."""
-        if settings is None or self._tls is None or self._tls.settings != settings:
+        if settings != self.tls:
             self._tls = None if settings is None else SecurePort(settings)
 
     def close(self) -> None:
@@ -241,8 +246,9 @@ class AssociationListener:
         self._pending.pop(connection, None)
         self.sessions.add(session)
         self._log.info(
-            "association from {calling} ({peer}) to {called}",
+            "association from {calling} ({peer}{proof}) to {called}",
             calling=known.calling_aet, peer=known.peer, called=known.called_aet, association_id=known.id,
+            proof=connection.proof and f", {connection.proof}",
         )  # fmt: skip
         Deferred.fromCoroutine(session.run()).addBoth(lambda _: self._ended(session))
 

@@ -83,10 +83,16 @@ class Listeners:
     def claim_for_moves(
         self, place: Place, moves: MoveDeliveries, tls: TlsServer | None = None
     ) -> AssociationListener:
-        """Have these deliveries come there. Raises as ``claim``."""
+        """Have these deliveries come there. Raises as ``claim``.
+
+        They do not change how a port is secured that is open: a move of a former configuration may still begin.
+        """
         title = self._titles.get(place) or Title()
         if title.moves is not None:
             raise _taken(place)
+        listener = self._open.get((place.bind_addr, place.port))
+        if listener is not None and listener.tls != tls:
+            raise Unavailable(f"port {place.port} is secured in another way by now; ask again")
         listener = self._listening(place, title, tls)
         title.moves = moves
         return listener

@@ -15,11 +15,12 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from harmonyd.dimse.associate import printable
 from harmonyd.dimse.native import connection as connections
 from harmonyd.dimse.native.secure import OPTIONS, OverTls, said, stamp
 from harmonyd.dimse.tls_failures import inbound_problem
 from harmonyd.errors import Unavailable
-from harmonyd.tls import CIPHERS, TlsServer
+from harmonyd.tls import CIPHERS, TlsServer, fingerprint
 
 _MIN_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _Stamps = tuple[object, ...]
@@ -117,8 +118,6 @@ class SecureInbound(OverTls):
     """How the peer began, before anything was deciphered."""
     verify_code = 0
     """Why its certificate is not trusted (OpenSSL's number)."""
-    certificate: crypto.X509 | None = None
-    """Its own, where it has shown one."""
 
     def inbound_problem(self) -> str:
         """What went wrong in TLS; empty when nothing did."""
@@ -129,8 +128,17 @@ class SecureInbound(OverTls):
 
     def handshakeCompleted(self) -> None:
         self._is_secured = True
-        self.certificate = self.transport.getPeerCertificate()
+        self.proof = _proof(self.transport.getHandle())
         self._begin()
 
     def _connected(self) -> None:
         self._give_until(connections.ARTIM_SECS)
+
+
+def _proof(handle: SSL.Connection) -> str:
+    version, certificate = handle.get_protocol_version_name(), handle.get_peer_certificate()
+    if certificate is None:
+        return version
+    subject = certificate.to_cryptography().subject.rfc4514_string()
+    sha256 = fingerprint(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
+    return f"{version}, certificate of {printable(subject)}, SHA-256 {sha256}"

@@ -25,7 +25,7 @@ from raw_scu import ABORT, ASSOCIATE_AC, RawScu, data_set_of
 from test_native_scp import ENV
 from test_native_scp import storescu as plain_storescu
 from twisted.internet.defer import Deferred
-from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from harmonyd.dimse.engine import MoveReceiver, RemoteNode
 from harmonyd.dimse.native import connection, listener
@@ -62,12 +62,11 @@ def caller(ca: Authority) -> Issued:
 
 @pytest.fixture
 def told(started_reactor: Any) -> Iterator[Callable[[str], bool]]:
-    """``told("text")``: whether a warning, or worse, has this text."""
+    """``told("text")``: whether the log has this text."""
     lines: list[str] = []
 
     def note(event: LogEvent) -> None:
-        if event["log_level"] >= LogLevel.warn:
-            lines.append(formatEvent(event))
+        lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
 
     globalLogPublisher.addObserver(note)
     yield lambda text: any(text in line for line in lines)
@@ -150,6 +149,7 @@ async def test_storescu_with_a_certificate(
 
     assert await running.in_thread(send, caller) == 0
     assert running.spool.uids == [study.sop_uids[0]]
+    assert told(f", certificate of CN=127.0.0.1, SHA-256 {caller.sha256}) to SCP")
     assert await running.in_thread(send, None) != 0
     assert told("it has shown no certificate, and require_client_certificate wants one")
     assert len(running.spool.uids) == 1
@@ -203,6 +203,9 @@ async def test_a_move_is_delivered_over_tls(
         stream = mover.move(remote, receiver, study.study_uid)
         assert uids(await items(stream)) == sorted(study.sop_uids[:3])
         assert stream.outcome.complete and not stream.outcome.warnings
+        # A move that still knows another configuration does not change how the port is secured.
+        with pytest.raises(Unavailable, match="secured in another way"):
+            await mover.ports.open(MoveReceiver("native", "OTHER", port))
         # A changed configuration secures the port that is open anew.
         mover.ports.keep_only([MoveReceiver("native", "DEST", port)])
         assert await mover.means.in_thread(plain_echo, port)
@@ -240,6 +243,7 @@ async def test_tls_to_a_plain_port(native: Any, study: MadeStudy, ca: Authority,
     """A sender with TLS is refused, and the log says why."""
     running = await native()
     assert await running.in_thread(storescu, running, ca, study.files[0]) != 0
+    assert told("warn: 127.0.0.1 connected to port")
     assert told("it speaks TLS, and this port does not")
 
 
