@@ -62,6 +62,12 @@ def _long_ones_first(config: pytest.Config, items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare the modules and tests that are there now from each later collection of garbage, of which there are many."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Learn from a worker of a parallel run what it left out: each leaves out the same."""
@@ -84,6 +90,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the real standard error, for the traceback of a test that cannot even be interrupted."""
     _environment_last()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; our daemons would not hear it either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     capture = config.pluginmanager.getplugin("capturemanager")
     with ExitStack() as stack:
         if capture is not None:
