@@ -28,7 +28,7 @@ from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import free_port
 
 ROOT = Path(__file__).parent.parent
-DEFAULT_DEADLINE_SECS = 60.0
+DEFAULT_DEADLINE_SECS = 120.0
 SETTLE_SECS = 10.0
 DESTINATIONS = ("HARMONY_SCU", "HARMONY_MOVE", "HARMONY_THIRD")
 

@@ -193,7 +193,7 @@ async def test_storescp_is_killed(inbound: Any, eventually: Any, study: MadeStud
     assert running.spool.uids == [study.sop_uids[0]] and not running.spool.damages
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest_twisted.ensureDeferred
 async def test_eight_senders_of_one_study(inbound: Any, eventually: Any, study: MadeStudy) -> None:
     """Eight associations with the same objects at once: each arrives from each of them, whole."""

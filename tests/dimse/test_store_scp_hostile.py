@@ -154,7 +154,7 @@ async def test_titles_are_only_titles(store_scp: Any, eventually: Any, study: Ma
     assert (arrival.association.calling_aet, arrival.move_originator_aet) == (title.decode(), title.decode())
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest_twisted.ensureDeferred
 async def test_200_connections_at_once(store_scp: Any, eventually: Any, study: MadeStudy) -> None:
     """Each of many callers gets an association or is told that there are too many; afterwards all is as before."""

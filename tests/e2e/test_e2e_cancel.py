@@ -285,7 +285,7 @@ def test_a_client_that_stops_reading(daemon: Started, heavy: MadeStudy, tmp_path
         try:
             query = {"StudyInstanceUID": heavy.study_uid}
             response = gateway.send(connection, "POST", "/dicom/get", json=query, headers={"Accept": MULTIPART})
-            wait_until(lambda: "the answer was cut off" in gateway.log, "the client is given up", 20)
+            wait_until(lambda: "the answer was cut off" in gateway.log, "the client is given up")
             with pytest.raises((IncompleteRead, ConnectionError)):
                 response.read()
         finally:

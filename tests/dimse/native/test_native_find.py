@@ -106,7 +106,7 @@ async def test_a_client_that_leaves(scu: Scu, peer: Any, eventually: Any, take: 
 @pytest_twisted.ensureDeferred
 async def test_a_node_without_cancel(scu: Scu, peer: Any, eventually: Any) -> None:
     """A node that goes on after a C-CANCEL, here for longer than the test may take, is aborted."""
-    server = peer(count=10_000, interval_secs=0.01, ignore_cancel=True)
+    server = peer(count=100_000, interval_secs=0.01, ignore_cancel=True)
     node = scu.node(server)
     await read(find.find(scu.means, node, query(), scu.op()), take=1)
     await eventually(lambda: server.events("aborted"))

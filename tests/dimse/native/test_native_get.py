@@ -116,7 +116,7 @@ def node(scu: Scu) -> Iterator[Callable[..., Node]]:
         each.close()
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest_twisted.ensureDeferred
 async def test_mixed_transfer_syntaxes(scu: Scu, node: Any, mixed: list[Path]) -> None:
     """One C-GET brings every instance of a study, in as many transfer syntaxes as it has, several of one class."""

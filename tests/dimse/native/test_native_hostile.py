@@ -130,7 +130,7 @@ async def test_instance_uids(native: Any, tmp_path: Path, study: MadeStudy, uid:
     assert not (tmp_path.parent / "x").exists()
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest_twisted.ensureDeferred
 async def test_10000_half_open_connections(native: Any, eventually: Any, study: MadeStudy) -> None:
     """Ten thousand connections that say nothing cost 256 descriptors at most, and in the end none."""

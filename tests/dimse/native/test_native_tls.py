@@ -205,7 +205,7 @@ async def test_a_release_is_quick(
 ) -> None:
     """A secure association that is released is closed, on both sides, without waiting for any time to be over."""
     for patience in ("connection.LAST_WORDS_SECS", "secure.SecureConnection.cut_secs", "client._RELEASE_SECS"):
-        monkeypatch.setattr(f"harmonyd.dimse.native.{patience}", 90.0)
+        monkeypatch.setattr(f"harmonyd.dimse.native.{patience}", 300.0)
     node = scu.node(secure_scp(), tls=TlsClient(ca.cert))
     await find.echo(scu.means, node, scu.op())
     await scu.pool.close()
