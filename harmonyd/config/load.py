@@ -58,6 +58,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         control=controlled,
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),
+        web=sections.web(main.table("web")),
         warnings=tuple(report.warnings),
     )
 

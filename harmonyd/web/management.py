@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harmonyd.bodies import BytesBody
+from harmonyd.control.describing import description
 from harmonyd.control.hosts import is_from_another_site, names_this_machine
 from harmonyd.control.management import Document, Resource
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
@@ -76,4 +77,4 @@ def management_route(base_path: str, documents: Mapping[str, Document], resource
             body=BytesBody(text.encode("utf-8", "backslashreplace") + b"\n"),
         )
 
-    return Route(ManagementEndpoint(base_path), handle)
+    return Route(ManagementEndpoint(base_path), handle, described=description((*documents, *resources)))

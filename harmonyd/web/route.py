@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from harmonyd.describe import Description
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.services.base import AskingEndpoint, HttpEndpoint
 
@@ -19,8 +20,23 @@ class Route:
     handle: Callable[[RequestEnvelope], Awaitable[ResponseEnvelope]]
     is_probe: bool = False
     """Machines ask all the time: while all is well, this is logged at debug level."""
+    is_exact: bool = False
+    """Serves its path itself, and nothing below it; an exact path wins over every prefix."""
+    compresses: bool = True
+    """Whether text goes out in gzip to clients that take it."""
+    described: Description | None = None
+    """What the OpenAPI document says of it."""
+
+    @property
+    def allowed(self) -> list[str]:
+        """The methods that the endpoint takes, HEAD among them where GET is (RFC 9110 section 9.3.2); empty: any."""
+        methods = self.endpoint.methods
+        return list(dict.fromkeys(each for method in methods for each in _with_head(method)))
 
     def allows(self, method: str) -> bool:
-        """Tell whether the endpoint takes ``method``; HEAD goes wherever GET goes (RFC 9110 section 9.3.2)."""
-        methods = self.endpoint.methods
-        return not methods or method in methods or (method == "HEAD" and "GET" in methods)
+        """Tell whether the endpoint takes ``method``."""
+        return not self.endpoint.methods or method in self.allowed
+
+
+def _with_head(method: str) -> tuple[str, ...]:
+    return ("GET", "HEAD") if method == "GET" else (method,)

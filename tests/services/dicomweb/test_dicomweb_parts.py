@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import pytest_twisted
 from dicomweb_fakes import SHIPPED, element, request
+from harmonyd.services.dicomweb.compressing import compressed, takes_gzip
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
@@ -20,7 +21,6 @@ from harmonyd.errors import BadRequest, NotAcceptable, NotFound
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import Accepted, Offer, accepted, choose, syntaxes
 from harmonyd.services.dicomweb.bulkdata import bulk_value
-from harmonyd.services.dicomweb.compressing import compressed, takes_gzip
 from harmonyd.services.dicomweb.cors import cors_headers
 from harmonyd.services.dicomweb.native_xml import to_xml
 from harmonyd.services.dicomweb.pixel_file import PixelFile
