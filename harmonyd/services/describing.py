@@ -35,7 +35,8 @@ def described(config: Config, pipeline: PipelineConfig, endpoint: EndpointConfig
     if len(backends) > 1:
         which = Parameter("backend", f"Instead of {backends[0]}", {"enum": backends})
         kept = kept.having(parameters=[which], problems=[403])
-    return replace(kept, text=" ".join(filter(None, (pipeline.description, found.text))))
+    said = pipeline.description.strip().rstrip(".")
+    return replace(kept, text=f"{said}. {found.text}" if said else found.text)
 
 
 def _offered(

@@ -56,7 +56,8 @@ def _navigation(info: Mapping[str, Any], by_tag: Mapping[str, Sequence[Found]]) 
         yield f"<h2>{escape(tag)}</h2><ul>"
         for path, method, operation in operations:
             where = f'href="#{escape(operation["operationId"])}"'
-            yield f"<li><a {where}><b class={method}>{method.upper()}</b> <span>{_breakable(path)}</span></a></li>"
+            yield f'<li><a {where} title="{escape(path)}"><b class={method}>{method.upper()}</b> '
+            yield f"<span>{escape(operation['summary'])}</span></a></li>"
         yield "</ul>"
     yield '<h2><a href="#schemas">Schemas</a></h2></nav>\n'
 
@@ -64,8 +65,9 @@ def _navigation(info: Mapping[str, Any], by_tag: Mapping[str, Sequence[Found]]) 
 def _section(document: Mapping[str, Any], tag: str, text: str, operations: Sequence[Found]) -> Iterator[str]:
     yield f"<section><h2>{escape(tag)}</h2><p>{escape(text)}</p>\n"
     for path, method, operation in operations:
-        yield f'<details id="{escape(operation["operationId"])}"><summary><b class={method}>{method.upper()}</b> '
-        yield f"<code>{_breakable(path)}</code> <span>{escape(operation['summary'])}</span></summary><div>"
+        # A link into what is folded unfolds it; a link to the whole would not.
+        yield f"<details><summary><b class={method}>{method.upper()}</b> <code>{_breakable(path)}</code> "
+        yield f'<span>{escape(operation["summary"])}</span></summary><div id="{escape(operation["operationId"])}">'
         if "description" in operation:
             yield f"<p>{escape(operation['description'])}</p>"
         yield from _parameters(operation.get("parameters", ()))
@@ -122,8 +124,8 @@ def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
     yield '<section id="schemas"><h2>Schemas</h2>\n'
     for name, schema in schemas.items():
         text = escape(json.dumps(schema, indent=2, ensure_ascii=False))
-        yield f'<details id="schema-{escape(name)}"><summary><code>{escape(name)}</code> '
-        yield f"<span>{escape(schema.get('description', ''))}</span></summary><div><pre>{text}</pre></div></details>\n"
+        yield f"<details><summary><code>{escape(name)}</code> <span>{escape(schema.get('description', ''))}</span>"
+        yield f'</summary><div id="schema-{escape(name)}"><pre>{text}</pre></div></details>\n'
     yield "</section>"
 
 

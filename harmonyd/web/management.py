@@ -24,7 +24,8 @@ class ManagementEndpoint:
     """Serves those who ask for this machine by its address."""
 
     name = "management"
-    methods: tuple[str, ...] = ("GET", "HEAD", "POST", "DELETE")
+    methods: tuple[str, ...] = ()
+    """Each document has its own."""
 
     def __init__(self, base_path: str) -> None:
         self.path_prefix = base_path

@@ -106,7 +106,7 @@ def _operation(item: Operation, tag: str, name: str) -> dict[str, Any]:
 
 
 def _parameter(given: Parameter) -> dict[str, Any]:
-    made = {"name": given.name, "in": given.place, "description": given.text, "schema": given.schema}
+    made: dict[str, Any] = {"name": given.name, "in": given.place, "description": given.text, "schema": given.schema}
     if given.place == "path":
         made["required"] = True
     if given.example is not None:

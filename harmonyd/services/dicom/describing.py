@@ -25,27 +25,21 @@ DATASET: Schema = {
     "additionalProperties": False,
 }
 _LEVELS = ["PATIENT", "STUDY", "SERIES", "IMAGE"]
+_UIDS: Schema = {"type": ["string", "array", "null"], "items": TEXT}
 _IDENTIFIER: Schema = {
     "type": "object",
-    "description": "Query keys: DICOM keywords, the same in snake case, or tags (plain or in the DICOM JSON Model). An "
-    "empty value, null or [] asks for the attribute, a list is several values. Keys that are unknown, and values that "
+    "description": "Query keys: DICOM keywords, the same in snake case, or tags (plain or in the DICOM JSON Model). "
+    "They may stand in identifier or query, too. An empty value, null or [] asks for the attribute, a list is several "
+    "values. Without QueryRetrieveLevel (or level) it follows from the keys. Keys that are unknown, and values that "
     "their VR does not allow, are 400.",
     "properties": {
-        "operation": {"type": "string", "description": "Has to agree with the path."},
-        "QueryRetrieveLevel": {"enum": _LEVELS},
-        "level": {"enum": _LEVELS, "description": "The same; query_level is, too."},
-        "query_model": {"enum": ["study", "patient"]},
-        "return": {
-            "enum": ["default", "requested"],
-            "description": 'A find: "requested" adds no return keys of its own.',
-        },
-        "identifier": {"type": "object", "description": "Keys may stand in here (Harmony's wrapper); in query, too."},
+        "QueryRetrieveLevel": {"enum": ["PATIENT", "STUDY", "SERIES", "IMAGE", None]},
+        "query_model": {"enum": ["study", "patient", None]},
         "PatientID": {"type": ["string", "null"]},
-        "StudyInstanceUID": {"type": ["string", "array", "null"], "items": {"type": "string"}},
-        "SeriesInstanceUID": {"type": ["string", "array", "null"], "items": {"type": "string"}},
-        "SOPInstanceUID": {"type": ["string", "array", "null"], "items": {"type": "string"}},
+        "StudyInstanceUID": _UIDS,
+        "SeriesInstanceUID": _UIDS,
+        "SOPInstanceUID": _UIDS,
     },
-    "examples": [{"PatientID": "77654033", "QueryRetrieveLevel": "STUDY"}],
 }
 _OUTCOME = {
     "operation": {"type": "string"},
@@ -66,7 +60,22 @@ def _result(more: dict[str, Schema], *required: str) -> Schema:
 
 SCHEMAS: dict[str, Schema] = {
     "DataSet": DATASET,
-    "Identifier": _IDENTIFIER,
+    "FindIdentifier": {
+        **_IDENTIFIER,
+        "properties": {
+            **_IDENTIFIER["properties"],
+            "return": {"enum": ["default", "requested", None], "description": "requested: no keys beside those given."},
+        },
+        "examples": [{"PatientID": "77654033", "QueryRetrieveLevel": "STUDY"}],
+    },
+    "RetrieveIdentifier": {**_IDENTIFIER, "examples": [{"StudyInstanceUID": "1.2.840.113619.2.30.1"}]},
+    "NamedOperation": {
+        "type": "object",
+        "description": "An identifier, and the operation.",
+        "required": ["operation"],
+        "properties": {"operation": {"enum": ["C-ECHO", "C-FIND", "C-GET", "C-MOVE"], "description": "Or echo …"}},
+        "examples": [{"operation": "C-ECHO"}],
+    },
     "EchoResult": _result(
         {"remote_aet": {"type": "string"}, "host": {"type": "string"}, "port": {"type": "integer"}},
         *("remote_aet", "host", "port"),
@@ -115,7 +124,8 @@ _SHAPES: dict[str, Media] = {
     },
     "store": {media.JSON: ref("StoreResult")},
 }
-_QUESTION: Media = {media.JSON: ref("Identifier")}
+_FIND: Media = {media.JSON: ref("FindIdentifier")}
+_RETRIEVE: Media = {media.JSON: ref("RetrieveIdentifier")}
 OBJECTS: Media = {media.DICOM: BINARY, media.MULTIPART_DICOM: BINARY}
 
 OPERATIONS = (
@@ -125,7 +135,7 @@ OPERATIONS = (
         "echo",
         "C-ECHO: ask whether the PACS is there and accepts us",
         {200: Answer("It answered.", _SHAPES["echo"])},
-        body=_QUESTION,
+        body={media.JSON: {}},
         body_is_required=False,
         problems=(406, *_REMOTE),
     ),
@@ -136,7 +146,8 @@ OPERATIONS = (
         "C-FIND: the data sets that match an identifier",
         {200: Answer("The matches, none being an answer like any other.", _SHAPES["find"])},
         text=_CUT,
-        body=_QUESTION,
+        body=_FIND,
+        body_is_required=False,
         problems=(406, *_REMOTE, 507),
     ),
     Operation(
@@ -146,7 +157,7 @@ OPERATIONS = (
         "C-GET: retrieve instances over the association that asks for them",
         {200: Answer("The instances, sent while they arrive.", _SHAPES["get"])},
         text=f"Needs the unique keys of its level and of those above. {_CUT}",
-        body=_QUESTION,
+        body=_RETRIEVE,
         problems=(404, 406, *_REMOTE, 507),
     ),
     Operation(
@@ -156,7 +167,7 @@ OPERATIONS = (
         "C-MOVE: have the PACS send instances to harmonyd's own receiver, and return them",
         {200: Answer("The instances, sent while they arrive.", _SHAPES["get"])},
         text=f"Needs the unique keys of its level and of those above. {_CUT}",
-        body=_QUESTION,
+        body=_RETRIEVE,
         problems=(404, 406, *_REMOTE, 507),
     ),
     Operation(
@@ -183,8 +194,7 @@ ANY = Operation(
             },
         )
     },
-    text='"operation" is echo, find, get, move or store; the path of an operation may name it instead.',
-    body={media.JSON: ref("Identifier")},
+    body={media.JSON: ref("NamedOperation")},
     problems=(404, 406, *_REMOTE, 507),
 )
 

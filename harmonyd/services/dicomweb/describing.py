@@ -69,14 +69,30 @@ _SEARCHING = (
         {"type": "object", "additionalProperties": TEXT},
     ),
 )
+_SIDE = "([1-9][0-9]{0,2}|[1-7][0-9]{3})"
 _RENDERING = (
-    Parameter("viewport", "Width and height that the picture fits into; then the part of the image, x,y,w,h", TEXT),
+    Parameter(
+        "viewport",
+        "Width and height that the picture fits into; then the part of the image, x,y,w,h",
+        {"type": "string", "pattern": f"^{_SIDE},{_SIDE}(,[0-9]{{1,4}},[0-9]{{1,4}},-?[0-9]{{1,4}},-?[0-9]{{1,4}})?$"},
+        example="512,512",
+    ),
     Parameter("quality", "Of a JPEG", {"type": "integer", "minimum": 1, "maximum": 100}),
 )
-_WINDOW = (Parameter("window", "Center, width, function (linear, linear-exact, sigmoid)", example="40,400,linear"),)
-_ACCEPT = Parameter("accept", "Stands in for the header field Accept (PS3.18 section 8.3.3.1)", TEXT)
+_WINDOW = (
+    Parameter(
+        "window",
+        "Center, width, function",
+        {"type": "string", "pattern": "^-?[0-9]{1,5},[1-9][0-9]{0,4}(,(linear|linear-exact|sigmoid))?$"},
+        example="40,400,linear",
+    ),
+)
 _WARNED = {"Warning": "299 and a text: what of the request had no effect, or what is left out of the answer"}
-_NEXT = " They are sent from the first that arrives on; an answer that is not whole is cut."
+_WHILE_THEY_ARRIVE = "They are sent from the first that arrives on; an answer that is not whole is cut."
+
+
+def _accept(media: Media) -> Parameter:
+    return Parameter("accept", "Stands in for the header field Accept (PS3.18 section 8.3.3.1)", {"enum": list(media)})
 
 
 def _searches() -> Iterator[Operation]:
@@ -95,7 +111,7 @@ def _searches() -> Iterator[Operation]:
                     200: Answer("The results.", _METADATA, _WARNED),
                     204: Answer("Nothing matches.", headers=_WARNED),
                 },
-                parameters=(*_ABOVE[above], *_SEARCHING, _ACCEPT),
+                parameters=(*_ABOVE[above], *_SEARCHING, _accept(_METADATA)),
                 problems=(406, *_REMOTE, 507),
             )
 
@@ -112,7 +128,11 @@ def _retrieves() -> Iterator[Operation]:
     for path, what in ((_STUDY_PATH, "study"), (_SERIES_PATH, "series"), (_INSTANCE_PATH, "instance")):
         name = what.capitalize()
         yield _get(
-            path, f"retrieve{name}", f"Retrieve the instances of a {what}", {**_OBJECTS, **_METADATA}, f"Instances.{_NEXT}"
+            path,
+            f"retrieve{name}",
+            f"Retrieve the instances of a {what}",
+            {**_OBJECTS, **_METADATA},
+            f"Instances. {_WHILE_THEY_ARRIVE}",
         )
         yield _get(f"{path}/metadata", f"retrieve{name}Metadata", f"Metadata of a {what}", _METADATA, "Data sets.")
         yield _get(
@@ -170,7 +190,7 @@ def _get(
         name,
         f"{summary} (WADO-RS)",
         {200: Answer(said, media)},
-        parameters=(*above, *parameters, _ACCEPT),
+        parameters=(*above, *parameters, _accept(media)),
         problems=(404, 406, *_REMOTE, 507),
     )
 
@@ -188,7 +208,7 @@ def _stores() -> Iterator[Operation]:
                 202: Answer("Some are stored, or the PACS had a warning: the response says which, and why.", stored),
                 409: Answer("None is stored: the response says why.", stored),
             },
-            parameters=(*of_study, _ACCEPT),
+            parameters=(*of_study, _accept(stored)),
             body={DICOM: BINARY, str(Offer(DICOM, multipart=True)): BINARY},
             problems=(406, *_REMOTE, 507),
         )
