@@ -36,7 +36,7 @@ class SpoolResource:
         actions = self._actions(path, query)
         action = actions.get(method)
         if action is None:
-            allowed = ("HEAD", *actions) if "GET" in actions else tuple(actions)
+            allowed = [each for found in actions for each in (("GET", "HEAD") if found == "GET" else (found,))]
             raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
         _check_keys(query, ("state", "endpoint", "after", "limit") if list(path) == ["entries"] else ())
         return await action()
