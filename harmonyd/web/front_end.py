@@ -251,7 +251,7 @@ class HttpFrontEnd:
         request.match = match
         method = request.method.decode("ascii")
         if not match.target.allows(method):
-            allowed = match.target.allowed
+            allowed = match.target.allowed_at(match.path)
             raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
         request.query = parse_query(query)
 

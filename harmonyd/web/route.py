@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from harmonyd.describe import Description
+from harmonyd.describe import Description, segments_of
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.services.base import AskingEndpoint, HttpEndpoint
 
 __all__ = ["Route"]
+
+_READING = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,20 @@ class Route:
     @property
     def allowed(self) -> list[str]:
         """The methods that the endpoint takes, HEAD among them where GET is (RFC 9110 section 9.3.2); empty: any."""
-        methods = self.endpoint.methods
-        return list(dict.fromkeys(each for method in methods for each in _with_head(method)))
+        return _with_head(self.endpoint.methods)
+
+    def allowed_at(self, path: str) -> list[str]:
+        """The methods that ``path`` (after the prefix) takes, where its description has it; else ``allowed``."""
+        if self.described is None or isinstance(self.endpoint, AskingEndpoint):
+            return self.allowed
+        segments = segments_of(path)
+        found = [item.method for item in self.described.operations if item.variables(segments) is not None]
+        return _with_head(found) or self.allowed
 
     def allows(self, method: str) -> bool:
         """Tell whether the endpoint takes ``method``."""
         return not self.endpoint.methods or method in self.allowed
 
 
-def _with_head(method: str) -> tuple[str, ...]:
-    return ("GET", "HEAD") if method == "GET" else (method,)
+def _with_head(methods: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(each for method in methods for each in (_READING if method == "GET" else (method,))))

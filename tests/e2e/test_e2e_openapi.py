@@ -146,6 +146,7 @@ def test_the_page_needs_nothing_else(daemon: RunningDaemon) -> None:
 # --- schemathesis
 
 
+@pytest.mark.deadline(300)
 def test_schemathesis_finds_nothing(daemon: RunningDaemon, tmp_path: Path, image: Path) -> None:
     """As the document says, so it is: statuses, types, schemas, headers and methods, whatever is sent."""
     document = _with_real_uids(document_of(daemon), image)
@@ -160,15 +161,34 @@ def test_schemathesis_finds_nothing(daemon: RunningDaemon, tmp_path: Path, image
 
 SCHEMATHESIS = [
     *(sys.executable, "-m", "schemathesis.cli", "run", "--no-color", "--max-examples", "4", "--seed", "1"),
-    *("--generation-deterministic", "--generation-database", "none", "--phases", "examples,coverage,fuzzing"),
+    *("--generation-deterministic", "--phases", "examples,coverage,fuzzing"),
     *("--continue-on-failure", "--warnings", "off", "--request-timeout", "60"),
 ]
 SETTINGS = """
-# What a schema cannot say: which keywords there are, what each VR allows, and which keys go together.
+# What a schema cannot say: which keywords there are, what each VR allows, which keys go together.
 [[operations]]
 include-path-regex = "/(find|get|move|store)$|^/dicom$|/(studies|series|instances)$"
 [operations.checks]
 positive_data_acceptance.enabled = false
+
+# Nor what an image has: frames in this or that form, a part that a viewport can show.
+[[operations]]
+include-path-regex = "/(rendered|thumbnail)$|/(frames|bulkdata)/"
+[operations.checks]
+positive_data_acceptance.enabled = false
+
+# A body that is no DICOM object is told so.
+[[operations]]
+include-method = "POST"
+include-path = "/dicomweb/studies/{study}"
+[operations.checks]
+positive_data_acceptance.enabled = false
+
+# An endpoint that names no methods takes any, those too that OpenAPI has no place for.
+[[operations]]
+include-path-regex = "^/echo"
+[operations.checks]
+unsupported_method.enabled = false
 """
 
 
@@ -180,7 +200,7 @@ def _with_real_uids(document: Any, image: Path) -> Any:
         for operation in item.values():
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] in real:
-                    parameter["schema"] = {**parameter["schema"], "enum": [str(real[parameter["name"]]), "1.2.3"]}
+                    parameter["example"] = str(real[parameter["name"]])
     return document
 
 

@@ -25,7 +25,7 @@ DATASET: Schema = {
     "additionalProperties": False,
 }
 _LEVELS = ["PATIENT", "STUDY", "SERIES", "IMAGE"]
-_UIDS: Schema = {"type": ["string", "array", "null"], "items": TEXT}
+_UIDS: Schema = {"type": ["string", "array", "null"], "items": {"type": ["string", "null"]}}
 _IDENTIFIER: Schema = {
     "type": "object",
     "description": "Query keys: DICOM keywords, the same in snake case, or tags (plain or in the DICOM JSON Model). "
@@ -62,6 +62,7 @@ SCHEMAS: dict[str, Schema] = {
     "DataSet": DATASET,
     "FindIdentifier": {
         **_IDENTIFIER,
+        "type": ["object", "null"],
         "properties": {
             **_IDENTIFIER["properties"],
             "return": {"enum": ["default", "requested", None], "description": "requested: no keys beside those given."},

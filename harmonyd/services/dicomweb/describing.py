@@ -139,12 +139,17 @@ def _retrieves() -> Iterator[Operation]:
             f"{path}/rendered",
             f"render{name}",
             f"A {what} as pictures" if what != "instance" else "An instance as a picture: its first frame",
-            _PICTURE if what == "instance" else _PICTURES,
+            {**_PICTURE, **_PICTURES} if what == "instance" else _PICTURES,
             "JPEG or PNG.",
             (*_RENDERING, *_WINDOW),
         )
         yield _get(
-            f"{path}/thumbnail", f"thumbnailOf{name}", f"A small picture of a {what}", _PICTURE, "It.", _RENDERING
+            f"{path}/thumbnail",
+            f"thumbnailOf{name}",
+            f"A small picture of a {what}",
+            {**_PICTURE, **_PICTURES},
+            "It.",
+            _RENDERING,
         )
     yield _get(
         f"{_INSTANCE_PATH}/frames/{{frames}}",
@@ -166,7 +171,7 @@ def _retrieves() -> Iterator[Operation]:
         f"{_INSTANCE_PATH}/frames/{{frames}}/thumbnail",
         "thumbnailOfFrames",
         "A small picture of a frame",
-        _PICTURE,
+        {**_PICTURE, **_PICTURES},
         "It.",
         (FRAMES, *_RENDERING),
     )
