@@ -14,10 +14,10 @@ from harmonyd.web.fields import add_vary
 
 _LEAST_BYTES = 1000
 """A shorter body is not worth it."""
-_IN_REACTOR_BYTES = 16 * 1024
+_IN_REACTOR_BYTES = 64 * 1024
 """What takes well below a millisecond; a larger piece goes through a thread."""
 _LEVEL = 1
-"""JSON of data sets shrinks to a tenth at any level, and level 1 takes a quarter of the time of level 6."""
+"""Metadata shrinks to a ninth at some 300 MB/s; level 6 makes a fifteenth of it, and takes four times as long."""
 _GZIP = 31
 _TEXT = frozenset(
     {

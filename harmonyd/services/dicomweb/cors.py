@@ -9,7 +9,7 @@ from harmonyd.services.base import HttpAnswer, HttpRequest
 _MAX_AGE_SECS = 3600
 _EXPOSED = (
     "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Location, Content-Range, Content-Type, ETag, "
-    "Location, Preference-Applied, Retry-After, Warning, X-Request-ID"
+    "Location, Preference-Applied, Retry-After, Warning, X-Request-ID, X-Total-Count"
 )
 _ASKED = "Accept, Authorization, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, X-Request-ID"
 

@@ -88,6 +88,7 @@ _WINDOW = (
     ),
 )
 _WARNED = {"Warning": "299 and a text: what of the request had no effect, or what is left out of the answer"}
+_TOLD = {**_WARNED, "X-Total-Count": "How many there are, before limit and offset; only where that is known"}
 _WHILE_THEY_ARRIVE = "They are sent from the first that arrives on; an answer that is not whole is cut."
 
 
@@ -108,8 +109,8 @@ def _searches() -> Iterator[Operation]:
                 f"searchFor{kind.capitalize()}{_of(above)}",
                 f"Search for {kind}{_in(above)} (QIDO-RS)",
                 {
-                    200: Answer("The results.", _METADATA, _WARNED),
-                    204: Answer("Nothing matches.", headers=_WARNED),
+                    200: Answer("The results.", _METADATA, _TOLD),
+                    204: Answer("Nothing matches.", headers=_TOLD),
                 },
                 parameters=(*_ABOVE[above], *_SEARCHING, _accept(_METADATA)),
                 problems=(406, *_REMOTE, 507),

@@ -12,6 +12,7 @@ from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
 from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching, storing
 from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
+from harmonyd.services.dicomweb.counted import Counted
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.resources import Resource, parse_path
 from harmonyd.services.dicomweb.urls import base_url
@@ -47,6 +48,7 @@ class DicomwebEndpoint:
         self.cors_origins = options.cors_origins
         self._options = options
         self._seconds = seconds
+        self._counted = Counted(seconds)
 
     def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return what lets pages of the configured origins read the answer."""
@@ -61,7 +63,7 @@ class DicomwebEndpoint:
         asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
         url = base_url(request, self._options.public_url)
         try:
-            return await handler(Exchange(request, resource, asker, self._options, url))
+            return await handler(Exchange(request, resource, asker, self._options, url, self._counted))
         except AnsweredElsewhere as answered:
             return _passed_on(answered)
 
