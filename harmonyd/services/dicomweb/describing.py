@@ -31,7 +31,12 @@ FRAMES = path_parameter(
     {"type": "string", "pattern": "^[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*$"},
     "1",
 )
-_TAG = path_parameter("tag", "Tag of the attribute", {"type": "string", "pattern": "^[0-9A-Fa-f]{8}$"}, "7FE00010")
+_TAG = path_parameter(
+    "tag",
+    "Tag of the attribute; inside of sequences the path goes on: item number, tag",
+    {"type": "string", "pattern": "^[0-9A-Fa-f]{8}$"},
+    "7FE00010",
+)
 _ABOVE = {
     "": (),
     "/studies/{study}": (STUDY,),
@@ -128,14 +133,15 @@ def _in(above: str) -> str:
 def _retrieves() -> Iterator[Operation]:
     for path, what in ((_STUDY_PATH, "study"), (_SERIES_PATH, "series"), (_INSTANCE_PATH, "instance")):
         name = what.capitalize()
+        one = f"{'an' if what == 'instance' else 'a'} {what}"
         yield _get(
             path,
             f"retrieve{name}",
-            f"Retrieve the instances of a {what}",
+            "Retrieve an instance" if what == "instance" else f"Retrieve the instances of a {what}",
             {**_OBJECTS, **_METADATA},
             f"Instances. {_WHILE_THEY_ARRIVE}",
         )
-        yield _get(f"{path}/metadata", f"retrieve{name}Metadata", f"Metadata of a {what}", _METADATA, "Data sets.")
+        yield _get(f"{path}/metadata", f"retrieve{name}Metadata", f"Metadata of {one}", _METADATA, "Data sets.")
         yield _get(
             f"{path}/rendered",
             f"render{name}",
@@ -147,7 +153,7 @@ def _retrieves() -> Iterator[Operation]:
         yield _get(
             f"{path}/thumbnail",
             f"thumbnailOf{name}",
-            f"A small picture of a {what}",
+            f"A small picture of {one}",
             {**_PICTURE, **_PICTURES},
             "It.",
             _RENDERING,
@@ -179,7 +185,7 @@ def _retrieves() -> Iterator[Operation]:
     yield _get(
         f"{_INSTANCE_PATH}/bulkdata/{{tag}}",
         "retrieveBulkdata",
-        "One value, where the BulkDataURI of the metadata leads; inside of sequences that goes on: item/tag",
+        "One value, where the BulkDataURI of the metadata leads",
         {**_OCTETS, **_COMPRESSED},
         "The bytes.",
         (_TAG,),

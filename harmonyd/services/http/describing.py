@@ -61,7 +61,7 @@ def _everywhere(
             method,
             path,
             f"{name}{method.capitalize()}{more}",
-            summary,
+            f"{summary}, at a path below" if path else summary,
             answers,
             parameters=(_SEGMENT,) if path else (),
             body=None if method in _NO_BODY else {"*/*": BINARY},
