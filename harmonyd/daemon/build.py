@@ -10,7 +10,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, HttpListener, NetworkConfig
+from harmonyd.config.model import (
+    Config,
+    DicomBackendOptions,
+    DicomEndpointOptions,
+    DicomwebEndpointOptions,
+    HttpListener,
+    NetworkConfig,
+)
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
@@ -213,12 +220,19 @@ class Builder:
     def _documentation(self, config: Config, network: str, routes: Sequence[Route]) -> list[Route]:
         health = self.health_on(config, network)
         probes = health_routes(health).values() if health is not None else ()
-        origins = {origin for route in routes for origin in getattr(route.endpoint, "cors_origins", ())}
-        return documentation(config.id, [*routes, *probes], sorted(origins), compresses=config.web.compression)
+        everything = [*routes, *probes]
+        return documentation(config.id, everything, _origins(config, network), compresses=config.web.compression)
 
     def health_on(self, config: Config, network: str) -> Health | None:
         """What /livez and /readyz of a network tell; None where they are not served."""
         return self._health if config.telemetry.network in (None, network) else None
+
+
+def _origins(config: Config, network: str) -> list[str]:
+    """Whose pages may read what DICOMweb endpoints of a network answer."""
+    named = (name for item in config.pipelines.values() if network in item.networks for name in item.endpoints)
+    found = (config.endpoints[name].options for name in named)
+    return sorted({each for item in found if isinstance(item, DicomwebEndpointOptions) for each in item.cors_origins})
 
 
 def dicom_endpoints(config: Config) -> dict[str, tuple[DicomEndpointOptions, str]]:

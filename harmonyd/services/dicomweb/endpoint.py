@@ -45,7 +45,6 @@ class DicomwebEndpoint:
         """``seconds`` is the reactor's clock."""
         self.name = name
         self.path_prefix = options.path_prefix
-        self.cors_origins = options.cors_origins
         self._options = options
         self._seconds = seconds
         self._counted = Counted(seconds)
