@@ -29,6 +29,8 @@ _TEXT = frozenset(
         "text/html",
     }
 )
+_BOUND_TO_BYTES = frozenset({"content-encoding", "content-digest", "content-md5", "digest"})
+"""Fields that would be wrong for other bytes."""
 _WHOLE = frozenset({200, 201, 202, 404, 409})
 """Statuses whose bodies are no part of something, nor none at all."""
 
@@ -40,7 +42,7 @@ def compressed(answer: HttpAnswer, request_headers: Mapping[str, str]) -> HttpAn
     """
     fields = {name.lower(): value for name, value in answer.headers.items()}
     media = parse_media_type(fields.get("content-type", ""))
-    if media is None or media.essence not in _TEXT or "content-encoding" in fields:
+    if media is None or media.essence not in _TEXT or not _BOUND_TO_BYTES.isdisjoint(fields):
         return answer
     if "no-transform" in fields.get("cache-control", ""):
         return answer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from twisted.internet.threads import deferToThread
 
 from harmonyd.bodies import BytesBody
 from harmonyd.describe import Answer, Description, Operation
@@ -23,15 +25,21 @@ _HTML = "text/html; charset=utf-8"
 
 
 class DocumentEndpoint:
-    """Serves one document that stays as it is, with an ETag (RFC 9110 section 8.8.3)."""
+    """Serves one document that stays as it is, with an ETag (RFC 9110 section 8.8.3).
+
+    It is made when it is first asked for, in a thread: that of a large configuration takes its time.
+    """
 
     methods: tuple[str, ...] = ("GET", "OPTIONS")
 
-    def __init__(self, path: str, content: bytes, fields: Mapping[str, str], origins: Sequence[str]) -> None:
+    def __init__(
+        self, path: str, make: Callable[[], bytes], fields: Mapping[str, str], origins: Sequence[str]
+    ) -> None:
         self.name = path.strip("/")
         self.path_prefix = path
-        self._content = content
-        self._fields = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"', **fields}
+        self._make = make
+        self._made: tuple[bytes, Mapping[str, str]] | None = None
+        self._fields = fields
         self._origins = origins
 
     def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
@@ -42,12 +50,16 @@ class DocumentEndpoint:
         """Send it, or 304 to a client that has it."""
         if request.method == "OPTIONS":
             return preflight(request, ("GET", "HEAD"))
-        if _has(request.headers.get("if-none-match", ""), self._fields["ETag"]):
-            return HttpAnswer(304, dict(self._fields))
-        return HttpAnswer(200, dict(self._fields), self._chunks(), len(self._content))
+        if self._made is None:
+            self._made = await deferToThread(self._make_it)
+        content, fields = self._made
+        if _has(request.headers.get("if-none-match", ""), fields["ETag"]):
+            return HttpAnswer(304, dict(fields))
+        return HttpAnswer(200, dict(fields), BytesBody(content).chunks(), len(content))
 
-    def _chunks(self) -> AsyncIterator[bytes]:
-        return BytesBody(self._content).chunks()
+    def _make_it(self) -> tuple[bytes, Mapping[str, str]]:
+        content = self._make()
+        return content, {"ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"', **self._fields}
 
 
 def _has(if_none_match: str, etag: str) -> bool:
@@ -73,21 +85,22 @@ def documentation(title: str, routes: Iterable[Route], origins: Sequence[str], *
         PAGE_PATH: _description(PAGE_PATH, "getPage", "This, for people", "text/html"),
     }
     served = [(route.endpoint.path_prefix, route.described) for route in routes if route.described is not None]
-    document = openapi(title, [*served, *own.items()])
-    text = json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
+    served += own.items()
     fields = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
     shown = {"Content-Security-Policy": SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
+
+    def document() -> bytes:
+        text = json.dumps(openapi(title, served), ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "backslashreplace") + b"\n"
+
+    def html() -> bytes:
+        return page(openapi(title, served), DOCUMENT_PATH)
+
     endpoints = (
-        DocumentEndpoint(DOCUMENT_PATH, text, {"Content-Type": _JSON, **fields}, origins),
-        DocumentEndpoint(PAGE_PATH, page(document, DOCUMENT_PATH), {"Content-Type": _HTML, **fields, **shown}, origins),
+        DocumentEndpoint(DOCUMENT_PATH, document, {"Content-Type": _JSON, **fields}, origins),
+        DocumentEndpoint(PAGE_PATH, html, {"Content-Type": _HTML, **fields, **shown}, origins),
     )
     return [
-        Route(
-            endpoint,
-            _asks_nothing,
-            is_exact=True,
-            compresses=compresses,
-            described=own[endpoint.path_prefix],
-        )
-        for endpoint in endpoints
+        Route(each, _asks_nothing, is_exact=True, compresses=compresses, described=own[each.path_prefix])
+        for each in endpoints
     ]

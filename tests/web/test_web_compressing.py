@@ -99,6 +99,7 @@ async def test_it_goes_out_as_it_comes_in_and_ends_only_when_whole() -> None:
         (200, {"Content-Type": "text/event-stream"}),
         (200, {"Content-Type": JSON, "content-encoding": "br"}),
         (200, {"Content-Type": JSON, "Cache-Control": "no-transform"}),
+        (200, {"Content-Type": JSON, "Content-Digest": "sha-256=:x:"}),
         (206, {"Content-Type": JSON, "Content-Range": "bytes 0-4999/9000"}),
         (200, {}),
     ],
