@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from twisted.internet.threads import deferToThread
 
-from harmonyd.mediatypes import parse_media_type, split_list
+from harmonyd.mediatypes import parse_media_type, prefers_gzip
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.http.answers import ClosingIterator
 from harmonyd.web.fields import add_vary
@@ -42,11 +42,11 @@ def compressed(answer: HttpAnswer, request_headers: Mapping[str, str]) -> HttpAn
     """
     fields = {name.lower(): value for name, value in answer.headers.items()}
     media = parse_media_type(fields.get("content-type", ""))
-    if media is None or media.essence not in _TEXT or not _BOUND_TO_BYTES.isdisjoint(fields):
-        return answer
-    if "no-transform" in fields.get("cache-control", ""):
+    if media is None or media.essence not in _TEXT or "no-transform" in fields.get("cache-control", ""):
         return answer
     headers = add_vary(answer.headers, "Accept-Encoding")
+    if not _BOUND_TO_BYTES.isdisjoint(fields):
+        return HttpAnswer(answer.status, headers, answer.chunks, answer.length)
     chunks = answer.chunks
     is_short = answer.length is not None and answer.length < _LEAST_BYTES
     takes = prefers_gzip(request_headers.get("accept-encoding", ""))
@@ -66,23 +66,6 @@ def compressed(answer: HttpAnswer, request_headers: Mapping[str, str]) -> HttpAn
 
 def _weak(etag: str) -> str:
     return etag if etag.startswith("W/") else f"W/{etag}"
-
-
-def prefers_gzip(accept_encoding: str) -> bool:
-    """Tell whether a client that sends this Accept-Encoding would rather have gzip than nothing of the kind."""
-    weights = dict(map(_weight, split_list(accept_encoding.lower())))
-    gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
-    return gzip > 0 and gzip >= weights.get("identity", 0.0)
-
-
-def _weight(element: str) -> tuple[str, float]:
-    name, _, parameter = element.partition(";")
-    key, _, value = parameter.replace(" ", "").partition("=")
-    try:
-        weight = min(max(float(value), 0.0), 1.0) if key == "q" else 1.0
-    except ValueError:
-        weight = 0.0
-    return name.strip(), weight if weight == weight else 0.0
 
 
 async def _gzip(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

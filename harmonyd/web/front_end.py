@@ -11,6 +11,7 @@ coroutine is cancelled when the client leaves; whatever it holds is closed at it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -294,13 +295,15 @@ class HttpFrontEnd:
         exchange.body = request.take_body()
         asked, ask = request.as_http(match, exchange.body), exchange.asking(match.target.handle)
         if isinstance(endpoint, AskingEndpoint):
+            if not match.target.compresses:
+                asked = replace(asked, headers={**asked.headers, "accept-encoding": "identity"})
             answer = await endpoint.serve(asked, ask)
             answer.headers = merged(answer.headers, exchange.common_headers)
         else:
             exchange.envelope = envelope = endpoint.request(asked)
             answer = await endpoint.answer(envelope, await ask(envelope))
         if match.target.compresses:
-            answer = compressed(answer, asked.headers)
+            answer = compressed(answer, request.fields())
         await send(request, answer, clock=self._reactor, stall_secs=self.limits.request_timeout_secs)
 
     def _failed(self, request: Request, exc: Exception, exchange: _Exchange) -> None:

@@ -16,8 +16,9 @@ from web_kit import Endpoint, StreamBody, ask, connected
 
 from harmonyd.bodies import BytesBody
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.mediatypes import prefers_gzip
 from harmonyd.services.base import HttpAnswer
-from harmonyd.web.compressing import compressed, prefers_gzip
+from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import add_vary, merged
 from harmonyd.web.front_end import HttpFrontEnd
 from harmonyd.web.route import Route
