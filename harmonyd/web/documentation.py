@@ -73,7 +73,10 @@ async def _asks_nothing(_: RequestEnvelope) -> ResponseEnvelope:
 
 
 def _description(path: str, name: str, summary: str, media: str) -> Description:
-    answers = {200: Answer("It.", {media: {}}, {"ETag": "Changes with it"})}
+    answers = {
+        200: Answer("It.", {media: {}}, {"ETag": "Changes with it"}),
+        304: Answer("It is what the client has (If-None-Match)."),
+    }
     operation = Operation("GET", "", name, summary, answers)
     return Description("documentation", "What is served here.", (operation,))
 
