@@ -11,6 +11,7 @@
 # PREFIX=/usr/local    where install puts things; DESTDIR=/tmp/stage for packagers
 # PYTHON=python3.12    which Python to use; without it the first of python3, python3.14 … that is 3.11 or later
 # PYTEST="-k find"     options for pytest
+# JOBS=0               tests one after the other, in one process; else in one more than there are processors
 # ENGINE=native        for the demo: speak DIMSE without DCMTK's programs
 
 .ONESHELL:
@@ -25,6 +26,7 @@ DESTDIR ?=
 ONCE ?=
 ENGINE ?=
 PYTEST ?=
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -52,18 +54,22 @@ help:
 demo: dcmtk $(VENV)/.ready-demo
 	@exec $(BIN)/python -m harmonyd demo $(if $(ONCE),--once) $(if $(ENGINE),--engine $(ENGINE)) --config examples/default/config.toml
 
+# Many a test waits more than it works, so there is one worker more than there are processors. A file's tests stay in one.
+IN_PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
 test: dcmtk orthanc viewer systemd lint
-	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+	@$(BIN)/python -m pytest $(IN_PARALLEL) --cov --cov-report=term $(PYTEST)
 	$(if $(findstring tests/,$(PYTEST)),,$(MAKE) test-native)
 
-# What an engine does, end to end, once more over the native one: the run before had DCMTK's programs.
+# What an engine does, end to end, once more over the native one: the run before had DCMTK's programs. Without coverage,
+# which has each daemon take half as much time again; the native engine's own tests were in the run before.
 NATIVE_TESTS := find charsets store pacs_failures cancel limits slow_reader retrieve injection requests pipelines \
     move move_concurrent move_wrong inbound reload_inbound shared spool_backends spool_crash spool_full_disk
 .PHONY: test-native
 test-native: $(VENV)/.ready-test
 	@export HARMONYD_TEST_ENGINE=native
-	$(BIN)/python -m pytest $(NATIVE_TESTS:%=tests/e2e/test_e2e_%.py) --cov --cov-append --cov-report=term $(PYTEST) \
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(NATIVE_TESTS:%=tests/e2e/test_e2e_%.py) $(PYTEST) \
 	    || [ $$? = 5 ]  # nothing that PYTEST chooses
 
 .PHONY: lint

@@ -74,7 +74,7 @@ def _form(ranges: Sequence[Accepted], *, several: bool) -> Offer:
     """JPEG or PNG. Some clients accept image/jpeg where only parts can be meant: these count as accepted."""
     if several:
         ranges = [Accepted(each.essence, True, each.syntax, each.quality) for each in ranges]
-    return choose(ranges, _SEVERAL if several else _SINGLE)
+    return choose(ranges, _SEVERAL if several else (*_SINGLE, *_SEVERAL))
 
 
 def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchange) -> HttpAnswer:
