@@ -46,6 +46,8 @@ class PeerOptions:
     """UID of one to accept wherever it is proposed; else Implicit VR Little Endian comes first."""
     strict_aet: bool = False
     """Refuse a called AE title other than ``aet``."""
+    users: Mapping[str, str] = field(default_factory=dict)
+    """User names and passcodes, empty for none; when there are any, no other user identity is accepted."""
     count: int = 3
     """Answers to a C-FIND, instances of a C-GET or C-MOVE."""
     interval_secs: float = 0.0
@@ -124,7 +126,7 @@ class ScriptedPeer:
         events: list[Event] = [json.loads(line) for line in lines]
         return [event for event in events if name in (None, event["event"])]
 
-    def wait_for(self, name: str, count: int = 1, timeout_secs: float = 10.0) -> Event:
+    def wait_for(self, name: str, count: int = 1, timeout_secs: float = 30.0) -> Event:
         """Wait until ``count`` events of that name are there, and return the last of them."""
         try:
             return wait_until(lambda: self.events(name)[count - 1 : count], f"peer reports {name}", timeout_secs)[0]

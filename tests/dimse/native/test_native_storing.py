@@ -30,8 +30,7 @@ from raw_scu import (
     pdu,
     store_rq,
 )
-from test_native_hostile import status_of
-from test_native_scp import storescu
+from sender_kit import status_of, storescu
 from twisted.internet.defer import Deferred
 
 from harmonyd.dimse.elements import Cursor, FileSource, read_file_meta
@@ -319,7 +318,7 @@ async def test_a_peer_that_leaves_while_its_object_is_taken(native: Any, eventua
     await running.in_thread(send)
     await eventually(lambda: any(session._is_busy for session in running.listener.sessions))
     turn.callback(None)
-    await eventually(lambda: not running.sessions)
+    await eventually(lambda: not running.associations)
     assert running.spool.uids == [study.sop_uids[0]]
 
 
