@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart"}
+BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart", "describe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "envelope": {"errors"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
+    "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
     "config": {"errors", "tls", "acknowledge", "identity"},
     "telemetry": {"errors", "config"},
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
-    "control": {"errors", "config", "supervision", "telemetry", "spool"},
+    "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}

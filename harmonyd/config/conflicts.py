@@ -134,8 +134,10 @@ def _receiving_backends(parts: Parts) -> dict[str, DicomBackendOptions]:
     return {name: options for name, options in found if isinstance(options, DicomBackendOptions)}
 
 
-def check_paths(parts: Parts, management_base: str) -> None:
+def check_paths(parts: Parts, management: Section, management_base: str) -> None:
     """Note every endpoint whose path is a built-in one, or that of another endpoint on the same network."""
+    if management_base in BUILT_IN_PATHS:
+        management.problem("base_path", "a built-in path", "choose another path")
     owners: dict[tuple[str, str], str] = {}
     told: set[tuple[str, str]] = set()
     for endpoint, prefix, network in _served_paths(parts):

@@ -147,6 +147,16 @@ class TelemetryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WebConfig:
+    """``[web]``: what all HTTP networks have in common."""
+
+    documentation: bool = True
+    """Serve /openapi.json and /docs."""
+    compression: bool = True
+    """Send text in gzip to clients that take it."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpEndpointOptions:
     """``path_prefix`` normalised: leading slash, no trailing one; "" is the root. Also used by ``echo`` endpoints."""
 
@@ -319,5 +329,6 @@ class Config:
     control: ControlConfig = ControlConfig()
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    web: WebConfig = WebConfig()
     warnings: tuple[str, ...] = field(default=())
     """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""

@@ -167,12 +167,14 @@ class Association:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One object that was received and acknowledged: the file is complete, but not durable yet."""
+    """One object that was received: the file is complete."""
 
     instance: Instance
     association: Association
     move_originator_aet: str = ""
     """Move Originator Application Entity Title (0000,1030); empty where there was none, or it cannot be known."""
+    flushed: bool = False
+    """The file and its name in its folder are durable already."""
 
 
 @dataclass(frozen=True, slots=True)

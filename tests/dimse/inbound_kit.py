@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.config.model import SupervisionConfig
+from harmonyd.dimse.dcmtk import listener
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.engine import Arrival, Association, StoreScpConfig
@@ -73,7 +74,10 @@ class FakeSpool:
 
 
 class Inbound:
-    """A store SCP, from ``start`` to ``stop``."""
+    """A store SCP of the dcmtk engine, from ``start`` to ``stop``."""
+
+    engine_name = "dcmtk"
+    listener_module = listener
 
     def __init__(self, reactor: Any, folder: Path, **options: Any) -> None:
         self.reactor = reactor
@@ -101,6 +105,20 @@ class Inbound:
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await in_thread(self.reactor, function, *args)
+
+    def on_its_port(self) -> StoreScpConfig:
+        """The configuration for another ``resume``."""
+        return self.config
+
+    @property
+    def associations(self) -> int:
+        """How many associations run."""
+        return self.engine.association_count()
+
+    @property
+    def is_untouched(self) -> bool:
+        """No association was ever accepted: no storescp has been started."""
+        return not self.supervisor.exit_records and not self.children
 
     @property
     def children(self) -> list[int]:

@@ -157,11 +157,13 @@ class NativeStoreScp:
         path = self.folder / f"{self._run}-{next(self._numbers)}.dcm"
         if moves is not None:
             return moves.reception(offer, path, self._take, shared=True, ended=self._reception_ended)
-        return Reception(path, lambda at, header: self._take(offer, at, header), self._reception_ended)
+        in_spool = self._config.acknowledge is None
+        return Reception(path, lambda at, header: self._take(offer, at, header), self._reception_ended, flush=in_spool)
 
     async def _take(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         """Raises what the handler raises."""
-        arrival = Arrival(instance_of(path, header), offer.association, offer.move_originator_aet)
+        flushed = path.parent == self.folder  # and not what was written for a move that has not asked for it
+        arrival = Arrival(instance_of(path, header), offer.association, offer.move_originator_aet, flushed)
         if (answers := self._config.acknowledge) is not None:
             return await delivered(self._reactor, self._handler, answers, offer.session, arrival)
         await self._batches.take(arrival)

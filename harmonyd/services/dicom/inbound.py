@@ -224,7 +224,7 @@ def _entry(arrival: Arrival) -> NewEntry:
         "series_instance_uid": instance.series_instance_uid,
         "transfer_syntax_uid": instance.transfer_syntax_uid,
     }
-    return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex)
+    return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex, arrival.flushed)
 
 
 def _envelope(entry: Entry) -> RequestEnvelope:
