@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from raw_scu import ABORT, ASSOCIATE_AC, P_DATA, RELEASE_RP, RawScu, data_set_of, p_data, pdu, store_rq
-from test_native_hostile import status_of
+from sender_kit import status_of
 from test_native_storing import stored
 from twisted.internet.defer import CancelledError, Deferred
 
