@@ -1,5 +1,6 @@
 # make demo [ONCE=1]   set up, then a PACS with real data and harmonyd, and four requests over HTTP
 # make test            set up, then ruff, mypy and all tests, with coverage; those that are about an engine over both
+# make viewer          install the OHIF viewer into .viewer, and a Chromium; 'make test' does it
 # make interop         install further DICOM implementations into .interop, and run all of tests/interop
 # make lint            ruff and mypy alone
 # make venv            set up for tests, and no more
@@ -57,7 +58,7 @@ demo: dcmtk $(VENV)/.ready-demo
 IN_PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
-test: dcmtk orthanc systemd lint
+test: dcmtk orthanc viewer systemd lint
 	@$(BIN)/python -m pytest $(IN_PARALLEL) --cov --cov-report=term $(PYTEST)
 	$(if $(findstring tests/,$(PYTEST)),,$(MAKE) test-native)
 
@@ -135,6 +136,20 @@ orthanc:
 	as_root ln -sf /dev/null /etc/systemd/system/orthanc.service
 	apt_install orthanc
 
+# A DICOMweb viewer for the tests, and a browser with its driver. Nothing of the viewer is kept outside .viewer.
+.PHONY: viewer
+viewer:
+	@$(setup)
+	declare -A has=([chromium]=chromium [chromedriver]=chromium-driver)
+	[ .viewer/.ready -nt tests/viewer/install.sh ] || has[npm]=npm
+	lacking=()
+	for program in "$${!has[@]}"; do command -v "$$program" >/dev/null || lacking+=("$${has[$$program]}"); done
+	[ $${#lacking[@]} = 0 ] || { may_install && apt_install "$${lacking[@]}"; } || give_up "its tests need: $${lacking[*]}"
+	[ -n "$${has[npm]:-}" ] || exit 0
+	say "installing the OHIF viewer into .viewer"
+	bash tests/viewer/install.sh .viewer
+	touch .viewer/.ready
+
 # Implementations that are no part of 'make test'; nothing of them is kept outside .interop but Debian's packages.
 .PHONY: interop
 interop: dcmtk orthanc $(VENV)/.ready-test .interop/.ready
@@ -197,6 +212,6 @@ uninstall:
 
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) .interop build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
+	@rm -rf $(VENV) .interop .viewer build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find tmp -mindepth 1 ! -name .gitkeep -delete

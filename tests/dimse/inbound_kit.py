@@ -45,6 +45,10 @@ class FakeSpool:
             arrival.instance.path.rename(target)
             self.arrivals.append(replace(arrival, instance=replace(arrival.instance, path=target)))
 
+    async def deliver_now(self, arrival: Arrival) -> None:
+        """Nobody asks for it here."""
+        raise AssertionError(f"{arrival} is not for the spool")
+
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         path.unlink()  # noqa: ASYNC240 - in a test
         self.damages.append((path.name, association, reason))
