@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _long_ones_first(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In a parallel run files of few and long tests come first, so that the workers end at about the same time."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop"))
+        items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop", "viewer"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
