@@ -18,19 +18,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
+    "progress": set(),
     "tls": set(),
-    "envelope": {"errors"},
+    "envelope": {"errors", "progress"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
     "config": {"errors", "tls"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "tls"},
+    "dimse": {"errors", "waiters", "progress", "tls"},
     "dimse.dcmtk": {"errors", "waiters", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "dimse"},
     "middleware": BASE | {"config"},
@@ -38,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spool": BASE | {"config"},
     "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
     "control": {"errors", "config", "supervision", "telemetry", "spool"},
+    "operations": BASE | {"waiters", "config", "services", "web"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}

@@ -10,7 +10,16 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, HttpListener, NetworkConfig
+from harmonyd.config.model import (
+    Config,
+    DicomBackendOptions,
+    DicomEndpointOptions,
+    EndpointConfig,
+    HttpEndpointOptions,
+    HttpListener,
+    NetworkConfig,
+    PipelineConfig,
+)
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
@@ -18,6 +27,9 @@ from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.middleware import registry as middleware_registry
+from harmonyd.operations.endpoint import LongRunningEndpoint
+from harmonyd.operations.operation import Owner
+from harmonyd.operations.registry import Operations
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
@@ -34,6 +46,10 @@ from harmonyd.web.route import Route
 
 KEPT = "received"
 """Name of the backend that keeps the objects of a pipeline without one."""
+
+
+LONG_RUNNING = ("http", "dicomweb")
+"""Services whose requests may be answered later, where dicom backends answer them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,7 @@ class Builder:
         health: Health,
         folders: Folders,
         spool: Spool,
+        operations: Operations,
         documents: Mapping[str, Document],
         resources: Mapping[str, Resource],
     ) -> None:
@@ -106,6 +123,7 @@ class Builder:
         self._health = health
         self._folders = folders
         self._spool = spool
+        self.operations = operations
         self._documents = documents
         self._resources = resources
 
@@ -190,7 +208,7 @@ class Builder:
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network."""
         routes = [
-            Route(registry.HTTP_ENDPOINTS[endpoint.service](endpoint), pipelines[pipeline.name].handle)
+            self._route(config, pipeline, endpoint, pipelines[pipeline.name])
             for pipeline in config.pipelines.values()
             if network in pipeline.networks
             for endpoint in map(config.endpoints.__getitem__, pipeline.endpoints)
@@ -199,6 +217,12 @@ class Builder:
         if config.management.enabled and config.management.network == network:
             routes.append(management_route(config.management.base_path, self._documents, self._resources))
         return routes
+
+    def _route(self, config: Config, item: PipelineConfig, endpoint: EndpointConfig, pipeline: Pipeline) -> Route:
+        made = registry.HTTP_ENDPOINTS[endpoint.service](endpoint)
+        if endpoint.service in LONG_RUNNING and _is_dimse(config, item):
+            made = LongRunningEndpoint(made, pipeline.handle, self.operations)
+        return Route(made, pipeline.handle)
 
     def health_on(self, config: Config, network: str) -> Health | None:
         """What /livez and /readyz of a network tell; None where they are not served."""
@@ -213,6 +237,26 @@ def dicom_endpoints(config: Config) -> dict[str, tuple[DicomEndpointOptions, str
         for name in pipeline.endpoints
         if isinstance(options := config.endpoints[name].options, DicomEndpointOptions)
     }
+
+
+def long_running(config: Config) -> frozenset[Owner]:
+    """The endpoints whose requests may be answered later: what they ask for goes to dicom backends and nowhere else.
+
+    An HTTP server behind a pipeline has paths and preferences of its own.
+    """
+    return frozenset(
+        Owner(name, options.path_prefix)
+        for pipeline in config.pipelines.values()
+        if _is_dimse(config, pipeline)
+        for name in pipeline.endpoints
+        if config.endpoints[name].service in LONG_RUNNING
+        and isinstance(options := config.endpoints[name].options, HttpEndpointOptions)
+    )
+
+
+def _is_dimse(config: Config, pipeline: PipelineConfig) -> bool:
+    services = {config.backends[name].service for name in pipeline.backends}
+    return "dicom" in services and services <= {"dicom", "storage"}
 
 
 def asked_over_http(config: Config) -> frozenset[str]:

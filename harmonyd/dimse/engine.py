@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.tls import TlsClient
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class OperationContext:
     """Where the artifact folder goes; None: the engine's own storage path."""
     slots: AssociationSlots | None = None
     """The engine holds one slot while it has an association open for this operation."""
+    progress: Progress = UNWATCHED
 
 
 @dataclass(frozen=True, slots=True)

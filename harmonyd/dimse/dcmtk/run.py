@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from harmonyd.dimse import query_file
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
-from harmonyd.dimse.dcmtk.log import ToolLog
+from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import OperationContext, Query
 from harmonyd.errors import DeadlinePassed
@@ -83,13 +83,24 @@ class ToolRun:
     """
 
     def __init__(
-        self, box: Toolbox, op: OperationContext, *, folder: Path | None = None, watched: bool = True
+        self,
+        box: Toolbox,
+        op: OperationContext,
+        *,
+        folder: Path | None = None,
+        watched: bool = True,
+        answered: Callable[[Response], None] | None = None,
     ) -> None:
-        """``folder`` is made once there is a slot, and watched unless the files arrive elsewhere (``offer``)."""
+        """``folder`` is made once there is a slot, and watched unless the files arrive elsewhere (``offer``).
+
+        ``answered`` is told each response; by default the sub-operations that it counts are progress.
+        """
         self.log = ToolLog()
         self.record: ExitRecord | None = None
         self._box = box
         self._op = op
+        self._answered = answered or self._counted
+        self._responses = 0
         self._child: OnceChild | None = None
         self._line_fields: dict[str, str] = {}
         self._names: list[str] = []
@@ -113,6 +124,7 @@ class ToolRun:
         if self._op.slots is not None:
             await self._op.slots.acquire(self._op.deadline)
             self._holds_slot = True
+        self._op.progress.began()
         if self._folder is not None:
             self._folder.mkdir(parents=True)
             if self._watched:
@@ -184,8 +196,16 @@ class ToolRun:
 
     def _line(self, line: bytes) -> None:
         self.log.feed(line)
+        for response in self.log.responses[self._responses :]:
+            self._responses += 1
+            self._answered(response)
         if self._box.verbose:
             _log.info("{line}", line=line.decode("utf-8", "replace"), **self._line_fields)
+
+    def _counted(self, response: Response) -> None:
+        if response.kind in ("C-GET RSP", "C-MOVE RSP"):
+            counts = response.suboperations
+            self._op.progress.counted(counts.completed, counts.failed, counts.warning, counts.remaining)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record

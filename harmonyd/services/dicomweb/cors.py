@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harmonyd.services.base import HttpAnswer, HttpRequest
 
 _MAX_AGE_SECS = 3600
-_EXPOSED = "Content-Type, Content-Location, Warning, X-Request-ID"
+_EXPOSED = "Content-Type, Content-Location, Location, Preference-Applied, Warning, X-Request-ID"
 
 
 def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
@@ -27,11 +27,11 @@ def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
 
 def preflight(request: HttpRequest) -> HttpAnswer:
     """Answer OPTIONS. Who may read it is in the common fields."""
-    headers = {"Allow": "GET, HEAD, POST, OPTIONS"}
+    headers = {"Allow": "GET, HEAD, POST, DELETE, OPTIONS"}
     if "access-control-request-method" in request.headers:
         headers |= {
-            "Access-Control-Allow-Methods": "GET, HEAD, POST",
-            "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, X-Request-ID",
+            "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE",
+            "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, Prefer, Range, X-Request-ID",
             "Access-Control-Max-Age": str(_MAX_AGE_SECS),
         }
     return HttpAnswer(204, headers)
