@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "tls"},
-    "dimse.dcmtk": {"errors", "waiters", "dimse", "supervision"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "dimse"},
     "middleware": BASE | {"config"},
     "pipeline": BASE | {"config", "middleware"},

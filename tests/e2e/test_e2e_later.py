@@ -177,7 +177,7 @@ def test_a_failure_is_the_failure_of_the_request(place: Place) -> None:
 def test_what_is_wrong_at_once_is_told_at_once(place: Place) -> None:
     """Nobody has to ask later for what can be said now, and nothing is left of it."""
     before = left_on_disk(place.daemon)
-    for path, document, status in (("find", {"Nonsense": "1"}, 400), ("get", {"PatientID": "1"}, 400), ("x", {}, 404)):
+    for path, document, status in (("find", {"Nonsense": "1"}, 400), ("get", {"StudyDate": "2024"}, 400), ("x", {}, 404)):
         answer = place.daemon.http("POST", f"/dicom/{path}", json=document, headers=ASYNC)
         assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json"), answer.body
     refused = place.daemon.http("POST", "/dicom/get", json=place.query, headers={**ASYNC, "Accept": "text/plain"})

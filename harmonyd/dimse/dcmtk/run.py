@@ -16,8 +16,10 @@ from harmonyd.dimse import query_file
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.tools import Tool
+from harmonyd.dimse.dcmtk.log_config import watched_log_file
 from harmonyd.dimse.engine import OperationContext, Query
 from harmonyd.errors import DeadlinePassed
+from harmonyd.progress import UNWATCHED
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 
 T = TypeVar("T")
@@ -49,6 +51,10 @@ class Toolbox:
         if not self.verbose:
             return None
         return lambda line: _log.info("{line}", line=line.decode("utf-8", "replace"), child=child)
+
+    def log_config_for(self, op: OperationContext) -> Path:
+        """Pending responses are logged only where somebody wants to know of them."""
+        return self.log_config if op.progress is UNWATCHED else watched_log_file(self.scratch)
 
     @contextmanager
     def query_on_disk(self, op: OperationContext, query: Query) -> Iterator[Path]:
@@ -100,7 +106,7 @@ class ToolRun:
         self._box = box
         self._op = op
         self._answered = answered or self._counted
-        self._responses = 0
+        self._latest: Response | None = None
         self._child: OnceChild | None = None
         self._line_fields: dict[str, str] = {}
         self._names: list[str] = []
@@ -196,9 +202,10 @@ class ToolRun:
 
     def _line(self, line: bytes) -> None:
         self.log.feed(line)
-        for response in self.log.responses[self._responses :]:
-            self._responses += 1
-            self._answered(response)
+        latest = self.log.latest
+        if latest is not None and latest is not self._latest:
+            self._latest = latest
+            self._answered(latest)
         if self._box.verbose:
             _log.info("{line}", line=line.decode("utf-8", "replace"), **self._line_fields)
 
