@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from later_kit import ASYNC, Later, assert_no_fault, left_on_disk, start
@@ -177,7 +181,8 @@ def test_a_failure_is_the_failure_of_the_request(place: Place) -> None:
 def test_what_is_wrong_at_once_is_told_at_once(place: Place) -> None:
     """Nobody has to ask later for what can be said now, and nothing is left of it."""
     before = left_on_disk(place.daemon)
-    for path, document, status in (("find", {"Nonsense": "1"}, 400), ("get", {"StudyDate": "2024"}, 400), ("x", {}, 404)):
+    wrong: Any = (("find", {"Nonsense": "1"}, 400), ("get", {"StudyDate": "2024"}, 400), ("x", {}, 404))
+    for path, document, status in wrong:
         answer = place.daemon.http("POST", f"/dicom/{path}", json=document, headers=ASYNC)
         assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json"), answer.body
     refused = place.daemon.http("POST", "/dicom/get", json=place.query, headers={**ASYNC, "Accept": "text/plain"})
@@ -244,3 +249,21 @@ def test_fifty_clients_and_fifty_watchers(place: Place) -> None:
 
     with ThreadPoolExecutor(50) as pool:
         assert set(pool.map(one, range(50))) == {"complete"}
+
+
+def _scripts() -> list[str]:
+    page = (Path(__file__).parents[2] / "docs" / "long-operations.md").read_text("utf-8")
+    return re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def test_curl_as_documented(place: Place, tmp_path: Path) -> None:
+    """The commands of the page, one after the other in one shell, do what it says."""
+    script = "set -e\n" + "".join(_scripts()).replace("http://127.0.0.1:8080", place.daemon.base_url)
+    script = re.sub(r"1\.3\.6\.[\d.]+", place.study, script)
+    (tmp_path / "image.dcm").write_bytes(ct_bytes(tmp_path, 1, study=f"documented {place.study}"))
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.count("event: complete") == 2
+    assert '"state": "complete"' in done.stdout
+    assert json.loads(done.stdout[done.stdout.rindex('{"operation": "store"') :])["stored"] == 1
+    with ZipFile(tmp_path / "study.zip") as archive:
+        assert len(archive.namelist()) == COUNT

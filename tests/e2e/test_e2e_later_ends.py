@@ -1,222 +1,282 @@
-"""How operations that outlive their requests end: with a PACS that hangs, a full disk, a signal, a reload, a crash."""
+"""What limits operations that outlive their requests, and what ends them: time, full disks, reloads, stops, crashes."""
 
 from __future__ import annotations
 
-import shutil
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from later_kit import ASYNC, Later, assert_no_fault, left_on_disk, start
-from misbehaving import STUDY_UID, Stage, stage
+from pynetdicom import AE, AllStoragePresentationContexts, evt
 from reload_kit import Host, http
-from retrieve_kit import MULTIPART, ct_bytes, multipart, peer_backend, storage, wait_idle
+from retrieve_kit import MULTIPART, ct_bytes, multipart, peer_backend, storage
 
 from harmonyd.testing.config_files import write_config
-from harmonyd.testing.daemon import RunningDaemon
+from harmonyd.testing.daemon import Answer, RunningDaemon
 from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import free_port, wait_until
 
-QUERY = {"StudyInstanceUID": STUDY_UID}
-COUNT, BEFORE_GATE = 5, 2
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Peers that hang, or wait for a gate, in the middle; over one engine."""
-
-    stage: Stage
-    gate: Path
-    engine: str
-
-    @property
-    def daemon(self) -> RunningDaemon:
-        return self.stage.daemon
-
-
-@pytest.fixture(scope="module", params=["native", "dcmtk"])
-def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    folder = tmp_path_factory.mktemp("ends")
-    gate = folder / "gate"
-    middle = {"count": COUNT, "after": BEFORE_GATE}
-    scripts = {
-        "gated": ("serve", {**middle, "then": "wait", "gate": str(gate)}),
-        "hanging": ("serve", {**middle, "then": "hang"}),
-        "aborting": ("serve", {**middle, "then": "abort"}),
-    }
-    options = {"association_timeout_ms": 60_000, "max_associations": 1, "engine": request.param}
-    with stage(folder, scripts, {"nobody": {"host": "127.0.0.1", "port": free_port(), "aet": "NOBODY"}}, options) as made:
-        yield Scene(made, gate, request.param)
-        assert_no_fault(made.daemon)
-
-
-def until_half(later: Later) -> dict[str, Any]:
-    """Wait until what comes before the gate has come; the state then."""
-    return wait_until(lambda: (state := later.state)["instances"] == BEFORE_GATE and state, "it is half done", 30)
-
-
-@pytest.mark.parametrize("operation", ["get", "move"])
-def test_progress_can_be_watched(scene: Scene, operation: str) -> None:
-    """While it runs, counts are told and there is no result; a watcher sees it go on to its end."""
-    scene.gate.unlink(missing_ok=True)
-    later = start(scene.daemon, f"{operation}?backend=gated", QUERY, MULTIPART)
-    with later.watching() as events:
-        state = next(state for _, _, state in events if state["instances"] == BEFORE_GATE)
-        assert (state["state"], state["operation"]) == ("running", operation)
-        until = wait_until(lambda: (now := later.state)["suboperations"] and now, "sub-operations are counted")
-        assert until["suboperations"]["completed"] == BEFORE_GATE
-        assert until["suboperations"]["remaining"] == COUNT - BEFORE_GATE
-        early = later.get("/result")
-        assert (early.status, early.json()["state"]) == (409, "running")
-        scene.gate.touch()
-        *_, (_, name, last) = events
-    assert (name, last["instances"], last["suboperations"]["completed"]) == ("complete", COUNT, COUNT)
-    assert later.get("/result").status == 200
-
-
-def test_one_waits_for_its_turn(scene: Scene) -> None:
-    """With one association to the PACS, the second operation is queued until the first one has ended."""
-    scene.gate.unlink(missing_ok=True)
-    first = start(scene.daemon, "get?backend=gated", QUERY)
-    until_half(first)
-    second = start(scene.daemon, "get?backend=gated", QUERY)
-    assert (second.state["state"], second.state["started"]) == ("queued", None)
-    third = start(scene.daemon, "get?backend=gated", QUERY)
-    assert third.delete().json()["state"] == "cancelled"
-    scene.gate.touch()
-    assert [first.end()["state"], second.end()["state"]] == ["complete", "complete"]
-
-
-@pytest.mark.parametrize("operation", ["find", "get", "move"])
-def test_cancelled_in_the_middle(scene: Scene, operation: str) -> None:
-    """DELETE ends the operation at the PACS, then the result is gone; DELETE again removes what is left of it."""
-    peer = scene.stage.peers["hanging"]
-    hung, cancels = len(peer.events("hanging")), len(peer.events("cancel"))
-    later = start(scene.daemon, f"{operation}?backend=hanging", QUERY, "application/json")
-    association = peer.wait_for("hanging", hung + 1)["id"]
-    with ThreadPoolExecutor(8) as pool, later.watching() as events:
-        answers = list(pool.map(lambda _: later.delete(), range(8)))
-        *_, (_, name, _) = events
-    assert {answer.status for answer in answers} <= {200, 204, 404}
-    assert name == "cancelled"
-    wait_until(lambda: any(event["id"] == association for event in peer.events("closed")), "the association is over")
-    if scene.engine == "native":
-        assert len(peer.events("cancel")) == cancels + 1
-    wait_idle(scene.daemon)
-    wait_until(lambda: not later.folder.exists(), "nothing is left of it")
-
-
-def test_the_result_of_what_was_cancelled(scene: Scene) -> None:
-    """410 with the reason, until it is removed."""
-    later = start(scene.daemon, "get?backend=hanging", QUERY)
-    until_half(later)
-    cancelled = later.delete()
-    assert (cancelled.status, cancelled.json()["state"]) == (200, "cancelled")
-    assert later.get("/result").status == 410
-    assert later.state["problem"]["type"] == "urn:harmonyd:problem:gone"
-    assert later.delete().status == 204
-    assert later.get("/result").status == 404
-
-
-def test_it_goes_on_when_everybody_leaves(scene: Scene) -> None:
-    """Neither the client that asked nor one that watched is needed for the operation to come to its end."""
-    scene.gate.unlink(missing_ok=True)
-    later = start(scene.daemon, "get?backend=gated", QUERY, MULTIPART)
-    until_half(later)
-    for _ in range(3):
-        with later.watching() as events:
-            next(events)
-    scene.gate.touch()
-    assert later.end()["state"] == "complete"
-
-
-def test_leaving_while_the_body_is_sent(scene: Scene, tmp_path: Path) -> None:
-    """A client that leaves before its objects are here has asked for nothing, and nothing is left of it."""
-    before = left_on_disk(scene.daemon)
-    sent = multipart([ct_bytes(tmp_path, 1, size=512)])
-    connection = scene.daemon.connect()
-    connection.putrequest("POST", "/dicom/store?backend=hanging")
-    for name, value in {**sent["headers"], **ASYNC, "Content-Length": str(len(sent["body"]))}.items():
-        connection.putheader(name, value)
-    connection.endheaders()
-    connection.send(sent["body"][:300_000])
-    wait_until(lambda: len(left_on_disk(scene.daemon)) > len(before), "it has begun")
-    connection.close()
-    wait_until(lambda: left_on_disk(scene.daemon) == before, "nothing is left of it")
-    wait_until(lambda: not list(storage(scene.daemon).glob("dcmtk_store_*")), "nor of its objects")
-
-
-@pytest.mark.parametrize(("backend", "status"), [("aborting", 502), ("nobody", 502)])
-def test_a_pacs_that_fails(scene: Scene, backend: str, status: int) -> None:
-    """Whatever the PACS does in the middle, the operation has failed, and nothing of a result is kept."""
-    later = start(scene.daemon, f"get?backend={backend}", QUERY, MULTIPART)
-    state = later.end()
-    assert (state["state"], state["problem"]["status"], state["problem"]["fault"]) == ("failed", status, "remote")
-    assert later.get("/result").status == status
-    assert [path.name for path in later.folder.iterdir()] == ["operation.json"]
-
-
-# --- limits, reload, stop, crash
+QUERY = {"StudyInstanceUID": "1.2.826.0.1.3680043.8.498.1"}
+COUNT, SIZE = 5, 256
+OBJECT_BYTES = 2 * SIZE * SIZE
+"""Of the pixels of one made instance."""
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedPeer]:
-    """A PACS that hangs in the middle of a retrieve."""
-    with ScriptedPeer("serve", count=COUNT, after=BEFORE_GATE, then="hang") as peer:
-        yield peer
+def peers() -> Iterator[dict[str, ScriptedPeer]]:
+    """A PACS that answers, one that hangs in the middle of a retrieve, and one that never answers a store."""
+    with ExitStack() as stack:
+        made = {
+            "good": ScriptedPeer("serve", count=COUNT, size=SIZE),
+            "hanging": ScriptedPeer("serve", count=COUNT, after=2, then="hang"),
+        }
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(stack.enter_context, made.values()))
+        yield made
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedPeer]:
-    """A PACS with a study of 40 KB."""
-    with ScriptedPeer("serve", count=COUNT) as peer:
-        yield peer
-
-
-def backends(slow: ScriptedPeer, good: ScriptedPeer) -> dict[str, Any]:
+def backends(peers: dict[str, ScriptedPeer]) -> dict[str, Any]:
     patient = {"engine": "native", "association_timeout_ms": 60_000}
-    return {"good": peer_backend(good, **patient), "slow": peer_backend(slow, **patient)}
+    return {name: peer_backend(peer, **patient) for name, peer in peers.items()}
 
 
-def refused(daemon: RunningDaemon, path: str) -> int:
-    """Ask for what is over a limit: 503, and after how many seconds to try again."""
-    answer = daemon.http("POST", path, json=QUERY, headers=ASYNC)
-    assert answer.status == 503, answer.body
-    return int(answer.headers["Retry-After"])
-
-
-def test_limits(tmp_path: Path, slow: ScriptedPeer, good: ScriptedPeer) -> None:
-    """Operations, their results and their watchers are limited, and room comes again when something is removed."""
-    limits = {"max_running": 2, "max_kept": 3, "max_watchers": 2, "max_gb": 0.0001}
+def daemon_with(folder: Path, peers: dict[str, ScriptedPeer], **sections: Any) -> RunningDaemon:
+    """A daemon with an http endpoint at /dicom and another one at /other."""
     config = write_config(
-        tmp_path, http_port=free_port(), backends=backends(slow, good), sections={"operations": limits}
+        folder,
+        http_port=free_port(),
+        backends=backends(peers),
+        endpoints={"http": http("/dicom"), "other": http("/other")},
+        sections=sections,
     )
-    with RunningDaemon(config) as running, ExitStack() as stack:
-        hanging = [start(running, "get?backend=slow", QUERY) for _ in range(2)]
-        assert refused(running, "/dicom/find") == 5
+    return RunningDaemon(config)
+
+
+def asked(daemon: RunningDaemon, path: str = "/dicom/find") -> Answer:
+    return daemon.http("POST", path, json=QUERY, headers=ASYNC)
+
+
+def test_how_many_there_may_be(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """Those that run, those that are kept and those who watch are limited; what is removed makes room."""
+    limits = {"max_running": 2, "max_kept": 3, "max_watchers": 2}
+    management = {"enabled": True, "network": "default"}
+    with daemon_with(tmp_path, peers, operations=limits, management=management) as running, ExitStack() as stack:
+        hanging = [start(running, "get?backend=hanging", QUERY) for _ in range(2)]
+        shown = running.http("GET", "/admin/operations").json()
+        assert {(item["id"], item["backend"], item["asynchronous"]) for item in shown} == {
+            (later.id, "hanging", True) for later in hanging
+        }
+        refused = asked(running)
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         for later in hanging:
             next(stack.enter_context(later.watching()))
         assert hanging[0].get("/events").status == 503
-        assert hanging[0].delete().status == 200
-        small = start(running, "find", QUERY)
-        assert small.end()["state"] == "complete"
-        assert refused(running, "/dicom/find") > 3000, "until the first one expires"
+        assert [later.delete().json()["state"] for later in hanging] == ["cancelled"] * 2
+        assert running.http("GET", "/admin/operations").json() == []
+        wait_until(lambda: hanging[0].get("/events").status == 200, "those who watched have gone")
+        assert start(running, "find", QUERY).end()["state"] == "complete"
+        refused = asked(running)
+        assert (refused.status, refused.json()["fault"]) == (503, "ours")
+        assert int(refused.headers["Retry-After"]) > 3000, "when the first one expires"
         assert hanging[0].delete().status == 204
-
-        large = start(running, "get", {**QUERY}, MULTIPART)  # 5 instances, each with 64 x 64 pixels of 2 bytes
-        assert large.end()["state"] == "complete"
-        assert large.delete().status == 204
-        whole = start(running, "get", QUERY, MULTIPART)
-        whole.end()
-        assert small.delete().status == 204
-        too_much = [start(running, "get", QUERY, MULTIPART) for _ in range(1)]
-        while (state := too_much[-1].end())["state"] == "complete" and len(too_much) < 9:
-            assert too_much.pop().delete().status == 204
-            break
-        assert state["state"] in ("complete", "failed")
+        assert start(running, "find", QUERY).end()["state"] == "complete"
         assert_no_fault(running)
+
+
+def test_how_large_results_may_be(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """A result that does not fit is 507 and takes no room; what is removed makes room, and who reads it reads on."""
+    limits = {"max_gb": 1.5 * COUNT * OBJECT_BYTES / 1e9}
+    with daemon_with(tmp_path, peers, operations=limits) as running:
+        first = start(running, "get?backend=good", QUERY, MULTIPART)
+        assert first.end()["state"] == "complete"
+        second = start(running, "get?backend=good", QUERY, MULTIPART)
+        state = second.end()
+        assert (state["state"], state["problem"]["status"]) == ("failed", 507)
+        assert second.get("/result").status == 507
+        assert [path.name for path in second.folder.iterdir()] == ["operation.json"]
+        assert first.delete().status == 204
+        third = start(running, "get?backend=good", QUERY, MULTIPART)
+        assert third.end()["state"] == "complete"
+        connection = running.connect()
+        reading = running.send(connection, "GET", f"{third.path}/result")
+        begun = reading.read(1000)
+        assert third.delete().status == 204
+        assert len(begun + reading.read()) == int(reading.headers["Content-Length"]) > COUNT * OBJECT_BYTES
+        connection.close()
+        assert_no_fault(running)
+
+
+def test_a_result_expires(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """After its time an operation is gone, and nothing of it is left."""
+    with daemon_with(tmp_path, peers, operations={"keep_minutes": 0.02}) as running:
+        later = start(running, "get?backend=good", QUERY, MULTIPART)
+        wait_until(lambda: later.get().status == 404, "it has expired")
+        wait_until(lambda: not left_on_disk(running), "nothing is left")
+        assert_no_fault(running)
+
+
+@pytest.mark.root
+def test_a_full_disk(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """507, at once or as what came of the operation; when there is room again, all goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * COUNT * OBJECT_BYTES}", "tmpfs", str(disk)], check=True)
+    try:
+        with daemon_with(tmp_path / "host", peers, storage={"options": {"path": str(disk)}}) as running:
+            filler = disk / "filler"
+            # Room for the instances, which come first, and for half of the result.
+            filler.write_bytes(bytes(free_bytes(disk) - COUNT * OBJECT_BYTES * 3 // 2))
+            later = start(running, "get?backend=good", QUERY, MULTIPART)
+            state = later.end()
+            assert (state["state"], state["problem"]["status"]) == ("failed", 507)
+            assert (later.get("/result").status, later.folder.exists()) == (507, True)
+            with (disk / "rest").open("wb", buffering=0) as rest:
+                rest.write(bytes(free_bytes(disk)))
+            full = asked(running, "/dicom/find?backend=good")
+            assert full.status == 507, full.body
+            (disk / "rest").unlink()
+            filler.unlink()
+            assert start(running, "get?backend=good", QUERY, MULTIPART).end()["state"] == "complete"
+            assert_no_fault(running)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def free_bytes(disk: Path) -> int:
+    """What a file system has room for."""
+    space = os.statvfs(disk)
+    return space.f_bavail * space.f_frsize
+
+
+def test_a_crash(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """After kill -9 the ids of before are 410 with the reason, however often harmonyd starts; results are not kept."""
+    running = daemon_with(tmp_path, peers)
+    with running:
+        done = start(running, "get?backend=good", QUERY, MULTIPART)
+        assert done.end()["state"] == "complete"
+        removed = start(running, "find?backend=good", QUERY)
+        removed.end()
+        removed.delete()
+        hanging = start(running, "get?backend=hanging", QUERY)
+        running.kill9()
+        running.assert_nothing_left()
+        for _ in range(2):
+            running.start()
+            for later in (done, hanging):
+                for below in ("", "/events", "/result"):
+                    answer = later.get(below)
+                    assert (answer.status, answer.headers["Content-Type"]) == (410, "application/problem+json")
+                    assert "restarted" in answer.json()["detail"]
+                assert later.delete().status == 410
+                assert running.http("GET", later.path.replace("/dicom", "/other")).status == 404
+                assert [path.name for path in later.folder.iterdir()] == ["operation.json"]
+            assert removed.get().status == 404
+            assert running.http("GET", "/dicom/operations/" + 32 * "a").status == 404
+            running.stop()
+        running.start()
+        assert_no_fault(running)
+
+
+def test_a_stop(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """SIGTERM ends a retrieve at once, its watchers are told, and the stop does not wait for anybody."""
+    running = daemon_with(tmp_path, peers, supervision={"stop_grace_secs": 60})
+    with running:
+        later = start(running, "get?backend=hanging", QUERY)
+        with ExitStack() as stack:
+            watchers = [stack.enter_context(later.watching()) for _ in range(3)]
+            for events in watchers:
+                next(events)
+            os.kill(running.pid, signal.SIGTERM)
+            for events in watchers:
+                *_, (_, name, state) = events
+                assert name == "cancelled"
+                assert "shutting down" in state["problem"]["detail"]
+        assert running.wait_exit() == 0
+        running.assert_nothing_left()
+        assert not list((storage(running) / "operations").glob("*/result"))
+
+
+def test_a_reload(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """An operation goes on through a reload; when its endpoint is removed it is cancelled."""
+    both = {"http": http("/dicom"), "other": http("/other")}
+    given = {"backends": backends(peers), "sections": {"operations": {"max_running": 9}}}
+    with Host(tmp_path, endpoints=both, **given) as host:
+        running = host.daemon
+        hanging = peers["hanging"]
+        cancels, hung = len(hanging.events("cancel")), len(hanging.events("hanging"))
+        mine = start(running, "get?backend=hanging", QUERY)
+        others = Later(running, running.http("POST", "/other/get?backend=hanging", json=QUERY, headers=ASYNC))
+        hanging.wait_for("hanging", hung + 2)
+        with others.watching() as events:
+            next(events)
+            host.reload(endpoints={"http": http("/dicom")}, **given)
+            *_, (_, name, state) = events
+        assert (name, "removed from the configuration" in state["problem"]["detail"]) == ("cancelled", True)
+        hanging.wait_for("cancel", cancels + 1)
+        assert others.get().status == 404
+        assert mine.state["state"] == "running"
+        fewer = {"backends": {"good": backends(peers)["good"]}, "sections": {"operations": {"max_running": 1}}}
+        host.reload(endpoints={"http": http("/dicom")}, **fewer)
+        assert mine.state["state"] == "running"
+        assert asked(running).status == 503
+        assert mine.delete().json()["state"] == "cancelled"
+        assert start(running, "find", QUERY).end()["state"] == "complete"
+        host.reload(endpoints=both, **given)
+        assert others.get("/result").status == 410
+        assert_no_fault(running)
+
+
+def test_a_store_is_finished_before_a_stop(tmp_path: Path) -> None:
+    """What a PACS is being given it gets, if the grace is long enough; a retrieve that nobody could fetch is not."""
+    gate = tmp_path / "gate"
+    with SlowStore(gate) as store:
+        backend = {"pacs": {"aet": "STORE", "host": "127.0.0.1", "port": store.port, "engine": "native"}}
+        config = write_config(
+            tmp_path, http_port=free_port(), backends=backend, sections={"supervision": {"stop_grace_secs": 60}}
+        )
+        with RunningDaemon(config) as running:
+            sent = multipart([ct_bytes(tmp_path, number) for number in range(3)])
+            sent["headers"] |= ASYNC
+            later = Later(running, running.http("POST", "/dicom/store", **sent))
+            wait_until(lambda: store.asked, "the first object is there")
+            with later.watching() as events:
+                next(events)
+                os.kill(running.pid, signal.SIGTERM)
+                wait_until(lambda: "is stopping" in running.log, "it stops")
+                gate.touch()
+                *_, (_, name, state) = events
+            assert (name, state["instances"]) == ("complete", 3)
+            assert running.wait_exit() == 0
+            running.assert_nothing_left()
+        assert store.asked == 3
+
+
+class SlowStore:
+    """A storage SCP that answers when there is a file ``gate``."""
+
+    def __init__(self, gate: Path) -> None:
+        self.gate = gate
+        self.asked = 0
+        self.port = free_port()
+
+    def __enter__(self) -> SlowStore:
+        node = AE("STORE")
+        node.supported_contexts = AllStoragePresentationContexts
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._store)]
+        self._server = node.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.gate.touch()
+        self._server.shutdown()
+
+    def _store(self, _event: Any) -> int:
+        self.asked += 1
+        wait_until(self.gate.exists, "the gate is open", 60)
+        return 0x0000

@@ -15,8 +15,8 @@ from twisted.logger import Logger
 from harmonyd.dimse import query_file
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
-from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.dcmtk.log_config import watched_log_file
+from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import OperationContext, Query
 from harmonyd.errors import DeadlinePassed
 from harmonyd.progress import UNWATCHED
