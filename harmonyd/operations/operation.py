@@ -98,6 +98,7 @@ class Operation:
         self._has_named = False
         self._responses: list[ResponseEnvelope] = []
         self._running: Deferred[None] | None = None
+        self._is_closing = False
         self._why_cancelled: HarmonydError | None = None
 
     # --- what it is asked
@@ -182,7 +183,7 @@ class Operation:
             self.drop(self._why_cancelled)
             return
         running = Deferred.fromCoroutine(self._run(request, respond, handle, write))
-        if not self.has_ended:
+        if not self._is_closing:
             self._running = running
         running.addErrback(lambda failure: self._log.failure("an operation was not ended", failure=failure))
 
@@ -238,22 +239,25 @@ class Operation:
         return {key: found[-1][key] for key in _TOLD if key in found[-1]} if found else {}
 
     async def _close(self) -> None:
+        # What is being cleaned up must not be interrupted.
+        self._is_closing, self._running = True, None
         while self._responses:
             await self._responses.pop().close()
 
     def _conclude(self, result: Result | None, error: BaseException | None) -> None:
-        self._kind, self._envelope, self._running, self._request = self.kind, None, None, None
+        self._kind, self._envelope, self._request = self.kind, None, None
         self.body.let_go()
-        if error is None:
-            assert result is not None
+        was_cancelled = self._why_cancelled is not None and result is None
+        if error is not None and not was_cancelled and is_ours(error):
+            self._log.failure("failed by our fault", failure=Failure(error), request=self.request_id)
+        if result is not None:
+            # Whole, even if what was behind it could not be closed.
             self.result = result
             self.state = State.COMPLETE if result.status < HTTPStatus.BAD_REQUEST else State.FAILED
-        elif self._why_cancelled is not None:
+        elif was_cancelled:
             self.error, self.state = self._why_cancelled, State.CANCELLED
         else:
             self.error, self.state = error, State.FAILED
-            if is_ours(error):
-                self._log.failure("failed by our fault", failure=Failure(error), request=self.request_id)
         self._ended_at = self._seconds()
         self.expires = self._ended_at + self.keep_secs
         self._log.info(
