@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from harmonyd.errors import Conflict, MethodNotAllowed, NotFound
 from harmonyd.operations.events import event_stream, within
@@ -38,6 +38,7 @@ class LongRunningEndpoint:
         self.methods = tuple(dict.fromkeys((*inner.methods, *_METHODS))) if inner.methods else ()
         self.owner = Owner(inner.name, inner.path_prefix)
         self._inner = inner
+        self._asking = inner if isinstance(inner, AskingEndpoint) else None
         self._route = Route(inner, handle)
         self._operations = operations
         self._views: Mapping[str, Callable[[Operation, HttpRequest], Awaitable[HttpAnswer]]] = {
@@ -48,7 +49,7 @@ class LongRunningEndpoint:
 
     def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Those of the endpoint behind."""
-        return self._inner.common_headers(headers) if isinstance(self._inner, AskingEndpoint) else {}
+        return {} if self._asking is None else self._asking.common_headers(headers)
 
     async def serve(self, request: HttpRequest, ask: Ask) -> HttpAnswer:
         """Answer now, or say where the answer will be. Raises ``HarmonydError``."""
@@ -65,9 +66,9 @@ class LongRunningEndpoint:
 
     async def _respond(self, request: HttpRequest, ask: Ask) -> HttpAnswer:
         """As the endpoint behind does."""
-        inner = self._inner
-        if isinstance(inner, AskingEndpoint):
-            return await inner.serve(request, ask)
+        if self._asking is not None:
+            return await self._asking.serve(request, ask)
+        inner = cast(HttpEndpoint, self._inner)
         envelope = inner.request(request)
         return await inner.answer(envelope, await ask(envelope))
 

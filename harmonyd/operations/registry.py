@@ -44,10 +44,11 @@ class Operations:
         """Operations of earlier runs."""
         self._expiring: dict[str, DelayedCall] = {}
         self._used_bytes = 0
-        self._is_stopping = False
+        self._has_started = self._is_stopping = False
 
     async def start(self) -> None:
         """Find what an earlier run left. A disk that cannot be read is only logged."""
+        self._has_started = True
         try:
             self._earlier = await self.in_thread(self._folder.take_stock)
         except OSError as error:
@@ -77,7 +78,12 @@ class Operations:
         self._expiring.clear()
 
     async def close(self) -> None:
-        """Remove all results, once nobody is served any more."""
+        """Remove all results, once nobody is served any more.
+
+        Only after ``start``: until then the folder may be that of another harmonyd which runs.
+        """
+        if not self._has_started:
+            return
         try:
             await self.in_thread(self._folder.take_stock)
         except OSError as error:

@@ -18,7 +18,7 @@ from reload_kit import Host, http
 from retrieve_kit import MULTIPART, ct_bytes, multipart, peer_backend, storage
 
 from harmonyd.testing.config_files import write_config
-from harmonyd.testing.daemon import Answer, RunningDaemon
+from harmonyd.testing.daemon import COMMAND, Answer, RunningDaemon
 from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import free_port, wait_until
 
@@ -181,6 +181,18 @@ def test_a_crash(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
             running.stop()
         running.start()
         assert_no_fault(running)
+
+
+def test_a_second_daemon_removes_nothing(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:
+    """One that does not start, as another one has the storage path, leaves the results of that one alone."""
+    with daemon_with(tmp_path, peers) as running:
+        later = start(running, "find?backend=good", QUERY)
+        later.end()
+        other = subprocess.run(
+            [*COMMAND, "--config", str(running.config)], check=False, capture_output=True, stdin=subprocess.DEVNULL
+        )
+        assert other.returncode != 0
+        assert later.get("/result").status == 200
 
 
 def test_a_stop(tmp_path: Path, peers: dict[str, ScriptedPeer]) -> None:

@@ -94,10 +94,9 @@ def test_ranges(tmp_path_factory: pytest.TempPathFactory, first: int | None, las
     if (first is None and last is None) or (first is not None and last is not None and last < first):
         assert (answer.status, answer.length) == (200, len(CONTENT))
         return
-    if first is None:
-        wanted = CONTENT[-last:] if last else b""
-    else:
-        wanted = CONTENT[first : None if last is None else last + 1]
+    end = None if last is None else last + 1
+    suffix = CONTENT[-last:] if last else b""
+    wanted = suffix if first is None else CONTENT[first:end]
     assert answer.status == (206 if wanted else 416)
     if wanted:
         begin = len(CONTENT) - len(wanted) if first is None else first
