@@ -18,28 +18,30 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
     "progress": set(),
     "tls": set(),
+    "acknowledge": set(),
     "identity": set(),
     "envelope": {"errors", "progress"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
+    "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "identity"},
+    "config": {"errors", "tls", "acknowledge", "identity"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "progress", "tls", "identity"},
+    "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
-    "dimse.native": {"errors", "waiters", "tls", "dimse"},
+    "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
     "middleware": BASE | {"config"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
-    "control": {"errors", "config", "supervision", "telemetry", "spool"},
+    "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "config", "services", "web"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }

@@ -16,7 +16,7 @@ DEFINITIONS = ("network", "pipelines", "endpoints", "backends", "middleware")
 REGISTRATIONS = ("services", "middleware_types")
 """Harmony's registrations, which any file may repeat."""
 MAIN_ONLY = (
-    *("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool"),
+    *("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool", "web"),
     *("operations",),
 )
 OUT_OF_SCOPE = ("targets",)

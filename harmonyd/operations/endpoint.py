@@ -18,6 +18,7 @@ from harmonyd.operations.prefer import Preferences, parse_prefer
 from harmonyd.operations.registry import Operations
 from harmonyd.operations.result import kept
 from harmonyd.services.base import Ask, AskingEndpoint, HttpAnswer, HttpEndpoint, HttpRequest, RunsLong
+from harmonyd.services.dicomweb.cors import preflight
 from harmonyd.services.http.answers import ClosingIterator
 from harmonyd.web.route import Route
 
@@ -31,15 +32,16 @@ _APPLIED = "Preference-Applied"
 class LongRunningEndpoint:
     """Implements ``AskingEndpoint``."""
 
-    def __init__(self, inner: HttpEndpoint | AskingEndpoint, handle: Ask, operations: Operations) -> None:
-        """``handle`` is the pipeline of ``inner``, which is a ``RunsLong``, too."""
+    def __init__(self, route: Route, operations: Operations) -> None:
+        """``route`` leads to the endpoint behind, which is a ``RunsLong``, too."""
+        inner = route.endpoint
         self.name = inner.name
         self.path_prefix = inner.path_prefix
         self.methods = tuple(dict.fromkeys((*inner.methods, *_METHODS))) if inner.methods else ()
         self.owner = Owner(inner.name, inner.path_prefix)
         self._inner = inner
         self._asking = inner if isinstance(inner, AskingEndpoint) else None
-        self._route = Route(inner, handle)
+        self._route = route
         self._operations = operations
         self._views: Mapping[str, Callable[[Operation, HttpRequest], Awaitable[HttpAnswer]]] = {
             "": self._state,
@@ -54,10 +56,11 @@ class LongRunningEndpoint:
     async def serve(self, request: HttpRequest, ask: Ask) -> HttpAnswer:
         """Answer now, or say where the answer will be. Raises ``HarmonydError``."""
         first, *rest = request.path.strip("/").split("/")
-        if first == _SEGMENT and request.method != "OPTIONS":
-            return await self._about(request, rest)
+        if first == _SEGMENT:
+            is_preflight = request.method == "OPTIONS" and self._asking is not None
+            return preflight(request, _METHODS) if is_preflight else await self._about(request, rest)
         if not self._route.allows(request.method):
-            allowed = self._inner.methods
+            allowed = self._route.allowed_at(request.path)
             raise MethodNotAllowed(f"{request.method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
         preferences = parse_prefer(request.headers.get("prefer"))
         if preferences.respond_async and isinstance(self._inner, RunsLong) and self._inner.may_run_long(request):
