@@ -32,12 +32,14 @@ _APPLIED = "Preference-Applied"
 class LongRunningEndpoint:
     """Implements ``AskingEndpoint``."""
 
+    methods: tuple[str, ...] = ()
+    """Each path has its own."""
+
     def __init__(self, route: Route, operations: Operations) -> None:
         """``route`` leads to the endpoint behind, which is a ``RunsLong``, too."""
         inner = route.endpoint
         self.name = inner.name
         self.path_prefix = inner.path_prefix
-        self.methods = tuple(dict.fromkeys((*inner.methods, *_METHODS))) if inner.methods else ()
         self.owner = Owner(inner.name, inner.path_prefix)
         self._inner = inner
         self._asking = inner if isinstance(inner, AskingEndpoint) else None

@@ -21,6 +21,7 @@ _PROBLEMS: Mapping[int, str] = {
     404: "Nothing is there, or nothing matched.",
     406: "Nothing that the client accepts can be had; offered says what can.",
     409: "It cannot be done in this state.",
+    410: "What was asked for was there, and never will be again.",
     413: "The body is larger than its limit.",
     415: "The body is of a kind that is not read here.",
     500: "A fault of harmonyd; its log has the details.",
