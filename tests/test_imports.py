@@ -36,11 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "middleware": BASE | {"config"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
-    "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
+    "cache": BASE | {"waiters", "config", "dimse"},
+    "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "config", "supervision", "telemetry", "spool"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
-EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {"cli", "check", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 SANS_IO = "harmonyd.dimse.native.core"
 SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}

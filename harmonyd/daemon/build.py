@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
+from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, HttpListener, NetworkConfig
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
@@ -100,6 +101,7 @@ class Builder:
         spool: Spool,
         documents: Mapping[str, Document],
         resources: Mapping[str, Resource],
+        cache: SeriesCache,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
@@ -108,6 +110,7 @@ class Builder:
         self._spool = spool
         self._documents = documents
         self._resources = resources
+        self._cache = cache
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -139,7 +142,7 @@ class Builder:
     ) -> dict[str, Backend]:
         """By name. Those in ``unchanged`` go on. Raises ``HarmonydError``."""
         resources = registry.Resources(
-            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread
+            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread, self._cache
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
