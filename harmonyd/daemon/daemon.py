@@ -78,7 +78,10 @@ class Daemon:
             config, self.operated, self.operated.sampler.refresh, self._operations, reactor.seconds
         )
         self.spool = DurableSpool(reactor, config.storage.path, config.spool)
-        resources: dict[str, Resource] = {"spool": SpoolResource(self.spool, reactor.seconds), "cache": CacheResource(self.cache)}
+        resources: dict[str, Resource] = {
+            "spool": SpoolResource(self.spool, reactor.seconds),
+            "cache": CacheResource(self.cache),
+        }
         documents = self._management.documents
         self._builder = Builder(
             reactor, self.supervisor, self.health, folders, self.spool, documents, resources, self.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from http import HTTPStatus
 
 from twisted.internet.threads import deferToThread
 
@@ -29,7 +30,8 @@ def compressed(answer: HttpAnswer, headers: Mapping[str, str]) -> HttpAnswer:
     chunks = answer.chunks
     is_text = answer.headers.get("Content-Type", "").startswith(_TEXT)
     is_short = answer.length is not None and answer.length < _LEAST_BYTES
-    if chunks is None or not is_text or is_short or not takes_gzip(headers.get("accept-encoding", "")):
+    is_done = answer.status != HTTPStatus.OK or "Content-Encoding" in answer.headers
+    if chunks is None or not is_text or is_short or is_done or not takes_gzip(headers.get("accept-encoding", "")):
         return answer
 
     async def close() -> None:
@@ -38,6 +40,9 @@ def compressed(answer: HttpAnswer, headers: Mapping[str, str]) -> HttpAnswer:
             await closer()
 
     fields = {**answer.headers, "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+    fields.pop("Accept-Ranges", None)
+    if fields.get("ETag", "").startswith('"'):
+        fields["ETag"] = f"W/{fields['ETag']}"  # the bytes are others now (RFC 9110 section 8.8.1)
     return HttpAnswer(answer.status, fields, ClosingIterator(_gzip(chunks), close))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from harmonyd.services.base import HttpAnswer, HttpRequest
 
 _MAX_AGE_SECS = 3600
-_EXPOSED = "Content-Type, Content-Location, Warning, X-Request-ID"
+_EXPOSED = "Content-Type, Content-Location, Content-Range, Accept-Ranges, ETag, Warning, X-Request-ID"
+_ACCEPTED = "Accept, Authorization, Cache-Control, Content-Type, If-None-Match, If-Range, Range, X-Request-ID"
 
 
 def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
@@ -31,7 +32,7 @@ def preflight(request: HttpRequest) -> HttpAnswer:
     if "access-control-request-method" in request.headers:
         headers |= {
             "Access-Control-Allow-Methods": "GET, HEAD, POST",
-            "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, X-Request-ID",
+            "Access-Control-Allow-Headers": _ACCEPTED,
             "Access-Control-Max-Age": str(_MAX_AGE_SECS),
         }
     return HttpAnswer(204, headers)

@@ -14,6 +14,7 @@ from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
 from harmonyd.services.dicomweb.compressing import compressed
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
 from harmonyd.services.dicomweb.exchange import Exchange
+from harmonyd.services.dicomweb.images import Images
 from harmonyd.services.dicomweb.resources import Resource, parse_path
 from harmonyd.services.dicomweb.urls import base_url
 from harmonyd.services.http.answers import ClosingIterator
@@ -46,6 +47,7 @@ class DicomwebEndpoint:
         self.path_prefix = options.path_prefix
         self._options = options
         self._seconds = seconds
+        self._images = Images()
 
     def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return what lets pages of the configured origins read the answer."""
@@ -60,7 +62,7 @@ class DicomwebEndpoint:
         asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
         url = base_url(request, self._options.public_url)
         try:
-            answer = await handler(Exchange(request, resource, asker, self._options, url))
+            answer = await handler(Exchange(request, resource, asker, self._options, url, self._images))
         except AnsweredElsewhere as answered:
             return _passed_on(answered)
         return compressed(answer, request.headers)

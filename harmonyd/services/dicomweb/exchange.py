@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harmonyd.config.model import DicomwebEndpointOptions
 from harmonyd.services.base import HttpRequest
 from harmonyd.services.dicomweb.asking import Asker
+from harmonyd.services.dicomweb.images import Images
 from harmonyd.services.dicomweb.resources import Resource
 
 
@@ -20,3 +21,4 @@ class Exchange:
     options: DicomwebEndpointOptions
     base_url: str
     """What stands before ``/studies`` in the URLs of the answer."""
+    images: Images = field(default_factory=Images)

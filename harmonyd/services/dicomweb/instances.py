@@ -9,12 +9,14 @@ from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 
+from harmonyd.cache.results import KeptResults, kept_in
 from harmonyd.envelope import Record, Results
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb import metadata
 from harmonyd.services.dicomweb.accept import DICOM, ZIP, Offer, accepted, choose, syntaxes
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.results import MappedResults, as_http, closing_on_error, retrieve
+from harmonyd.services.dicomweb.single import FilePiece, single, tag_of
 from harmonyd.services.dicomweb.transcoding import transcoded
 from harmonyd.services.http.dicom_answers import multipart_answer, single_answer
 from harmonyd.services.http.parts import file_of
@@ -38,10 +40,22 @@ async def answer(exchange: Exchange) -> HttpAnswer:
         return await metadata.answer(exchange)
     wanted = syntaxes(ranges, offer)
     results = await retrieve(exchange)
+    kept = kept_in(results)
+    if kept is not None and offer == Offer(DICOM) and "*" in wanted and len(kept.chosen or ()) == 1:
+        return await _file(exchange, kept)
     if "*" not in wanted:
         results = transcoding(results, wanted)
     async with closing_on_error(results):
         return as_http(await _WRITERS[offer](results))
+
+
+async def _file(exchange: Exchange, kept: KeptResults) -> HttpAnswer:
+    """Send one instance from the cache, or a part of it."""
+    async with closing_on_error(kept):
+        [instance] = kept.chosen or []
+        content = FilePiece(instance.path, 0, instance.size_bytes)
+        tag = tag_of(kept.entry.id, instance.path.name)
+        return await single(exchange.request, DICOM, content, tag, kept.aclose)
 
 
 @dataclass(frozen=True, slots=True)

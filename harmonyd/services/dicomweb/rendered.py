@@ -20,12 +20,12 @@ from harmonyd.services.dicomweb.rendering import JPEG, PNG, Rendering, parse_ren
 from harmonyd.services.dicomweb.results import (
     Part,
     closing_on_error,
-    headers,
     multipart,
     one_instance,
     retrieve,
 )
 from harmonyd.services.dicomweb.searching import warning
+from harmonyd.services.dicomweb.single import Data, has_already, not_modified, single
 from harmonyd.services.http.parts import file_of, require_whole
 
 _SINGLE = (Offer(JPEG), Offer(PNG))
@@ -56,7 +56,8 @@ async def thumbnail(exchange: Exchange) -> HttpAnswer:
     how, warnings = parse_rendering(exchange.request.query, thumbnail=True)
     offer = _form(accepted(exchange.request), several=False)
     uids = exchange.resource.uids if exchange.resource.instance else await _representative(exchange)
-    answer = await _frames_of(exchange, uids, exchange.resource.frames[:1] or (1,), how, offer)
+    frames = exchange.resource.frames[:1] or (1,)
+    answer = await _frames_of(exchange, uids, frames, how, offer, ahead=False)
     return _with_warnings(answer, warnings, exchange)
 
 
@@ -74,17 +75,26 @@ def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchan
 
 
 async def _frames_of(
-    exchange: Exchange, uids: Mapping[str, str], frames: Sequence[int], how: Rendering, offer: Offer
+    exchange: Exchange,
+    uids: Mapping[str, str],
+    frames: Sequence[int],
+    how: Rendering,
+    offer: Offer,
+    *,
+    ahead: bool = True,
 ) -> HttpAnswer:
-    held = await one_instance(exchange, uids)
+    held = await one_instance(exchange, uids, ahead=ahead)
+    close = held.results.aclose
     async with closing_on_error(held.results):
-        image = await deferToThread(PixelFile, held.path)
+        tag = held.tag(exchange, how, str(offer))
+        if has_already(exchange.request, tag):
+            return await not_modified(tag, close)
+        image = await exchange.images.open(held.path, is_kept=held.is_kept)
         image.require(frames)
         if offer.multipart:
-            return await multipart(offer, _pictures(image, frames, how, offer.essence), held.results.aclose)
+            return await multipart(offer, _pictures(image, frames, how, offer.essence), close, tag)
         data = await deferToThread(render, image, frames[0], offer.essence, how)
-        await held.results.aclose()
-        return HttpAnswer(200, headers(offer.essence), _one(data), len(data))
+        return await single(exchange.request, offer.essence, Data(data), tag, close)
 
 
 async def _all_of(exchange: Exchange, how: Rendering, offer: Offer) -> HttpAnswer:
@@ -108,10 +118,6 @@ async def _pictures(
 ) -> AsyncGenerator[Part, None]:
     for frame in frames:
         yield media_type, await deferToThread(partial(render, image, frame, media_type, how))
-
-
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
 
 
 async def _representative(exchange: Exchange) -> Mapping[str, str]:
