@@ -19,6 +19,8 @@ from harmonyd.waiters import Waiters
 
 MAX_DOCUMENTS = 6
 """Of one entry. Their number is the clients' choice: their content depends on how they call us."""
+MAX_HASHED_BYTES = 16_000_000
+"""More would be a wait before the first byte."""
 _GZIP, _GZIP_LEVEL = 31, 5
 Make = Callable[[Path], bytes]
 
@@ -48,6 +50,7 @@ class Made:
         self.in_thread = store.in_thread
         self._store = store
         self._under_way: dict[str, Waiters[object]] = {}
+        self._fingerprints: dict[str, str] = {}
         self._documents: OrderedDict[str, Document] = OrderedDict()
 
     async def text(self, instance: Instance, make: Make) -> bytes:
@@ -65,6 +68,16 @@ class Made:
         found = await self._once(instance.path.name, read)
         assert isinstance(found, bytes)
         return found
+
+    async def fingerprint(self, instance: Instance) -> str:
+        """Return what is the same for the same bytes; of a big file only while it is in this entry. Raises OSError."""
+        name = instance.path.name
+        if instance.size_bytes > MAX_HASHED_BYTES:
+            return f"{self.entry.id}/{name}"
+        known = self._fingerprints.get(name)
+        if known is None:
+            known = self._fingerprints[name] = await self.in_thread(_hash, instance.path)
+        return known
 
     async def document(
         self, name: str, instances: Sequence[Instance], make: Make, finish: Callable[[bytes], bytes], *, gzipped: bool
@@ -166,6 +179,11 @@ class Made:
                 temporary.unlink(missing_ok=True)
             raise
         return Document(path, length, f'"{digest.hexdigest()[:32]}"'), added + length
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:64]
 
 
 def _array(texts: Iterable[bytes]) -> Iterator[bytes]:

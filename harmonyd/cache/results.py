@@ -68,6 +68,12 @@ class KeptResults:
         """All instances, where that is all that there will be; else None."""
         return list(self.entry.chosen(self.key)) if self._retrieval is None else None
 
+    async def whole(self) -> list[Instance] | None:
+        """Wait for the end, and return all instances; None where some are missing. Raises what the operation raised."""
+        if self._retrieval is None:
+            return list(self.entry.chosen(self.key))
+        return await self._retrieval.whole()
+
     async def first(self) -> None:
         """Wait for the first instance, or the end. Raises what the operation raised before."""
         if self._retrieval is not None:

@@ -69,6 +69,14 @@ class Retrieval:
         if not self._arrived and self.error is not None:
             raise self.error
 
+    async def whole(self) -> list[Instance] | None:
+        """Wait for the end, and return all instances; None where some are missing. Raises what the operation raised."""
+        while not self.has_ended:
+            await self._news.wait()
+        if self.error is not None:
+            raise self.error
+        return list(self._arrived) if self._summary["complete"] else None
+
     async def end(self) -> None:
         """Cancel it, and return when it has ended."""
         self.cancel()

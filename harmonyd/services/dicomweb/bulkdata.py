@@ -53,7 +53,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
             if image.is_compressed:
                 return await answer_frames(exchange, held, image, range(1, image.frame_count + 1), ranges)
         offer = choose([each for each in ranges if each.essence != ANY or each.multipart], OFFERS)
-        tag = held.tag(exchange, str(offer))
+        tag = await held.tag(exchange, str(offer))
         if has_already(exchange.request, tag):
             return await not_modified(tag, held.results.aclose)
         content: Content

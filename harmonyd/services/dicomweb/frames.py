@@ -36,7 +36,7 @@ async def answer_frames(
     close = held.results.aclose
     offer, as_stored = chosen_form(image, ranges)
     content_type = offer.essence if not as_stored else f"{offer.essence}; transfer-syntax={image.syntax}"
-    tag = held.tag(exchange, content_type)
+    tag = await held.tag(exchange, content_type)
     if has_already(exchange.request, tag):
         return await not_modified(tag, close)
     parts = _parts(image, frames, content_type, as_stored=as_stored)

@@ -10,6 +10,7 @@ from pathlib import Path
 from twisted.internet.threads import deferToThread
 
 from harmonyd.cache.results import KeptResults, kept_in
+from harmonyd.dimse.engine import Instance
 from harmonyd.envelope import Record, Results
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb import metadata
@@ -41,21 +42,22 @@ async def answer(exchange: Exchange) -> HttpAnswer:
     wanted = syntaxes(ranges, offer)
     results = await retrieve(exchange)
     kept = kept_in(results)
-    if kept is not None and offer == Offer(DICOM) and "*" in wanted and len(kept.chosen or ()) == 1:
-        return await _file(exchange, kept)
+    if kept is not None and offer == Offer(DICOM) and "*" in wanted:
+        async with closing_on_error(kept):
+            instances = await kept.whole()
+            if instances is not None and len(instances) == 1:
+                return await _file(exchange, kept, instances[0])
     if "*" not in wanted:
         results = transcoding(results, wanted)
     async with closing_on_error(results):
         return as_http(await _WRITERS[offer](results))
 
 
-async def _file(exchange: Exchange, kept: KeptResults) -> HttpAnswer:
+async def _file(exchange: Exchange, kept: KeptResults, instance: Instance) -> HttpAnswer:
     """Send one instance from the cache, or a part of it."""
-    async with closing_on_error(kept):
-        [instance] = kept.chosen or []
-        content = FilePiece(instance.path, 0, instance.size_bytes)
-        tag = tag_of(kept.entry.id, instance.path.name)
-        return await single(exchange.request, DICOM, content, tag, kept.aclose)
+    content = FilePiece(instance.path, 0, instance.size_bytes)
+    tag = tag_of(await kept.made.fingerprint(instance))
+    return await single(exchange.request, DICOM, content, tag, kept.aclose)
 
 
 @dataclass(frozen=True, slots=True)

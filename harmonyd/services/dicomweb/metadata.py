@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThread
 
 from harmonyd.cache.results import KeptRecord, KeptResults, kept_in
 from harmonyd.dimse.dataset_json import file_to_json
+from harmonyd.dimse.engine import Instance
 from harmonyd.dimse.part10 import read_header
 from harmonyd.envelope import Record, Results
 from harmonyd.services.base import HttpAnswer
@@ -94,9 +95,12 @@ async def answer(exchange: Exchange) -> HttpAnswer:
 
     retrieved = await retrieve(exchange)
     kept = kept_in(retrieved)
-    if kept is not None and kept.chosen and offer.essence != DICOM_XML:
+    if kept is not None and offer.essence != DICOM_XML:
         async with closing_on_error(kept):
-            return await _whole(exchange, offer, kept)
+            # One instance is waited for; of more the first are sent while the others arrive.
+            instances = await kept.whole() if exchange.resource.instance else kept.chosen
+            if instances:
+                return await _whole(exchange, offer, kept, instances)
     results = MappedResults(retrieved, describe)
     async with closing_on_error(results):
         if offer.essence == DICOM_XML:
@@ -106,9 +110,8 @@ async def answer(exchange: Exchange) -> HttpAnswer:
         return written
 
 
-async def _whole(exchange: Exchange, offer: Offer, kept: KeptResults) -> HttpAnswer:
+async def _whole(exchange: Exchange, offer: Offer, kept: KeptResults, instances: Sequence[Instance]) -> HttpAnswer:
     """Send a document that is made once, and may be compressed already."""
-    instances = kept.chosen or []
     gzipped = takes_gzip(exchange.request.headers.get("accept-encoding", "")) and len(instances) > 1
     finish = partial(_at, base_url=exchange.base_url)
     if len(instances) == 1:

@@ -86,7 +86,7 @@ async def _frames_of(
     held = await one_instance(exchange, uids, ahead=ahead)
     close = held.results.aclose
     async with closing_on_error(held.results):
-        tag = held.tag(exchange, how, str(offer))
+        tag = await held.tag(exchange, how, str(offer))
         if has_already(exchange.request, tag):
             return await not_modified(tag, close)
         image = await exchange.images.open(held.path, is_kept=held.is_kept)

@@ -71,13 +71,14 @@ class Held:
         """Whether the file is in the cache, and so never changes."""
         return kept_in(self.results) is not None
 
-    def tag(self, exchange: Exchange, *parts: object) -> str | None:
+    async def tag(self, exchange: Exchange, *parts: object) -> str | None:
         """Return an entity-tag for what the path and ``parts`` make of it; None for one that comes anew each time."""
-        kept = kept_in(self.results)
-        if kept is None:
+        instances = await kept.whole() if (kept := kept_in(self.results)) else None
+        if kept is None or not instances:
             return None
         resource = exchange.resource
-        return tag_of(kept.entry.id, self.path.name, resource.kind, resource.frames, resource.bulk, *parts)
+        fingerprint = await kept.made.fingerprint(instances[0])
+        return tag_of(fingerprint, resource.kind, resource.frames, resource.bulk, *parts)
 
 
 @asynccontextmanager
