@@ -134,7 +134,7 @@ class SeriesCache:
 
     async def _found(self, key: Key, source: Source) -> Results:
         results = self._present(key, source)
-        if results is None and await self._store.admits():
+        if results is None and not self._is_closed and await self._store.admits():
             results = self._present(key, source) or self._following(self._begin(key, source), source)
         if results is None:
             return await source.perform(key, source.new_id(), None)
