@@ -238,11 +238,25 @@ def in_turn(servers: Sequence[Server], rounds: int, work: Callable[[Server], Any
     return found
 
 
+def alone(server: Server, study: MadeStudy) -> float:
+    """One frame in the middle, of a series that is not in the cache."""
+    server.clear()
+    connection = server.connect()
+    began = time.perf_counter()
+    uid = study.sop_uids[len(study.sop_uids) // 2]
+    server.get(connection, f"{series_path(study)}/instances/{uid}/frames/1", FRAMES)
+    took = time.perf_counter() - began
+    connection.close()
+    time.sleep(3.0)  # its series is being retrieved, for nobody here
+    return took
+
+
 def viewing(servers: Sequence[Server], study: MadeStudy, rounds: int) -> None:
     def cold(server: Server) -> Seen:
         server.clear()
         return view(server, study)
 
+    line("cold: a frame alone", in_turn(servers, rounds, lambda server: alone(server, study)), "s")
     for name, work in (("cold", cold), ("cached", lambda server: view(server, study))):
         found = in_turn(servers, rounds, work)
         for what in ("metadata", "first", "last"):

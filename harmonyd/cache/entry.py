@@ -150,9 +150,10 @@ def _checked_bytes(folder: Path, entry: Entry) -> int:
         (folder / name).unlink()
     if any(sizes.get(name) != size for name, size in names.items()):
         raise ValueError("a file is missing, or has another size")
+    texts = {_MANIFEST, *(f"{name}.json" for name in names)}
     with os.scandir(entry.derived) as files:
         for file in files:
-            if file.name.startswith("."):
+            if file.name not in texts:
                 Path(file.path).unlink()
             else:
                 sizes[f"/{file.name}"] = file.stat(follow_symlinks=False).st_size

@@ -39,6 +39,11 @@ class CountingArchive(ArchivePeer):
         """Go on, and do not stop again."""
         self._gate.set()
 
+    def abort(self) -> None:
+        """Break off what is open."""
+        for association in self._server.active_associations:
+            association.abort()
+
     def __exit__(self, *error: object) -> None:
         self.release()
         super().__exit__(*error)
@@ -59,6 +64,13 @@ class CountingArchive(ArchivePeer):
                 return
             yield 0xFF00, ds
         self.ended += 1
+
+    def _store(self, event: Any) -> int:
+        """What is stored can be retrieved."""
+        status = super()._store(event)
+        self.datasets = [*self.datasets, *self.stored]
+        self.stored.clear()
+        return status
 
 
 def series_of(count: int, study: str | None = None, size: int = 64) -> list[Dataset]:

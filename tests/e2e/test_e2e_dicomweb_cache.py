@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from cli_kit import COMMAND
 from dicomweb_kit import PREFIX, Gateway, dicomweb_over
 from pydicom import Dataset, dcmread
 from pydicom.filebase import DicomBytesIO
+from pynetdicom import AE
 
-from harmonyd.testing.processes import wait_until
+from harmonyd.testing.config_files import write_config
+from harmonyd.testing.daemon import RunningDaemon
+from harmonyd.testing.processes import free_port, wait_until
 
 OCTETS = 'multipart/related; type="application/octet-stream"'
 MANAGED = {"management": {"enabled": True, "network": "default"}}
@@ -179,13 +183,62 @@ def test_what_is_stored_through_us_is_seen_at_once(web: Gateway, peer: CountingA
     peer.datasets = series[:4]
     assert uids_in(web.ask(path_to(series[0]))) == all_uids(series[:4])
     assert len(json.loads(web.ask(f"{path_to(series[0])}/metadata").body)) == 4
-    peer.datasets = series
     buffer = DicomBytesIO()
     series[4].save_as(buffer, enforce_file_format=True)
     stored = web.ask("/studies", method="POST", body=buffer.getvalue(), Content_Type="application/dicom")
     assert stored.status == 200
     assert uids_in(web.ask(path_to(series[0]))) == all_uids(series)
     assert len(json.loads(web.ask(f"{path_to(series[0])}/metadata").body)) == 5
+    assert peer.gets == ["SERIES", "SERIES"]
+
+
+def test_what_a_modality_sends_through_us_is_seen(
+    tmp_path: Path, peer: CountingArchive, series: list[Dataset]
+) -> None:
+    """C-STORE to an endpoint whose pipeline leads to the PACS."""
+    peer.datasets = series[:4]
+    port, http_port = free_port(), free_port()
+    scp = {"service": "dicom", "local_aet": "GATE", "port": port, "bind_addr": "127.0.0.1", "engine": "native"}
+    endpoints = {"web": {"service": "dicomweb", "path_prefix": PREFIX}, "scp": scp}
+    config = write_config(tmp_path, http_port=http_port, backends={"pacs": peer.backend}, endpoints=endpoints)
+    with RunningDaemon(config) as daemon:
+        web = Gateway(daemon, http_port)
+        assert uids_in(web.ask(path_to(series[0]))) == all_uids(series[:4])
+        modality = AE("CT")
+        modality.add_requested_context(series[4].SOPClassUID, series[4].file_meta.TransferSyntaxUID)
+        association = modality.associate("127.0.0.1", port, ae_title="GATE")
+        assert association.send_c_store(series[4]).Status == 0
+        association.release()
+        wait_until(lambda: uids_in(web.ask(path_to(series[0]))) == all_uids(series), "the new instance is seen")
+        assert peer.gets == ["SERIES", "SERIES"]
+
+
+def test_many_who_want_another_transfer_syntax(web: Gateway, peer: CountingArchive, series: list[Dataset]) -> None:
+    """Each has a file of its own for that, and nothing of it stays."""
+    web.ask(path_to(series[0]))
+    accept = 'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2'
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(lambda _: web.ask(path_to(series[0]), accept), range(6)))
+    for reply in replies:
+        assert uids_in(reply) == all_uids(series)
+        pixels = {dcmread(DicomBytesIO(content)).PixelData for _, content in reply.parts()}
+        assert pixels == {ds.PixelData for ds in series}
+    assert not list(cache_folder(web).glob("*/*.transcoded"))
+    assert peer.gets == ["SERIES"]
+
+
+def test_a_pacs_that_breaks_off(web: Gateway, peer: CountingArchive, series: list[Dataset]) -> None:
+    """In the middle of a series: all readers are told, and the next one gets everything."""
+    peer.hold()
+    readers = [Reading(web, path_to(series[0])) for _ in range(3)]
+    for reader in readers:
+        assert reader.began.wait(30)
+    peer.abort()
+    for reader in readers:
+        reader.join(30)
+        assert reader.reply is None
+    peer.release()
+    assert uids_in(web.ask(path_to(series[0]))) == all_uids(series)
     assert peer.gets == ["SERIES", "SERIES"]
 
 

@@ -168,8 +168,16 @@ class DicomBackend:
             return response.results
 
         source = Source(operation, new_id, perform)
-        fresh, ahead = wants_fresh(request), request.metadata.get(AHEAD) != "false"
+        fresh = wants_fresh(request)
+        ahead = request.metadata.get(AHEAD) != "false" and self._runs_several_retrieves
         return ResponseEnvelope(results=await cache.retrieve(key, source, fresh=fresh, ahead=ahead))
+
+    @property
+    def _runs_several_retrieves(self) -> bool:
+        """Whether one in the background leaves room for another."""
+        options = self.options
+        takes_turns = options.dimse_retrieve_mode == "move" and options.store_scp in ("persistent", "transient")
+        return options.max_associations > 1 and not takes_turns
 
     async def _retrieve(self, operation: str, media_type: str, query: Query, op: OperationContext) -> ResponseEnvelope:
         if operation == "get":

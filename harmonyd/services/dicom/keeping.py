@@ -32,7 +32,8 @@ def key_of(remote: RemoteNode, request: RequestEnvelope, document: Any) -> Key |
     sound = all(isinstance(uid, str) and _UID.fullmatch(uid) for uid in named.values())
     if not wanted or list(named) != wanted or document.get("query_model") != "study" or not sound:
         return None
-    node = f"{remote.name} {remote.local_aet} {remote.aet}@{remote.host}:{remote.port}"
+    user = remote.user_identity.username if remote.user_identity is not None else ""
+    node = " ".join((remote.name, remote.local_aet, user, f"{remote.aet}@{remote.host}:{remote.port}"))
     return Key(node, **{_UIDS[keyword]: uid for keyword, uid in named.items()})
 
 

@@ -6,14 +6,16 @@ There is no Last-Modified: when an object changed is known to nobody but the PAC
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from twisted.internet.threads import deferToThread
 
+from harmonyd import __version__
 from harmonyd.bodies import CHUNK_BYTES
 from harmonyd.errors import RangeNotSatisfiable
 from harmonyd.mediatypes import split_list
@@ -60,23 +62,33 @@ class FilePiece:
 
     async def chunks(self, start: int, length: int) -> AsyncGenerator[bytes, None]:
         begin, end = self.at + start, self.at + start + length
-        for offset in range(begin, end, CHUNK_BYTES):
-            size = min(CHUNK_BYTES, end - offset)
-            data = await deferToThread(_piece, self.path, offset, size)
-            if len(data) < size:
-                raise IncompleteAnswer(f"The file {self.path.name} became shorter while it was sent.")
-            yield data
+        if length <= CHUNK_BYTES:
+            yield await deferToThread(_read_alone, self.path, begin, length)
+            return
+        # It stays open: another one may get its name, or remove it.
+        file = await deferToThread(self.path.open, "rb")
+        try:
+            for offset in range(begin, end, CHUNK_BYTES):
+                yield await deferToThread(_read, file, offset, min(CHUNK_BYTES, end - offset))
+        finally:
+            await deferToThread(file.close)
 
 
-def _piece(path: Path, offset: int, length: int) -> bytes:
+def _read_alone(path: Path, offset: int, length: int) -> bytes:
     with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
+        return _read(file, offset, length)
+
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    data = os.pread(file.fileno(), length, offset)
+    if len(data) < length:
+        raise IncompleteAnswer("A file became shorter while it was sent.")
+    return data
 
 
 def tag_of(*parts: object) -> str:
-    """Return an entity-tag made of what decides the content (RFC 9110 section 8.8.3)."""
-    return f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
+    """Return an entity-tag made of what decides the content (RFC 9110 section 8.8.3), our version among it."""
+    return f'"{hashlib.sha256(repr((__version__, *parts)).encode()).hexdigest()[:32]}"'
 
 
 def cache_headers(content_type: str, tag: str | None) -> dict[str, str]:
