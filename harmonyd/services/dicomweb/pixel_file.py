@@ -23,6 +23,8 @@ MAX_FRAME_BYTES = 1 << 29
 """Largest frame that is decoded: what an image says of its size decides how much memory that takes."""
 _PIXEL_DATA = 0x7FE00010
 _KINDS = ((_PIXEL_DATA, "PixelData"), (0x7FE00008, "FloatPixelData"), (0x7FE00009, "DoubleFloatPixelData"))
+_EXTENT_BYTES = 150
+"""What begin and end of a frame take in memory."""
 _RLE = "image/dicom-rle"
 STORED_TYPES: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.5": (_RLE, "image/x-dicom-rle"),
@@ -84,10 +86,10 @@ class PixelFile:
 
     @property
     def weight(self) -> int:
-        """About so many bytes of memory."""
+        """About so many bytes of memory, with where its frames are."""
         values = (self.ds.get_item(tag) for tag in self.ds.keys())  # noqa: SIM118 - iterating would decode them
         sizes = (len(each.value) if isinstance(getattr(each, "value", None), bytes) else 200 for each in values if each)
-        return 4096 + sum(sizes) + 100 * len(self._frames or ())
+        return 4096 + sum(sizes) + (_EXTENT_BYTES * self.frame_count if self.is_compressed else 0)
 
     @property
     def frame_count(self) -> int:
@@ -253,7 +255,9 @@ def frame_extents(file: BinaryIO, count: int) -> list[tuple[int, int]]:
         starts = [first + offset for offset in offsets]
     else:
         return []
-    return list(zip(starts, [*starts[1:], end], strict=True))
+    ends = [*starts[1:], end]
+    is_sound = all(start < stop for start, stop in zip(starts, ends, strict=True))
+    return list(zip(starts, ends, strict=True)) if is_sound else []
 
 
 def _joined(fragments: bytes) -> bytes:

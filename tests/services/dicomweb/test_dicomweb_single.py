@@ -131,6 +131,13 @@ def test_frames_that_cannot_be_told_apart() -> None:
     assert frame_extents(BytesIO(value + b"\xfe\xff\xdd\xe0\0\0\0\0"), 2) == []
 
 
+def test_offsets_that_are_nonsense() -> None:
+    """Nothing is read by offsets that do not grow."""
+    value = bytearray(encapsulate(FRAMES, fragments_per_frame=2))
+    value[8:16] = bytes(value[12:16] + value[8:12])
+    assert frame_extents(BytesIO(bytes(value) + b"\xfe\xff\xdd\xe0\0\0\0\0"), 4) == []
+
+
 @ensureDeferred
 async def test_images_that_are_opened_again(tmp_path: Path) -> None:
     """Those of the cache are known; the most recently used ones of a bounded size."""
