@@ -18,28 +18,30 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart"}
+BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart", "describe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
     "tls": set(),
+    "acknowledge": set(),
     "identity": set(),
     "envelope": {"errors"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
+    "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "identity"},
+    "config": {"errors", "tls", "acknowledge", "identity"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "tls", "identity"},
+    "dimse": {"errors", "waiters", "tls", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "dimse", "supervision"},
-    "dimse.native": {"errors", "waiters", "tls", "dimse"},
+    "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
     "middleware": BASE | {"config"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
     "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool", "cache"},
-    "control": {"errors", "config", "supervision", "telemetry", "spool"},
+    "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from harmonyd.services.base import HttpAnswer, HttpRequest
 
 _MAX_AGE_SECS = 3600
-_EXPOSED = "Content-Type, Content-Location, Content-Range, Accept-Ranges, ETag, Warning, X-Request-ID"
-_ACCEPTED = "Accept, Authorization, Cache-Control, Content-Type, If-None-Match, If-Range, Range, X-Request-ID"
+_EXPOSED = (
+    "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Location, Content-Range, Content-Type, ETag, "
+    "Location, Preference-Applied, Retry-After, Warning, X-Request-ID, X-Total-Count"
+)
+_ASKED = (
+    "Accept, Authorization, Cache-Control, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, "
+    "X-Request-ID"
+)
 
 
 def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
@@ -18,21 +24,21 @@ def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
     if "*" in allowed:
         return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED}
     if origin is None or origin not in allowed:
-        return {"Vary": "Origin, Accept-Encoding"}
+        return {"Vary": "Origin"}
     return {
         "Access-Control-Allow-Origin": origin,
-        "Vary": "Origin, Accept-Encoding",
+        "Vary": "Origin",
         "Access-Control-Expose-Headers": _EXPOSED,
     }
 
 
-def preflight(request: HttpRequest) -> HttpAnswer:
-    """Answer OPTIONS. Who may read it is in the common fields."""
-    headers = {"Allow": "GET, HEAD, POST, OPTIONS"}
+def preflight(request: HttpRequest, methods: Sequence[str]) -> HttpAnswer:
+    """Answer OPTIONS at a path that takes ``methods``. Who may read it is in the common fields."""
+    headers = {"Allow": ", ".join([*methods, "OPTIONS"])}
     if "access-control-request-method" in request.headers:
         headers |= {
-            "Access-Control-Allow-Methods": "GET, HEAD, POST",
-            "Access-Control-Allow-Headers": _ACCEPTED,
+            "Access-Control-Allow-Methods": ", ".join(methods),
+            "Access-Control-Allow-Headers": _ASKED,
             "Access-Control-Max-Age": str(_MAX_AGE_SECS),
         }
     return HttpAnswer(204, headers)

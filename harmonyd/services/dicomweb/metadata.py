@@ -16,9 +16,9 @@ from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.engine import Instance
 from harmonyd.dimse.part10 import read_header
 from harmonyd.envelope import Record, Results
+from harmonyd.mediatypes import prefers_gzip
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import DICOM_JSON, DICOM_XML, JSON, Offer, accepted, choose
-from harmonyd.services.dicomweb.compressing import takes_gzip
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.native_xml import to_xml
 from harmonyd.services.dicomweb.resources import path_of
@@ -112,7 +112,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
 
 async def _whole(exchange: Exchange, offer: Offer, kept: KeptResults, instances: Sequence[Instance]) -> HttpAnswer:
     """Send a document that is made once, and may be compressed already."""
-    gzipped = takes_gzip(exchange.request.headers.get("accept-encoding", "")) and len(instances) > 1
+    gzipped = prefers_gzip(exchange.request.headers.get("accept-encoding", "")) and len(instances) > 1
     finish = partial(_at, base_url=exchange.base_url)
     if len(instances) == 1:
         data = b"[" + finish(await kept.made.text(instances[0], _marked)) + b"]\n"

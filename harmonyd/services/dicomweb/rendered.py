@@ -8,16 +8,19 @@ from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 
+from harmonyd.dimse.part10 import read_header
 from harmonyd.envelope import Results
 from harmonyd.errors import NotFound
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import Accepted, Offer, accepted, choose
 from harmonyd.services.dicomweb.asking import Found
+from harmonyd.services.dicomweb.bulkdata import bulk_value
 from harmonyd.services.dicomweb.entities import first_value
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.pixel_file import PixelFile
 from harmonyd.services.dicomweb.rendering import JPEG, PNG, Rendering, parse_rendering, render
 from harmonyd.services.dicomweb.results import (
+    Held,
     Part,
     closing_on_error,
     multipart,
@@ -29,22 +32,29 @@ from harmonyd.services.dicomweb.single import Data, has_already, not_modified, s
 from harmonyd.services.http.parts import file_of, require_whole
 
 _SINGLE = (Offer(JPEG), Offer(PNG))
+_DOCUMENT = Offer("application/pdf")
 _SEVERAL = (Offer(JPEG, multipart=True), Offer(PNG, multipart=True))
+_ENCAPSULATED_PDF_STORAGE = "1.2.840.10008.5.1.4.1.1.104.1"
+_ENCAPSULATED_DOCUMENT = "00420011"
 _NO_PICTURES = frozenset({"SR", "PR", "KO", "DOC", "RTPLAN", "RTSTRUCT", "REG", "FID", "AU", "ECG"})
 
 
 async def rendered(exchange: Exchange) -> HttpAnswer:
     """Send the frame that is named, or the first of the instance, as one picture; of a series or study every frame.
 
+    An instance that encapsulates a PDF is rendered as that.
     Several are parts of multipart/related. Raises ``NotFound``, ``NotAcceptable`` and ``BadRequest``.
     """
     how, warnings = parse_rendering(exchange.request.query, thumbnail=False)
     ranges = accepted(exchange.request)
-    if not exchange.resource.instance:
+    resource = exchange.resource
+    if not resource.instance:
         answer = await _all_of(exchange, how, _form(ranges, several=True))
+    elif resource.frames:
+        offer = _form(ranges, several=len(resource.frames) > 1)
+        answer = await _frames_of(exchange, await one_instance(exchange), resource.frames, how, offer)
     else:
-        frames = exchange.resource.frames or (1,)
-        answer = await _frames_of(exchange, exchange.resource.uids, frames, how, _form(ranges, several=len(frames) > 1))
+        answer = await _instance(exchange, how, ranges)
     return _with_warnings(answer, warnings, exchange)
 
 
@@ -56,8 +66,8 @@ async def thumbnail(exchange: Exchange) -> HttpAnswer:
     how, warnings = parse_rendering(exchange.request.query, thumbnail=True)
     offer = _form(accepted(exchange.request), several=False)
     uids = exchange.resource.uids if exchange.resource.instance else await _representative(exchange)
-    frames = exchange.resource.frames[:1] or (1,)
-    answer = await _frames_of(exchange, uids, frames, how, offer, ahead=False)
+    held = await one_instance(exchange, uids, ahead=False)
+    answer = await _frames_of(exchange, held, exchange.resource.frames[:1] or (1,), how, offer)
     return _with_warnings(answer, warnings, exchange)
 
 
@@ -65,7 +75,7 @@ def _form(ranges: Sequence[Accepted], *, several: bool) -> Offer:
     """JPEG or PNG. Some clients accept image/jpeg where only parts can be meant: these count as accepted."""
     if several:
         ranges = [Accepted(each.essence, True, each.syntax, each.quality) for each in ranges]
-    return choose(ranges, _SEVERAL if several else _SINGLE)
+    return choose(ranges, _SEVERAL if several else (*_SINGLE, *_SEVERAL))
 
 
 def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchange) -> HttpAnswer:
@@ -74,16 +84,22 @@ def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchan
     return answer
 
 
+async def _instance(exchange: Exchange, how: Rendering, ranges: Sequence[Accepted]) -> HttpAnswer:
+    choose(ranges, (*_SINGLE, _DOCUMENT))  # what no instance is rendered as is refused before the PACS is asked
+    held = await one_instance(exchange)
+    async with closing_on_error(held.results):
+        header = await deferToThread(read_header, held.path)
+        if header.sop_class_uid != _ENCAPSULATED_PDF_STORAGE:
+            return await _frames_of(exchange, held, (1,), how, _form(ranges, several=False))
+        choose(ranges, (_DOCUMENT,))
+        data = await deferToThread(bulk_value, held.path, (_ENCAPSULATED_DOCUMENT,))
+        tag = await held.tag(exchange, str(_DOCUMENT))
+        return await single(exchange.request, _DOCUMENT.essence, Data(data), tag, held.results.aclose)
+
+
 async def _frames_of(
-    exchange: Exchange,
-    uids: Mapping[str, str],
-    frames: Sequence[int],
-    how: Rendering,
-    offer: Offer,
-    *,
-    ahead: bool = True,
+    exchange: Exchange, held: Held, frames: Sequence[int], how: Rendering, offer: Offer
 ) -> HttpAnswer:
-    held = await one_instance(exchange, uids, ahead=ahead)
     close = held.results.aclose
     async with closing_on_error(held.results):
         tag = await held.tag(exchange, how, str(offer))
