@@ -23,6 +23,7 @@ _PROBLEMS: Mapping[int, str] = {
     409: "It cannot be done in this state.",
     413: "The body is larger than its limit.",
     415: "The body is of a kind that is not read here.",
+    416: "There is no such range; Content-Range says how many bytes there are.",
     500: "A fault of harmonyd; its log has the details.",
     502: "The node behind cannot be reached, refused, broke off, or failed.",
     503: "Not now: shutting down, too much at once, or a part is not ready.",
