@@ -85,7 +85,8 @@ def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchan
 
 
 async def _instance(exchange: Exchange, how: Rendering, ranges: Sequence[Accepted]) -> HttpAnswer:
-    choose(ranges, (*_SINGLE, *_SEVERAL, _DOCUMENT))  # what no instance is rendered as is refused before the PACS is asked
+    # What no instance is rendered as is refused before the PACS is asked.
+    choose(ranges, (*_SINGLE, *_SEVERAL, _DOCUMENT))
     held = await one_instance(exchange)
     async with closing_on_error(held.results):
         header = await deferToThread(read_header, held.path)
