@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from hypothesis import HealthCheck, settings
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
@@ -31,6 +32,10 @@ ROOT = Path(__file__).parent.parent
 DEFAULT_DEADLINE_SECS = 120.0
 SETTLE_SECS = 10.0
 DESTINATIONS = ("HARMONY_SCU", "HARMONY_MOVE", "HARMONY_THIRD")
+
+# A busy machine is slow in making examples, too; what bounds a test is its deadline here.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _left_out = pytest.StashKey[list[str]]()
 _real_stderr = pytest.StashKey[int]()
@@ -59,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _long_ones_first(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In a parallel run files of few and long tests come first, so that the workers end at about the same time."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop"))
+        items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop", "viewer"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
