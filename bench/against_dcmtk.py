@@ -96,7 +96,7 @@ def main() -> int:
         big = make_study(scratch / "big", 100, patient_id="CT-100-BIG", size=BIG_PIXELS)
         more = {"100 CT of 40 KB": small, "100 CT of 0.5 MB": big}
         if arguments.large:
-            more["1,000 CT of 0.5 MB"] = make_study(scratch / "many", 1000, patient_id="MANY", size=BIG_PIXELS)
+            more["2,000 CT of 0.5 MB"] = make_study(scratch / "many", 2000, patient_id="MANY", size=BIG_PIXELS)
             more["one object of 500 MB"] = make_study(scratch / "one", 1, patient_id="ONE", size=GIANT_PIXELS)
         made = [*studies.values(), *more.values()]
         files = [path for study in made for path in study.files]

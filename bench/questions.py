@@ -4,8 +4,9 @@ Usage: python -m bench.questions [--rounds 3] [--secs 2] [--clients 1,16]
 
 One dcmqrscp is asked for the instances of series of 1, 100 and 1,000, by all in turn: harmonyd with either engine
 (POST /dicom/find, JSON), Orthanc (POST /modalities/pacs/query, then its answers, expanded), and pynetdicom on an
-association that stays open. Clients keep their HTTP connection; each is a thread of one process. Requests a second, and
-the median time of one; ratios are of medians of one run.
+association that stays open; ``bare`` writes the same question to a socket and reads the answers without a look at their
+data sets: what the PACS takes by itself. Clients keep their HTTP connection; each is a thread of one process. Requests
+a second, and the median time of one; ratios are of medians of one run.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
 
 from bench.ingest import process
+from harmonyd.dimse.native import core
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import MadeStudy, make_study
@@ -39,6 +44,8 @@ SIZES = {"echo": 0, "find 1": 1, "find 100": 100, "find 1000": 1000}
 """How many answers each piece of work has."""
 STUDIES: dict[str, MadeStudy] = {}
 """What is asked for."""
+KEYS: dict[str, bytes] = {}
+"""The same as a data set."""
 Ask = Callable[[str], int]
 """Does one piece of work; returns the number of answers."""
 Client = Callable[[], AbstractContextManager[Ask]]
@@ -139,6 +146,62 @@ def with_pynetdicom(_folder: Path, pacs: RunningPacs) -> Iterator[Client]:
     yield client
 
 
+@contextmanager
+def bare(_folder: Path, pacs: RunningPacs) -> Iterator[Client]:
+    """The protocol core on a blocking socket, without HTTP and without decoding."""
+    service = StudyRootQueryRetrieveInformationModelFind
+
+    @contextmanager
+    def client() -> Iterator[Ask]:
+        contexts = [core.ProposedContext(1, service, (ImplicitVRLittleEndian,)),
+                    core.ProposedContext(3, Verification, (ImplicitVRLittleEndian,))]  # fmt: skip
+        association = core.Association.requestor(core.AssociateRequest(pacs.aet, "BENCH", tuple(contexts)))
+        sock = socket.create_connection(("127.0.0.1", pacs.port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        association.connected()
+
+        def received() -> list[core.Event]:
+            sock.sendall(association.data_to_send())
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            return association.receive(sock.recv(65536))
+
+        def ask(work: str) -> int:
+            if work == "echo":
+                association.send(3, core.c_echo_rq(1))
+            else:
+                association.send(1, core.c_find_rq(1, service), has_data=True)
+                association.send_data(1, KEYS[work], True)
+            count = 0
+            while True:
+                for event in received():
+                    if isinstance(event, core.CommandReceived):
+                        if event.command.status == 0:
+                            return count
+                        count += 1
+
+        while not association.established:
+            received()
+        yield ask
+        association.release()
+        received()
+        sock.close()
+
+    for work in STUDIES:
+        KEYS[work] = _implicit(_keys(work))
+    yield client
+
+
+def _implicit(keys: Mapping[str, str]) -> bytes:
+    ds = Dataset()
+    ds.QueryRetrieveLevel = "IMAGE"
+    for keyword, value in keys.items():
+        setattr(ds, keyword, value)
+    file = DicomBytesIO()
+    file.is_implicit_VR = file.is_little_endian = True
+    write_dataset(file, ds)
+    return bytes(file.getvalue())
+
+
 def _no_delay(event: Any) -> None:
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -226,7 +289,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--secs", type=float, default=2.0)
     parser.add_argument("--clients", default="1,16")
-    parser.add_argument("--only", default="native,dcmtk,Orthanc,pynetdicom")
+    parser.add_argument("--only", default="native,dcmtk,Orthanc,pynetdicom,bare")
     parser.add_argument("--work", default=",".join(SIZES))
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -237,6 +300,7 @@ def main() -> None:
                 "dcmtk": through_harmonyd(scratch / "dcmtk", pacs, "dcmtk"),
                 "Orthanc": through_orthanc(scratch / "orthanc", pacs),
                 "pynetdicom": with_pynetdicom(scratch, pacs),
+                "bare": bare(scratch, pacs),
             }
             clients = {name: stack.enter_context(ways[name]) for name in options.only.split(",")}
             for count in map(int, options.clients.split(",")):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from harmonyd.progress import UNWATCHED, Progress
+
 
 class Body(Protocol):
     """A message body: read once, in chunks."""
@@ -103,6 +105,9 @@ class RequestEnvelope:
     """Correlation id: the client's ``X-Request-ID`` where given and sane."""
     deadline: float | None = None
     """Seconds on the reactor's clock, after which the work is ended; None: the backend's own limit."""
+    operation_id: str | None = None
+    """UUID in hex that the operation and its artifact folder are named by; None: the backend makes one."""
+    progress: Progress = UNWATCHED
 
 
 @dataclass(slots=True)

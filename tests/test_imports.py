@@ -18,14 +18,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart", "describe"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
+    "progress": set(),
     "tls": set(),
     "acknowledge": set(),
     "identity": set(),
-    "envelope": {"errors"},
+    "envelope": {"errors", "progress"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
@@ -33,14 +34,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "tls", "acknowledge", "identity"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "tls", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "dimse", "supervision"},
+    "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
     "middleware": BASE | {"config"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
+    "operations": BASE | {"waiters", "config", "services", "web"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}

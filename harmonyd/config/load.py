@@ -55,6 +55,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         logging=sections.logging(main.table("logging"), base, level),
         supervision=sections.supervision(main.table("supervision")),
         spool=sections.spool(main.table("spool")),
+        operations=sections.operations(main.table("operations")),
         control=controlled,
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),

@@ -118,6 +118,22 @@ class SpoolConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OperationsConfig:
+    """``[operations]``: what clients started with ``Prefer: respond-async``."""
+
+    max_running: int = 50
+    """That have not ended; one more is refused."""
+    max_kept: int = 1000
+    """Those that have ended, and wait for their result to be fetched, included."""
+    max_watchers: int = 100
+    """Open event streams, of all operations together."""
+    keep_secs: float = 3600.0
+    """How long state and result are kept after the end."""
+    max_bytes: int = 10 * 1000**3
+    """Of all results on disk."""
+
+
+@dataclass(frozen=True, slots=True)
 class ControlConfig:
     """``[control]``: where ``supervisorctl`` connects. Without an address there is no TCP port."""
 
@@ -326,6 +342,7 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     spool: SpoolConfig = SpoolConfig()
+    operations: OperationsConfig = OperationsConfig()
     control: ControlConfig = ControlConfig()
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

@@ -17,6 +17,7 @@ REGISTRATIONS = ("services", "middleware_types")
 """Harmony's registrations, which any file may repeat."""
 MAIN_ONLY = (
     *("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool", "web"),
+    *("operations",),
 )
 OUT_OF_SCOPE = ("targets",)
 WITHOUT_EFFECT = ("cloud", "jmix", "runbeam", "transforms", "wireguard")

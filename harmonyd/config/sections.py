@@ -15,6 +15,7 @@ from harmonyd.config.model import (
     LoggingConfig,
     ManagementConfig,
     NetworkConfig,
+    OperationsConfig,
     SpoolConfig,
     StorageConfig,
     SupervisionConfig,
@@ -163,6 +164,21 @@ def spool(section: Section) -> SpoolConfig:
         give_up_after_secs=hours * _HOUR_SECS,
         retry_max_secs=section.number("retry_max_secs", default.retry_max_secs, 1, _DAY_SECS),
         max_unasked_bytes=round(section.number("max_unasked_gb", default.max_unasked_bytes / _GB, 0, 1_000_000) * _GB),
+    )
+    section.finish()
+    return result
+
+
+def operations(section: Section) -> OperationsConfig:
+    """``[operations]``; the size is in 10⁹ bytes."""
+    default = OperationsConfig()
+    minutes = section.number("keep_minutes", default.keep_secs / 60, 0.01, 7 * 24 * 60)
+    result = OperationsConfig(
+        max_running=section.integer("max_running", default.max_running, 1, 10_000),
+        max_kept=section.integer("max_kept", default.max_kept, 1, 100_000),
+        max_watchers=section.integer("max_watchers", default.max_watchers, 1, 100_000),
+        keep_secs=minutes * 60,
+        max_bytes=round(section.number("max_gb", default.max_bytes / _GB, 0.0001, 1_000_000) * _GB),
     )
     section.finish()
     return result

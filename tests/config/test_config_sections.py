@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harmonyd.config.model import LimitsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.model import LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
 
 PROXY = '[proxy]\nid = "x"\n'
 NETWORK = '[network.n.http]\nbind_address = "127.0.0.1"\nbind_port = 8080\n[network.d.dicom]\nbind_port = 11112\n'
@@ -20,6 +20,7 @@ def test_defaults(loaded, tmp_path):
     assert config.limits == LimitsConfig()
     assert config.supervision == SupervisionConfig()
     assert config.spool == SpoolConfig()
+    assert config.operations == OperationsConfig()
     assert config.management.base_path == "/admin"
     assert config.telemetry.network is None
 
@@ -50,6 +51,12 @@ def test_the_spool_is_sized_in_units_of_people(loaded):
     assert config.spool == SpoolConfig(5_000_000, 0, 7, 1_500_000_000, 2, 1800.0, 60.0, 0)
 
 
+def test_operations_are_limited_in_units_of_people(loaded):
+    """Minutes and gigabytes become seconds and bytes."""
+    text = "[operations]\nmax_running = 1\nmax_kept = 2\nmax_watchers = 3\nkeep_minutes = 0.5\nmax_gb = 0.25\n"
+    assert loaded(main=PROXY + text).operations == OperationsConfig(1, 2, 3, 30.0, 250_000_000)
+
+
 @pytest.mark.parametrize(
     ("text", "table", "key"),
     [
@@ -69,6 +76,9 @@ def test_the_spool_is_sized_in_units_of_people(loaded):
         ("[supervision]\nbackoff_initial_secs = 70\n", "supervision", "backoff_initial_secs"),
         ("[supervision]\nprobe_misses = 1.5\n", "supervision", "probe_misses"),
         ("[spool]\nmin_free_mb = 0\n", "spool", "min_free_mb"),
+        ("[operations]\nmax_running = 0\n", "operations", "max_running"),
+        ("[operations]\nmax_gb = 0\n", "operations", "max_gb"),
+        ("[operations]\nkeep_secs = 5\n", "operations", "keep_secs"),
         ("[spool]\nballast_mb = -1\n", "spool", "ballast_mb"),
         ("[spool]\nmax_waiting = 0\n", "spool", "max_waiting"),
         ("[spool]\nmax_waiting_gb = '1'\n", "spool", "max_waiting_gb"),

@@ -13,7 +13,8 @@ from harmonyd.describe import Description
 from harmonyd.services.describing import described
 from harmonyd.services.http.describing import echoing
 from harmonyd.testing.config_files import write_config
-from harmonyd.web.openapi import openapi
+from harmonyd.web.openapi import PROBLEMS, openapi
+from harmonyd.web.problem import STATUS
 
 PACS = {"engine": "native", "aet": "PACS", "host": "127.0.0.1", "port": 104}
 SERVER = {"service": "http", "base_url": "http://127.0.0.1:8888"}
@@ -72,6 +73,11 @@ def test_dicomweb(tmp_path: Path) -> None:
     """A bridge of Harmony's makes DICOMweb of an http endpoint."""
     bridge = {"m": {"type": "dicomweb_bridge"}}
     assert ("GET", "/studies/{study}/metadata") in operations(offered(tmp_path, {"pacs": PACS}, bridge))
+
+
+def test_each_status_of_a_problem_has_its_words() -> None:
+    """A service may describe any of them."""
+    assert set(STATUS.values()) <= PROBLEMS.keys()
 
 
 def test_two_endpoints_with_almost_the_same_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ async def test_what_was_acknowledged_survives(make_spool, started_reactor, stora
 
 
 @ensureDeferred
-async def test_vanished_torn_and_unknown_files(make_spool, storage, incoming):
+async def test_vanished_torn_and_unknown_files(make_spool, storage, incoming, until):
     """At the start: what is gone or cut off is DAMAGED with its reason; what nobody knows goes into quarantine."""
     spool = make_spool()
     await spool.start()
@@ -73,7 +74,7 @@ async def test_vanished_torn_and_unknown_files(make_spool, storage, incoming):
     spool.attach(ENDPOINT, pacs, in_order=False)
     await spool.emptied(ENDPOINT)
     assert pacs.uids() == ["1.3"]
-    assert not whole.path.exists()
+    await until(lambda: not whole.path.exists())
     damaged = {info.entry.id: info.deliveries[0].reason for info in await spool.entries(state=EntryState.DAMAGED)}
     assert damaged == {gone.id: "the file is gone", torn.id: "the file has 5 bytes instead of 2000"}
     (note,) = (storage / "quarantine").glob("*.json")
@@ -140,6 +141,26 @@ async def test_a_new_folder_is_durable(make_spool, storage, monkeypatch):
     synced.clear()
     await take(spool, receiving / "scp" / "incoming" / "two", "1.3")
     assert sorted(synced) == [receiving / "scp" / "incoming", receiving / "scp" / "incoming" / "two"]
+
+
+@ensureDeferred
+async def test_what_its_receiver_has_flushed(make_spool, storage, monkeypatch):
+    """It is not flushed again in a folder that is durable; what lies beside it, or in a new folder, is."""
+    spool = make_spool()
+    await spool.start()
+    folder = storage / "spool" / "receiving"
+    await take(spool, folder, "1.1")
+    synced: list[Path] = []
+    monkeypatch.setattr(intake, "sync", synced.append)
+    flushed, other, elsewhere = (received(place, "1.2") for place in (folder, folder, folder / "new"))
+    await spool.take(ENDPOINT, [replace(flushed, flushed=True)], ["pacs"])
+    assert synced == []
+    await spool.take(ENDPOINT, [replace(received(folder, "1.3"), flushed=True), other], ["pacs"])
+    assert synced == [other.path, folder]
+    synced.clear()
+    await spool.take(ENDPOINT, [replace(elsewhere, flushed=True)], ["pacs"])
+    assert synced == [elsewhere.path, folder / "new", folder]
+    assert len(await spool.entries()) == 5
 
 
 INCOMING = ("incoming", "incoming/one")

@@ -83,8 +83,9 @@ class ObjectFile:
         await in_thread(self._reactor, self._flush, self._taken())
 
     async def finish(self, *, flush: bool = False) -> InstanceHeader:
-        """Write the rest, check it to its last element, and close the file; ``flush`` has it, and its
-        name in its folder, on the disk before that.
+        """Write the rest, check it to its last element, and close the file.
+
+        With ``flush`` the file and its name in its folder are on the disk when it returns.
 
         Raises ``DamagedFile`` and OSError; ``discard`` it then.
         """

@@ -153,7 +153,12 @@ class DicomBackend:
         op = self._context(request)
         if operation == "find":
             found = self._engine.find(self.remote, query, op)
-            return await self._respond(operation, media_type, "matches", found, op, MatchRecord)
+
+            def record(match: Match) -> MatchRecord:
+                op.progress.arrived(len(match.json))
+                return MatchRecord(match)
+
+            return await self._respond(operation, media_type, "matches", found, op, record)
         return await self._retrieve(operation, media_type, query, op)
 
     async def _retrieve(self, operation: str, media_type: str, query: Query, op: OperationContext) -> ResponseEnvelope:
@@ -163,6 +168,7 @@ class DicomBackend:
             stream = self._engine.move(self.remote, self.receiver, query, op)
 
         def record(instance: Instance) -> InstanceRecord:
+            op.progress.arrived(instance.size_bytes)
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(operation, media_type, "instances", stream, op, record)
@@ -254,12 +260,13 @@ class DicomBackend:
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
         op = OperationContext(
-            uuid.uuid4().hex,
+            request.operation_id or uuid.uuid4().hex,
             request.id,
             deadline,
             self.options.max_results,
             storage=self.options.storage_dir,
             slots=self._slots,
+            progress=request.progress,
         )
         self.active.add(op.id)
         return op

@@ -30,6 +30,7 @@ _GET: Mapping[str, _Handler] = {
     "rendered": rendered.rendered,
     "thumbnail": rendered.thumbnail,
 }
+_RETRIEVES = ("study", "series-of", "instance", "metadata")
 _POST: Mapping[str, _Handler] = dict.fromkeys(("studies", "study"), storing.answer)
 
 
@@ -45,9 +46,14 @@ class DicomwebEndpoint:
         """``seconds`` is the reactor's clock."""
         self.name = name
         self.path_prefix = options.path_prefix
+        self.public_prefix = options.public_url + options.path_prefix
         self._options = options
         self._seconds = seconds
         self._counted = Counted(seconds)
+
+    def may_run_long(self, request: HttpRequest) -> bool:
+        """Tell whether the request retrieves instances, or stores some."""
+        return parse_path(request.path).kind in (_RETRIEVES if request.method == "GET" else _POST)
 
     def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return what lets pages of the configured origins read the answer."""

@@ -16,7 +16,7 @@ class HttpServiceEndpoint:
 
     def __init__(self, name: str, options: HttpEndpointOptions) -> None:
         self.name = name
-        self.path_prefix = options.path_prefix
+        self.path_prefix = self.public_prefix = options.path_prefix
         self.methods = options.methods
 
     def request(self, request: HttpRequest) -> RequestEnvelope:
@@ -32,6 +32,10 @@ class HttpServiceEndpoint:
             metadata={"path": request.path},
             id=request.id,
         )
+
+    def may_run_long(self, request: HttpRequest) -> bool:
+        """Tell whether the request is an operation."""
+        return request.method == "POST"
 
     async def answer(self, request: RequestEnvelope, response: ResponseEnvelope) -> HttpAnswer:
         """Envelope → protocol; waits for the first record of a result.

@@ -22,8 +22,8 @@ from pydicom import dcmread
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelMove
 from raw_scu import ABORT, ASSOCIATE_AC, RawScu, data_set_of
-from test_native_scp import ENV
-from test_native_scp import storescu as plain_storescu
+from sender_kit import ENV
+from sender_kit import storescu as plain_storescu
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 

@@ -467,6 +467,36 @@ async def test_dcmsend(native: Any, study: MadeStudy) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_object_is_durable_when_it_is_handed_over(
+    native: Any, study: MadeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file, whole, and then its folder are flushed before the handler gets it."""
+    running = await native()
+    flushed: list[tuple[str, int]] = []
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        real(number)
+        flushed.append((str(Path(f"/proc/self/fd/{number}").readlink()), os.fstat(number).st_size))
+
+    handed_over: list[Arrival] = []
+
+    async def handler(arrivals: Sequence[Arrival]) -> None:
+        handed_over.extend(arrivals)
+        monkeypatch.undo()
+        await running.spool(arrivals)
+
+    running.scp._handler = handler
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert await running.in_thread(storescu, running.port, study.files[0]) == 0
+    (arrival,) = handed_over
+    path = arrival.instance.path
+    assert arrival.flushed
+    assert flushed[0] == (str(path), arrival.instance.size_bytes)
+    assert [name for name, _ in flushed] == [str(path), str(path.parent)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_many_associations_are_taken_together(native: Any, eventually: Any, study: MadeStudy) -> None:
     """What comes over other associations while objects are taken is handed over together, one call at a time."""
     running = await native()
