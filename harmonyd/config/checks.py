@@ -143,3 +143,12 @@ def plain_text(value: str) -> str | None:
     if not value.strip() or len(value) > 128:
         return "1 to 128 characters, not only spaces"
     return None if value.isprintable() else "no control characters"
+
+
+def json_media_type(value: str) -> str | None:
+    """A media type of JSON (RFC 6839 section 3.1), parameters allowed."""
+    essence = value.partition(";")[0].strip().lower()
+    kind, _, subtype = essence.partition("/")
+    if not value.isascii() or not value.isprintable() or not _TOKEN.match(kind) or not _TOKEN.match(subtype):
+        return "not a media type, such as application/fhir+json"
+    return None if essence == "application/json" or subtype.endswith("+json") else "not a media type of JSON"

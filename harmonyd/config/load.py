@@ -67,7 +67,8 @@ def _parts(layers: Layers, base: Path) -> Parts:
     tables = {kind: {n: s for n, s in found.items() if s.is_table} for kind, found in layers.definitions.items()}
     endpoints = {name: services.endpoint(name, section, base) for name, section in tables["endpoints"].items()}
     backends = {name: services.backend(name, section, base) for name, section in tables["backends"].items()}
-    links = {name: middleware.middleware(name, section) for name, section in tables["middleware"].items()}
+    folders = (base / sections.transforms_folder(layers.main.table("proxy")), base)
+    links = {name: middleware.middleware(name, section, folders) for name, section in tables["middleware"].items()}
     networks = {name: sections.network(name, section) for name, section in tables["network"].items()}
     items = {name: pipelines.pipeline(name, section) for name, section in tables["pipelines"].items()}
     return Parts(
