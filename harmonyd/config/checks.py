@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 SYSTEMD = "systemd:"
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
+_MEANT = frozenset(
+    {"accept", "authorization", "connection", "content-length", "content-type", "cookie", "host", "origin", "prefer"}
+)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _RULE_SEGMENT = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
 
@@ -81,6 +84,15 @@ def http_method(value: str) -> str | None:
     if _TOKEN.match(value) and value == value.upper():
         return None
     return "not an HTTP method in upper case, such as GET or POST"
+
+
+def header_name(value: str) -> str | None:
+    """A field name (RFC 9110 section 5.1) that says nothing else already."""
+    if not _TOKEN.match(value):
+        return "not the name of a header field, such as X-PACS"
+    if value.lower() in _MEANT:
+        return "a header field that means something else"
+    return None
 
 
 def path_prefix(value: str) -> str | None:

@@ -25,7 +25,7 @@ def _apply_bridge(parts: Parts, item: PipelineConfig) -> None:
             section = parts.tables["endpoints"][endpoint.name].table("options")
             if options.methods:
                 section.problem("methods", "a DICOMweb endpoint decides by itself", "remove the key")
-            made = DicomwebEndpointOptions(options.path_prefix)
+            made = DicomwebEndpointOptions(options.path_prefix, backend_header=options.backend_header)
             parts.endpoints[endpoint.name] = EndpointConfig(endpoint.name, "dicomweb", made)
         bridged = bridged or endpoint.service in ("http", "dicomweb")
     if not bridged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harmonyd.config import conflicts, control, dicomweb, middleware, pipelines, sections, services
+from harmonyd.config import conflicts, control, dicomweb, fan_out, middleware, pipelines, sections, services
 from harmonyd.config.errors import ConfigError, Report
 from harmonyd.config.fields import Section
 from harmonyd.config.model import Config, ControlConfig
@@ -86,6 +86,7 @@ def _check_together(
 ) -> None:
     pipelines.check_references(parts)
     dicomweb.settle(parts)
+    fan_out.settle(parts)
     conflicts.apply_network_defaults(parts)
     conflicts.check_once(parts)
     conflicts.check_ports(parts, section, controlled)

@@ -172,5 +172,10 @@ class _ReshapedRecord:
     def name(self) -> str:
         return self.record.name
 
+    @property
+    def backend(self) -> str | None:
+        """Where it comes from, when several backends were asked."""
+        return getattr(self.record, "backend", None)
+
     async def json(self) -> bytes:
         return await self.results.reshaped(await self.record.json())

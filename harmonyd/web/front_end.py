@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from harmonyd.config.model import LimitsConfig, NetworkConfig
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
-from harmonyd.services.base import Ask, AskingEndpoint
+from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
 from harmonyd.telemetry.health import Health
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
@@ -289,6 +289,8 @@ class HttpFrontEnd:
         endpoint = match.target.endpoint
         exchange.body = request.take_body()
         asked, ask = request.as_http(match, exchange.body), exchange.asking(match.target.handle)
+        if isinstance(endpoint, ChoosesBackend):
+            asked = endpoint.choose(asked)
         if isinstance(endpoint, AskingEndpoint):
             exchange.common_headers = endpoint.common_headers(asked.headers)
             answer = await endpoint.serve(asked, ask)

@@ -25,13 +25,14 @@ def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
     }
 
 
-def preflight(request: HttpRequest) -> HttpAnswer:
+def preflight(request: HttpRequest, backend_header: str = "") -> HttpAnswer:
     """Answer OPTIONS. Who may read it is in the common fields."""
     headers = {"Allow": "GET, HEAD, POST, OPTIONS"}
     if "access-control-request-method" in request.headers:
         headers |= {
             "Access-Control-Allow-Methods": "GET, HEAD, POST",
-            "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, X-Request-ID",
+            "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, X-Request-ID"
+            + (f", {backend_header}" if backend_header else ""),
             "Access-Control-Max-Age": str(_MAX_AGE_SECS),
         }
     return HttpAnswer(204, headers)
