@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harmonyd.config.model import HttpEndpointOptions
-from harmonyd.errors import BadRequest
+from harmonyd.config.model import DicomwebEndpointOptions, HttpEndpointOptions
+from harmonyd.errors import BadRequest, NotFound
 from harmonyd.services.base import HttpRequest
 
 
 def choose_backend(request: HttpRequest, options: HttpEndpointOptions) -> HttpRequest:
     """Return ``request`` with ``?backend=`` for whatever names one; a segment that does belongs to its prefix then.
 
-    Whether the client may choose it is decided by the pipeline. Raises ``BadRequest`` for two that differ.
+    Whether the client may choose it is decided by the pipeline. Raises ``BadRequest`` for two that differ,
+    ``NotFound`` for a path that names none where it has to.
     """
     named = list(request.query.get("backend", []))
     first, _, rest = request.path.removeprefix("/").partition("/")
     if first in options.path_backends:
         named.append(first)
         request = replace(request, prefix=f"{request.prefix}/{first}", path=f"/{rest}")
+    elif rest and options.path_backends and not isinstance(options, DicomwebEndpointOptions):
+        # A misspelled name must not become a request to another one. (DICOMweb has resources with longer paths.)
+        raise NotFound("No such backend, or no such operation.", hint="The path is {backend}/{operation}.")
     if options.backend_header:
         value = request.headers.get(options.backend_header.lower(), "").strip()
         named += [value] if value else []
