@@ -56,10 +56,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for path in shared.files:
         parts[str(dcmread(path, stop_before_pixels=True).SeriesInstanceUID)].append(path)
     one, two, three = (parts[uid] for uid in shared.series_uids)
+    moves = {"HARMONY_SCU": free_port()}
     files = {"lund": [*one, *two, *own["lund"].files], "malmo": [*two[:1], *three, *own["malmo"].files]}
     with (
-        RunningPacs(folder / "pacs1", files=files["lund"], aet="LUND") as lund,
-        RunningPacs(folder / "pacs2", files=files["malmo"], aet="MALMO") as malmo,
+        RunningPacs(folder / "pacs1", files=files["lund"], aet="LUND", destinations=moves) as lund,
+        RunningPacs(folder / "pacs2", files=files["malmo"], aet="MALMO", destinations=moves) as malmo,
         ScriptedPeer("silent") as hung,
         RunningDaemon(_config(folder / "config", lund, malmo, hung)) as daemon,
     ):
@@ -70,8 +71,9 @@ def _config(folder: Path, lund: RunningPacs, malmo: RunningPacs, hung: ScriptedP
     folder.mkdir()
     away = {"engine": "native", "host": "127.0.0.1"}
     backends = {
-        "lund": pacs_options(lund, "native"),
-        "malmo": pacs_options(malmo, "native"),
+        name: pacs_options(pacs, "native", incoming_store_port=pacs.destinations["HARMONY_SCU"])
+        for name, pacs in (("lund", lund), ("malmo", malmo))
+    } | {
         "refusing": {**away, "aet": "AWAY", "port": free_port()},
         "hung": {**away, "aet": "HUNG", "port": hung.port},
     }
@@ -265,8 +267,6 @@ def test_an_instance_of_the_second(site: Site) -> None:
 @pytest.mark.parametrize("operation", ["get", "move"])
 def test_a_retrieve_by_operation(site: Site, operation: str) -> None:
     """The answer of get and move has the instances of both, and where they are from."""
-    if operation == "move":
-        pytest.skip("these PACS do not know a destination")
     document = {"query_level": "STUDY", "StudyInstanceUID": site.shared.study_uid}
     answer = requests.post(f"{site.url}/both/{operation}", json=document, timeout=60).json()
     assert sorted(values(answer["instances"], UID)) == sorted(site.shared.sop_uids)

@@ -189,7 +189,8 @@ class MergedResults:
     async def aclose(self) -> None:
         """End what still runs. Safe to call twice."""
         running, self._running = self._running, []
-        for each in running:
+        # Those that wait for their turn first: the end of another one would begin them.
+        for each in reversed(running):
             each.cancel()
         for each in running:
             await each
