@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harmonyd.config import checks, tls
+from harmonyd.config import checks, identity, tls
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
+from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient
 
 _MAX_PDU = (4096, 131072)
@@ -108,6 +109,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         query_model=section.choice("query_model", "", ["study", "patient"]) or None,
         storage_dir=_storage_dir(section, base),
         tls=_tls(section, engine, base),
+        user_identity=_user_identity(section, engine, base),
     )
     section.finish()
     if options.engine == NATIVE:
@@ -136,6 +138,15 @@ def _tls(section: Section, engine: str, base: Path) -> TlsClient | None:
         section.problem("use_tls", "the dcmtk engine has no TLS", f'set engine = "{NATIVE}", which has it')
     elif "tls" in section:
         section.warn("tls", "it has no effect without use_tls = true")
+    return None
+
+
+def _user_identity(section: Section, engine: str, base: Path) -> Credentials | None:
+    if section.raw("user_identity") is None:
+        return None
+    if engine == NATIVE:
+        return identity.credentials(section.table("user_identity"), base)
+    section.problem("user_identity", "the dcmtk engine tells none", f'set engine = "{NATIVE}", which does')
     return None
 
 

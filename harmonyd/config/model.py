@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient
 
 
@@ -227,6 +228,8 @@ class DicomBackendOptions:
     """Artifact folder for this backend; None: the storage path."""
     tls: TlsClient | None = None
     """None: not secured. engine = "native" only."""
+    user_identity: Credentials | None = None
+    """engine = "native" only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class RemoteNode:
     """How long an association stays open that nobody uses; 0: not at all."""
     tls: TlsClient | None = None
     """None: connections are not secured. The native engine's only."""
+    user_identity: Credentials | None = None
+    """The native engine's only."""
 
 
 @dataclass(frozen=True, slots=True)

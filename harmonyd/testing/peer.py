@@ -46,6 +46,8 @@ class PeerOptions:
     """UID of one to accept wherever it is proposed; else Implicit VR Little Endian comes first."""
     strict_aet: bool = False
     """Refuse a called AE title other than ``aet``."""
+    users: Mapping[str, str] = field(default_factory=dict)
+    """User names and passcodes, empty for none; when there are any, no other user identity is accepted."""
     count: int = 3
     """Answers to a C-FIND, instances of a C-GET or C-MOVE."""
     interval_secs: float = 0.0

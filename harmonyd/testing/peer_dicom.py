@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -109,9 +110,18 @@ def _handlers(options: PeerOptions, report: Report) -> list[Any]:
         evt.EVT_REJECTED: "rejected",
         evt.EVT_CONN_CLOSE: "closed",
     }
-    seen = [(evt.EVT_CONN_OPEN, opened), (evt.EVT_ESTABLISHED, established)]
+    seen: list[Any] = [(evt.EVT_CONN_OPEN, opened), (evt.EVT_ESTABLISHED, established)]
     asked = [(evt.EVT_C_ECHO, echoed), (evt.EVT_C_STORE, stored)]
+    if options.users:
+        seen.append((evt.EVT_USER_ID, lambda event: (_is_user(event, options.users), None)))
     return [*seen, *asked, *((on, told(name)) for on, name in endings.items())]
+
+
+def _is_user(event: Any, users: Mapping[str, str]) -> bool:
+    passcode = users.get(event.primary_field.decode())
+    return passcode is not None and (event.user_id_type, event.secondary_field or b"") == (
+        (2, passcode.encode()) if passcode else (1, b"")
+    )
 
 
 def _misbehave_at_echo(assoc: Any, options: PeerOptions, report: Report) -> None:

@@ -249,5 +249,16 @@ def association_request(
         implementation_class_uid=names.IMPLEMENTATION_CLASS_UID,
         implementation_version_name=names.IMPLEMENTATION_VERSION_NAME,
         roles=tuple(roles),
+        user_identity=_user_identity(remote),
     )
     return core.AssociateRequest(remote.aet, remote.local_aet, contexts, info)
+
+
+def _user_identity(remote: RemoteNode) -> core.UserIdentity | None:
+    known = remote.user_identity
+    if known is None:
+        return None
+    if known.passcode is None:
+        return core.UserIdentity(core.UserIdentityType.USERNAME, known.username.encode())
+    kind = core.UserIdentityType.USERNAME_AND_PASSCODE
+    return core.UserIdentity(kind, known.username.encode(), known.passcode.encode())

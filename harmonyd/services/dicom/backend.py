@@ -80,6 +80,7 @@ class DicomBackend:
             options.max_associations,
             options.association_idle_secs,
             options.tls,
+            options.user_identity,
         )
 
     async def start(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from any_order_kit import RECEIVER, Deliverer
 from fake_net import FakeNet, Link
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from harmonyd.dimse.engine import OperationContext, QueryLevel, RemoteNode
 from harmonyd.dimse.errors import DimseError, NoPresentationContext
 from harmonyd.dimse.native import core, find, get, names, store
 from harmonyd.dimse.native.exchange import Means
+from harmonyd.dimse.native.move import move
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.part10 import read_header
 from harmonyd.dimse.waiting import AssociationSlots
@@ -69,14 +71,16 @@ class Operations(RuleBasedStateMachine):
             for host, port, limit in zip(("10.0.0.1", "pacs.example"), PORTS, LIMITS, strict=True)
         ]
         self.slots = [AssociationSlots(self.net, node.name, node.max_associations, 5) for node in self.nodes]
+        self.moving = Means(self.net, self.pool, root / "moves")
+        self.moving.storage.mkdir()
+        self.deliverer = Deliverer(self.net, self.moving, self.files, self.random)
         self.operations: list[Running] = []
-        self.is_closed = False
 
     # --- ours
 
     @rule(
         node=st.sampled_from([0, 1, 1]),
-        kind=st.sampled_from(["echo", "find", "get", "store"]),
+        kind=st.sampled_from(["echo", "find", "get", "move", "store"]),
         secs=st.sampled_from([0.0, 3.0, 60.0, 600.0]),
         take=st.sampled_from([None, None, 0, 1]),
     )
@@ -90,6 +94,7 @@ class Operations(RuleBasedStateMachine):
             stream: Any = {
                 "find": lambda: find.find(self.means, remote, asked, op),
                 "get": lambda: get.get(self.means, remote, asked, op),
+                "move": lambda: move(self.moving, self.deliverer.ports, remote, RECEIVER, asked, op),
                 "store": lambda: store.store(self.means, remote, self.files, op),
             }[kind]()
             running = Deferred.fromCoroutine(read(stream, take=take))
@@ -186,12 +191,6 @@ class Operations(RuleBasedStateMachine):
             link.heard.clear()
         link.say()
 
-    def _asked(self, link: Link) -> int:
-        """The request that a peer is at, if any."""
-        requests = [each.command for each in link.heard if isinstance(each, core.CommandReceived)]
-        is_free = link.peer.state is core.State.STA6 and not link.peer.sending
-        return requests[0].field if requests and is_free else 0
-
     @rule(steps=st.integers(1, 6))
     def behave(self, steps: int) -> None:
         """Every node does what is right: accepts, answers, delivers, lets go."""
@@ -212,6 +211,9 @@ class Operations(RuleBasedStateMachine):
             asked = next(each for each in link.heard if isinstance(each, core.CommandReceived))
             if asked.command.field == core.CommandField.C_GET_RQ and self.random.random() < 0.7:
                 self._deliver(link, "whole")
+            elif asked.command.field == core.CommandField.C_MOVE_RQ and self.random.random() < 0.7:
+                self.deliverer.begin("named")
+                self.deliverer.finish()
             elif not asked.command.is_response:
                 pending = asked.command.field == core.CommandField.C_FIND_RQ and self.random.random() < 0.5
                 self._answer(link, asked.context_id, asked.command, 0xFF00 if pending else 0, 0)
@@ -244,6 +246,15 @@ class Operations(RuleBasedStateMachine):
         requests = [each.command for each in link.heard if isinstance(each, core.CommandReceived)]
         is_free = link.peer.state is core.State.STA6 and not link.peer.sending
         return requests[0].field if requests and is_free else 0
+
+    @rule(what=st.sampled_from(["named", "named", "of another move", "nameless", "unasked"]))
+    def begin_delivery(self, what: str) -> None:
+        """A C-STORE at our own port, perhaps of a C-MOVE that is under way."""
+        self.deliverer.begin(what)
+
+    @rule()
+    def finish_deliveries(self) -> None:
+        self.deliverer.finish()
 
     @rule(how=st.sampled_from(["release", "abort", "drop", "deaf", "listens"]))
     def end(self, how: str) -> None:
@@ -301,9 +312,15 @@ class Operations(RuleBasedStateMachine):
             running = sum(not each.is_over for each in self.operations)
             assert slots._semaphore.tokens >= node.max_associations - running
 
+    @invariant()
+    def what_was_received_is_somewhere(self) -> None:
+        if hasattr(self, "deliverer"):
+            assert self.deliverer.kept_count == self.deliverer.file_count()
+
     def teardown(self) -> None:
         if not hasattr(self, "net"):
             return
+        self.deliverer.finish()
         closing = Deferred.fromCoroutine(self.pool.close())
         self.net.settle()
         for _ in range(60):
@@ -314,6 +331,8 @@ class Operations(RuleBasedStateMachine):
         self.ends_are_of_the_known_kinds()
         assert [slots._semaphore.tokens for slots in self.slots] == list(LIMITS)
         assert not self.net.open_links
+        self.what_was_received_is_somewhere()
+        self.deliverer.assert_unused()
         assert not self.net.getDelayedCalls(), self.net.getDelayedCalls()
         self.folder.cleanup()
 

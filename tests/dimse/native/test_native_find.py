@@ -25,6 +25,7 @@ from harmonyd.dimse.errors import (
 )
 from harmonyd.dimse.native import find, names
 from harmonyd.errors import DeadlinePassed
+from harmonyd.identity import Credentials
 
 
 @pytest_twisted.ensureDeferred
@@ -48,6 +49,18 @@ async def test_one_association_for_many_operations(scu: Scu, peer: Any) -> None:
         assert len(await read(find.find(scu.means, node, query(), scu.op()))) == 3
     assert len(server.events("association")) == 1
     assert (scu.pool.open_count(node), scu.pool.idle_count(node)) == (1, 1)
+
+
+@pytest.mark.parametrize("passcode", ["", "s3cret"])
+@pytest_twisted.ensureDeferred
+async def test_user_identity(scu: Scu, peer: Any, passcode: str) -> None:
+    """A node that asks who we are hears it, with a passcode where there is one; another one is refused by it."""
+    server = peer(users={"gate": passcode})
+    node = scu.node(server, user_identity=Credentials("gate", passcode or None))
+    assert (await find.echo(scu.means, node, scu.op())).status == 0
+    for wrong in (Credentials("gate", "wrong"), Credentials("nobody", passcode or None)):
+        with pytest.raises(AssociationRejected):
+            await find.echo(scu.means, scu.node(server, user_identity=wrong), scu.op())
 
 
 @pytest_twisted.ensureDeferred

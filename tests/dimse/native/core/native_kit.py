@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harmonyd.dimse.native.core import (
+    Answer,
     AssociateRequest,
     Association,
     Event,
@@ -52,7 +53,12 @@ class Pair:
         """What is in ``SUPPORTED`` is accepted."""
         asked = self.scp.request
         assert asked is not None
-        self.scp.accept(negotiate(asked.contexts, SUPPORTED.get, asked.user_information.roles))
+        self.scp.accept(self.answer(asked))
+
+    @staticmethod
+    def answer(asked: AssociateRequest) -> Answer:
+        """What is in ``SUPPORTED`` is accepted."""
+        return negotiate(asked.contexts, SUPPORTED.get, asked.user_information.roles)
 
     def to_scp(self) -> list[Event]:
         """Carry over what the SCU has to send."""

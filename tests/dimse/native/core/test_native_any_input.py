@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from any_input_kit import MAKERS, hear, single_bytes, waiting_requestor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_captures import read_capture
-from native_kit import Pair, request
+from native_kit import Pair
 from native_strategies import accepts, requests
 
 from harmonyd.dimse.native.core import (
-    Aborted,
     Answer,
     AssociateAccept,
     AssociateRequest,
     Association,
-    ConnectionLost,
     DataReceived,
-    Event,
-    Rejected,
-    Released,
     pdu,
 )
-from harmonyd.dimse.native.core.command_set import MAX_COMMAND_SET_BYTES
-from harmonyd.dimse.native.core.pdu import MAX_ASSOCIATE_BYTES
 
 CAPTURES = Path(__file__).parent.parent / "captures"
 SETTINGS = settings(max_examples=200, deadline=None)
 NAMES = ("echo", "find", "find_cancelled", "get", "move_refused", "store", "store_user", "echo_aborted")
-ENDS = (Rejected, Released, Aborted, ConnectionLost)
-MAX_HELD = MAX_COMMAND_SET_BYTES + MAX_ASSOCIATE_BYTES
 
 
 def _stream(name: str, way: bytes) -> bytes:
@@ -68,61 +60,9 @@ def _requestor(name: str) -> Association:
     return association
 
 
-def _waiting_requestor() -> Association:
-    association = Association.requestor(request())
-    association.connected()
-    return association
-
-
-MAKERS: dict[str, Callable[[], Association]] = {
-    "unconnected requestor": lambda: Association.requestor(request()),
-    "waiting acceptor": lambda: Association.acceptor(16384),
-    "waiting requestor": _waiting_requestor,
-    "acceptor": lambda: Pair.established().scp,
-    "requestor": lambda: Pair.established().scu,
-}
-
-
-def _hear(association: Association, portions: Iterator[bytes] | list[bytes]) -> list[Event]:
-    """What comes of it, with the bounds checked after each portion, and after the end of the connection."""
-    events: list[Event] = []
-    for portion in portions:
-        events += association.receive(portion)
-        assert association.held_bytes <= MAX_HELD
-    events += association.receive_eof()
-    assert len(association.data_to_send()) < MAX_ASSOCIATE_BYTES
-    ends = [index for index, event in enumerate(events) if isinstance(event, ENDS)]
-    assert ends in ([], [len(events) - 1])
-    assert association.receive(b"\x07\0\0\0\0\4\0\0\0\0") == [] and association.receive_eof() == []
-    return [*_joined(events)]
-
-
-def _joined(events: list[Event]) -> Iterator[Event]:
-    """Neighbouring pieces of one data set put together."""
-    held: DataReceived | None = None
-    for event in events:
-        if not isinstance(event, DataReceived):
-            if held is not None:
-                yield held
-                held = None
-            yield event
-            continue
-        before = b"" if held is None else held.fragment
-        held = DataReceived(event.context_id, bytes(before) + event.fragment, event.last)
-        if event.last:
-            yield held
-            held = None
-    if held is not None:
-        yield held
-
-
 def _portions(draw: Callable[[st.SearchStrategy[list[int]]], list[int]], content: bytes) -> list[bytes]:
     cuts = sorted(draw(st.lists(st.integers(0, len(content)), max_size=12)))
     return [content[start:end] for start, end in zip([0, *cuts], [*cuts, len(content)], strict=True)]
-
-
-def _single_bytes(content: bytes) -> list[bytes]:
-    return [content[at : at + 1] for at in range(len(content))]
 
 
 @st.composite
@@ -157,9 +97,9 @@ HEADERS = st.builds(
 @given(st.sampled_from(list(MAKERS)), st.lists(st.binary(max_size=40) | HEADERS, max_size=8).map(b"".join), st.data())
 def test_any_bytes_in_any_state(maker: str, content: bytes, data: st.DataObject) -> None:
     """Bytes without meaning end the association, and never more than that; how they are cut changes nothing."""
-    whole = _hear(MAKERS[maker](), [content])
-    assert _hear(MAKERS[maker](), _portions(data.draw, content)) == whole
-    assert _hear(MAKERS[maker](), _single_bytes(content)) == whole
+    whole = hear(MAKERS[maker](), [content])
+    assert hear(MAKERS[maker](), _portions(data.draw, content)) == whole
+    assert hear(MAKERS[maker](), single_bytes(content)) == whole
 
 
 @settings(max_examples=300, deadline=None)
@@ -168,8 +108,8 @@ def test_a_damaged_conversation(name: str, data: st.DataObject) -> None:
     """What DCMTK said, damaged: told to the acceptor and to the requestor, in one portion and in several."""
     for make, sides in ((_acceptor, SCU_SIDE), (_requestor, SCP_SIDE)):
         content = data.draw(damaged(sides[name][1]))
-        whole = _hear(make(name), [content])
-        assert _hear(make(name), _portions(data.draw, content)) == whole
+        whole = hear(make(name), [content])
+        assert hear(make(name), _portions(data.draw, content)) == whole
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,7 +117,7 @@ def test_a_conversation_byte_by_byte(name: str) -> None:
     """The undamaged one, in the smallest portions there are."""
     for make, sides in ((_acceptor, SCU_SIDE), (_requestor, SCP_SIDE)):
         content = sides[name][1]
-        assert _hear(make(name), _single_bytes(content)) == _hear(make(name), [content])
+        assert hear(make(name), single_bytes(content)) == hear(make(name), [content])
 
 
 @SETTINGS
@@ -185,8 +125,8 @@ def test_a_conversation_byte_by_byte(name: str) -> None:
 def test_a_damaged_request(data: st.DataObject, asked: AssociateRequest) -> None:
     """An A-ASSOCIATE-RQ of any kind, damaged."""
     content = data.draw(damaged(asked.encode()))
-    whole = _hear(Association.acceptor(16384), [content])
-    assert _hear(Association.acceptor(16384), _portions(data.draw, content)) == whole
+    whole = hear(Association.acceptor(16384), [content])
+    assert hear(Association.acceptor(16384), _portions(data.draw, content)) == whole
 
 
 @SETTINGS
@@ -194,8 +134,8 @@ def test_a_damaged_request(data: st.DataObject, asked: AssociateRequest) -> None
 def test_a_damaged_accept(data: st.DataObject, accept: AssociateAccept) -> None:
     """An A-ASSOCIATE-AC of any kind, that need not fit the request, damaged."""
     content = data.draw(damaged(accept.encode()))
-    whole = _hear(_waiting_requestor(), [content])
-    assert _hear(_waiting_requestor(), _portions(data.draw, content)) == whole
+    whole = hear(waiting_requestor(), [content])
+    assert hear(waiting_requestor(), _portions(data.draw, content)) == whole
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
