@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "middleware": BASE | {"config", "jolt"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
-    "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
+    "services": BASE | {"waiters", "config", "middleware", "pipeline", "dimse", "spool"},
     "control": {"errors", "config", "supervision", "telemetry", "spool"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }

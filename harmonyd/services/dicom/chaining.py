@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class ChainedResults:
         self._steps = steps
         self._failed = failed
         self._begun: list[tuple[str, Results]] = []
+        self._closing = AsyncExitStack()
         self._seen: set[str] = set()
         self._whole = False
         self.operation = ""
@@ -47,6 +49,7 @@ class ChainedResults:
         if response.results is None:
             raise HarmonydError(f"Backend {step.backend} answered a retrieve with something else.")
         self._begun.append((step.backend, response.results))
+        self._closing.push_async_callback(response.results.aclose)
         return response.results
 
     async def __aiter__(self) -> AsyncGenerator[Record, None]:
@@ -77,8 +80,7 @@ class ChainedResults:
 
     async def aclose(self) -> None:
         """Close all that was begun. Safe to call twice."""
-        for _, results in self._begun:
-            await results.aclose()
+        await self._closing.aclose()
 
 
 def _sums(counts: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:

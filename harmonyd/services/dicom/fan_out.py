@@ -39,8 +39,8 @@ class FanOut:
         in_path = dicom_request.operation_in_path(request)
         if in_path in ("store", "echo"):
             return await first.send(request)
-        request.body = BytesBody(await request.body.read(dicom_request.JSON_LIMIT_BYTES))
         document = await dicom_request.read_document(request)
+        request.body = BytesBody(b"" if document is None else json.dumps(document).encode())  # for each to read
         operation = dicom_request.settle_operation(in_path, document, fixed=fixed)
         if operation == "find":
             return await self._find(request, document, nodes)
