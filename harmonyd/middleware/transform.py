@@ -55,6 +55,8 @@ class Transform:
         except TransformFailed as error:
             self._specification.failed(error, request)
             return
+        if data is None and not result:
+            return  # there was no body, and the specification has nothing for one
         request.normalized = result
         if request.protocol == "http":
             request.body = BytesBody(text)

@@ -264,6 +264,22 @@ def test_an_instance_of_the_second(site: Site) -> None:
     assert site.get(f"{path}/frames/1").status_code == 200
 
 
+def test_instances_of_a_series_at_two(site: Site) -> None:
+    """Where one instance was is where the next one is asked for first, and not where it has to be."""
+    series = site.shared.series_uids[1]
+    found = site.client("/both/web").search_for_instances(site.shared.study_uid, series)
+    path = f"/both/web/studies/{site.shared.study_uid}/series/{series}/instances"
+    for uid in [*values(found, UID), *values(found, UID)]:
+        assert site.get(f"{path}/{uid}/metadata").json()[0][UID]["Value"] == [uid]
+
+
+def test_pages_of_browsers_may_name_a_pacs(site: Site) -> None:
+    """The header field is one that another origin's page may send."""
+    asked = {"Origin": "http://viewer", "Access-Control-Request-Method": "GET"}
+    answer = requests.options(f"{site.url}/both/web/studies", headers=asked, timeout=30)
+    assert "X-PACS" in answer.headers["Access-Control-Allow-Headers"]
+
+
 @pytest.mark.parametrize("operation", ["get", "move"])
 def test_a_retrieve_by_operation(site: Site, operation: str) -> None:
     """The answer of get and move has the instances of both, and where they are from."""

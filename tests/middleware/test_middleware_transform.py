@@ -108,6 +108,9 @@ async def test_a_request_without_a_body_has_an_empty_object() -> None:
     asked = request()
     await transform(spec, inject_context=True).on_request(asked)
     assert await text_of(asked.body) == {"PatientID": "7"}
+    asked = request(accept="text/plain")
+    await transform(RENAME).on_request(asked)
+    assert asked.body.length == 0 and asked.headers == {"accept": "text/plain"}
 
 
 @pytest_twisted.ensureDeferred

@@ -10,6 +10,7 @@ import pytest
 import pytest_twisted
 from service_fakes import FakeRecord, FakeResults
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 
 from harmonyd.bodies import EmptyBody
 from harmonyd.config.model import DicomwebEndpointOptions, HttpEndpointOptions
@@ -19,6 +20,7 @@ from harmonyd.errors import BadRequest, NotFound, RemoteError
 from harmonyd.services.base import HttpRequest
 from harmonyd.services.choosing import choose_backend
 from harmonyd.services.dicom.chaining import ChainedResults, Step
+from harmonyd.services.dicom.locating import KNOWN_SECS, MAX_KNOWN, Places
 from harmonyd.services.dicom.merging import AT_ONCE, MergedResults, NoBackendAnswered, Source
 
 STUDY = "0020000D"
@@ -194,6 +196,18 @@ async def test_only_so_many_at_once_and_none_after_the_end() -> None:
 
 
 # --- retrieves from several
+
+
+def test_places_are_forgotten() -> None:
+    """After a minute, or when there are too many."""
+    clock = Clock()
+    places = Places(clock.seconds)
+    for number in range(MAX_KNOWN + 1):
+        places.note(str(number), "a")
+    places.note("1", "b")
+    assert (places.of("0"), places.of("1"), places.of("2")) == (None, "b", "a")
+    clock.advance(KNOWN_SECS)
+    assert places.of("1") is None
 
 
 def step(name: str, results: FakeResults) -> Step:

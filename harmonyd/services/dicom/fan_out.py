@@ -13,7 +13,7 @@ from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import RemoteError
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.backend import DicomBackend
-from harmonyd.services.dicom.locating import Locator
+from harmonyd.services.dicom.locating import Locator, Places
 from harmonyd.services.dicom.merging import MergedResults, Source
 from harmonyd.services.http.media import negotiate
 
@@ -27,6 +27,7 @@ class FanOut:
     def __init__(self, reactor: Any, timeout_secs: float) -> None:
         self._reactor = reactor
         self._timeout_secs = timeout_secs
+        self._places = Places(reactor.seconds)
 
     async def send(self, request: RequestEnvelope, backends: Mapping[str, Any]) -> ResponseEnvelope:
         """A find is asked of all, a retrieve goes where the study is, and all else to the first.
@@ -47,7 +48,7 @@ class FanOut:
         if operation in ("get", "move", dicom_request.RETRIEVE):
             asked = "get" if operation == dicom_request.RETRIEVE else operation
             query = dicom_request.build_query(request, document, asked, first.options)
-            return await Locator(self, request, operation, nodes).retrieve(query)
+            return await Locator(self, request, operation, nodes, self._places).retrieve(query)
         return await first.send(request)
 
     async def _find(

@@ -18,6 +18,8 @@ from harmonyd.services.dicom.merging import MergedResults, NoBackendAnswered
 
 FAILED = "fan_out_failed"
 """Metadata of an answer to a retrieve: names of backends (with commas) that could not be asked whether they have it."""
+KNOWN_SECS = 60.0
+MAX_KNOWN = 1000
 MAX_COUNTS = 50
 """Series that several nodes have and do not tell the size of, whose instances are counted; further ones: the first."""
 _SERIES, _COUNT = "SeriesInstanceUID", "NumberOfSeriesRelatedInstances"
@@ -33,25 +35,64 @@ class Finder(Protocol):
     ) -> MergedResults: ...
 
 
+class Places:
+    """Where instances of a series were retrieved from lately: the next frame then costs no question to every node."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._known: dict[str, tuple[str, float]] = {}
+
+    def note(self, series: str, backend: str) -> None:
+        """Remember it for ``KNOWN_SECS``; of ``MAX_KNOWN`` series, the oldest goes."""
+        self._known.pop(series, None)
+        self._known[series] = (backend, self._seconds() + KNOWN_SECS)
+        if len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def of(self, series: str) -> str | None:
+        """Return the backend, None where it is not known."""
+        backend, until = self._known.get(series, ("", 0.0))
+        return backend if self._seconds() < until else None
+
+
 class Locator:
     """One retrieve. A series comes from the node that has most of it; where several do, from the first of these."""
 
     def __init__(
-        self, finder: Finder, request: RequestEnvelope, operation: str, nodes: Mapping[str, DicomBackend]
+        self,
+        finder: Finder,
+        request: RequestEnvelope,
+        operation: str,
+        nodes: Mapping[str, DicomBackend],
+        places: Places,
     ) -> None:
         self._finder = finder
         self._request = request
         self._operation = operation
         self._nodes = nodes
+        self._places = places
         self._counts_left = MAX_COUNTS
         self._failed: dict[str, str] = {}
 
     async def retrieve(self, query: Query) -> ResponseEnvelope:
         """Raises ``NotFound`` when all answered and none has it, ``NoBackendAnswered``, what the retrieve raises."""
         keys = _keys(query)
+        series = str(keys.get(_SERIES)) if query.level is QueryLevel.IMAGE else ""
+        known = self._places.of(series)
+        if known in self._nodes:
+            try:
+                return await self._begun([(str(known), {**keys, "level": "IMAGE"})])
+            except NotFound:
+                pass  # it has some of the series, and not this one
         plan = await (self._by_series(query, keys) if query.level in _BY_SERIES else self._by_match(query, keys))
         if not plan:
             raise self._nothing()
+        response = await self._begun(plan)
+        if series and len(plan) == 1:
+            self._places.note(series, plan[0][0])
+        return response
+
+    async def _begun(self, plan: list[tuple[str, Document]]) -> ResponseEnvelope:
         steps = [Step(name, self._sender(name, document)) for name, document in plan]
         results = ChainedResults(steps, self._failed)
         await results.begin()
@@ -108,7 +149,7 @@ class Locator:
         seen: set[str] = set()
         plan = []
         for name, matches in found.items():
-            uids = dict.fromkeys(str(_first(match, keyword)) for match in matches)
+            uids = dict.fromkeys(str(uid) for match in matches if (uid := _first(match, keyword)))
             new = [uid for uid in uids if uid not in seen]
             seen.update(new)
             if new:
