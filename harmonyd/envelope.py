@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +103,10 @@ class RequestEnvelope:
     """Correlation id: the client's ``X-Request-ID`` where given and sane."""
     deadline: float | None = None
     """Seconds on the reactor's clock, after which the work is ended; None: the backend's own limit."""
+
+    def part(self, **changes: Any) -> RequestEnvelope:
+        """Return a request of its own on behalf of this one, with metadata of its own and ``changes``."""
+        return replace(self, **{"metadata": dict(self.metadata), **changes})
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 from harmonyd.bodies import BytesBody
@@ -72,7 +71,7 @@ class FanOut:
         """Ask these nodes a question of our own on behalf of ``request``; what several have comes several times."""
         body, headers = BytesBody(json.dumps(document).encode()), {"content-type": "application/json"}
         metadata = {name: value for name, value in request.metadata.items() if not name.startswith("identifier.")}
-        asked = replace(request, body=body, headers=headers, metadata={**metadata, "dimse_op": "find"})
+        asked = request.part(body=body, headers=headers, metadata={**metadata, "dimse_op": "find"})
         return self.ask(asked, nodes, "application/json", None)
 
     def ask(
@@ -90,6 +89,6 @@ class FanOut:
             deadline = self._reactor.seconds() + self._timeout_secs
             if request.deadline is not None:
                 deadline = min(deadline, request.deadline)
-            return await node.send(replace(request, metadata=dict(request.metadata), deadline=deadline))
+            return await node.send(request.part(deadline=deadline))
 
         return Source(name, node.options.aet, ask)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 from harmonyd.bodies import BytesBody
@@ -180,7 +179,7 @@ class Locator:
             headers = {**request.headers, "content-type": "application/json"}
             metadata = {**request.metadata, "dimse_op": self._operation}
             body = BytesBody(json.dumps(document).encode())
-            return self._nodes[name].send(replace(request, body=body, headers=headers, metadata=metadata))
+            return self._nodes[name].send(request.part(body=body, headers=headers, metadata=metadata))
 
         return send
 
