@@ -1,5 +1,6 @@
 # make demo [ONCE=1]   set up, then a PACS with real data and harmonyd, and four requests over HTTP
 # make test            set up, then ruff, mypy and all tests, with coverage; those that are about an engine over both
+# make viewer          install the OHIF viewer into .viewer, and a Chromium; 'make test' does it
 # make interop         install further DICOM implementations into .interop, and run all of tests/interop
 # make lint            ruff and mypy alone
 # make venv            set up for tests, and no more
@@ -10,6 +11,7 @@
 # PREFIX=/usr/local    where install puts things; DESTDIR=/tmp/stage for packagers
 # PYTHON=python3.12    which Python to use; without it the first of python3, python3.14 … that is 3.11 or later
 # PYTEST="-k find"     options for pytest
+# JOBS=0               tests one after the other, in one process; else in one more than there are processors
 # ENGINE=native        for the demo: speak DIMSE without DCMTK's programs
 
 .ONESHELL:
@@ -24,6 +26,7 @@ DESTDIR ?=
 ONCE ?=
 ENGINE ?=
 PYTEST ?=
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -51,18 +54,22 @@ help:
 demo: dcmtk $(VENV)/.ready-demo
 	@exec $(BIN)/python -m harmonyd demo $(if $(ONCE),--once) $(if $(ENGINE),--engine $(ENGINE)) --config examples/default/config.toml
 
+# Many a test waits more than it works, so there is one worker more than there are processors. A file's tests stay in one.
+IN_PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
-test: dcmtk orthanc systemd lint
-	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+test: dcmtk orthanc viewer systemd lint
+	@$(BIN)/python -m pytest $(IN_PARALLEL) --cov --cov-report=term $(PYTEST)
 	$(if $(findstring tests/,$(PYTEST)),,$(MAKE) test-native)
 
-# What an engine does, end to end, once more over the native one: the run before had DCMTK's programs.
+# What an engine does, end to end, once more over the native one: the run before had DCMTK's programs. Without coverage,
+# which has each daemon take half as much time again; the native engine's own tests were in the run before.
 NATIVE_TESTS := find charsets store pacs_failures cancel limits slow_reader retrieve injection requests pipelines \
     move move_concurrent move_wrong inbound reload_inbound shared spool_backends spool_crash spool_full_disk
 .PHONY: test-native
 test-native: $(VENV)/.ready-test
 	@export HARMONYD_TEST_ENGINE=native
-	$(BIN)/python -m pytest $(NATIVE_TESTS:%=tests/e2e/test_e2e_%.py) --cov --cov-append --cov-report=term $(PYTEST) \
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(NATIVE_TESTS:%=tests/e2e/test_e2e_%.py) $(PYTEST) \
 	    || [ $$? = 5 ]  # nothing that PYTEST chooses
 
 .PHONY: lint
@@ -129,6 +136,20 @@ orthanc:
 	as_root ln -sf /dev/null /etc/systemd/system/orthanc.service
 	apt_install orthanc
 
+# A DICOMweb viewer for the tests, and a browser with its driver. Nothing of the viewer is kept outside .viewer.
+.PHONY: viewer
+viewer:
+	@$(setup)
+	declare -A has=([chromium]=chromium [chromedriver]=chromium-driver)
+	[ .viewer/.ready -nt tests/viewer/install.sh ] || has[npm]=npm
+	lacking=()
+	for program in "$${!has[@]}"; do command -v "$$program" >/dev/null || lacking+=("$${has[$$program]}"); done
+	[ $${#lacking[@]} = 0 ] || { may_install && apt_install "$${lacking[@]}"; } || give_up "its tests need: $${lacking[*]}"
+	[ -n "$${has[npm]:-}" ] || exit 0
+	say "installing the OHIF viewer into .viewer"
+	bash tests/viewer/install.sh .viewer
+	touch .viewer/.ready
+
 # Implementations that are no part of 'make test'; nothing of them is kept outside .interop but Debian's packages.
 .PHONY: interop
 interop: dcmtk orthanc $(VENV)/.ready-test .interop/.ready
@@ -191,6 +212,6 @@ uninstall:
 
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) .interop build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
+	@rm -rf $(VENV) .interop .viewer build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find tmp -mindepth 1 ! -name .gitkeep -delete

@@ -55,6 +55,7 @@ class Handler:
                     "calling_aet": item.association.calling_aet,
                 },
                 item.association.id,
+                item.flushed,
             )
             for item in arrivals
         ]

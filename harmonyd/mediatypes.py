@@ -1,4 +1,4 @@
-"""Media types as HTTP headers spell them (RFC 9110 section 8.3.1): parsing only, no policy."""
+"""Media types and codings as HTTP headers spell them (RFC 9110 section 8.3.1): parsing only, no policy."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ def split_list(header: str) -> list[str]:
     """The elements of a comma-separated header (RFC 9110 section 5.6.1), commas in quoted strings left alone."""
     elements = (element.strip() for element in _ELEMENT.findall(header))
     return [element for element in elements if element]
+
+
+def prefers_gzip(accept_encoding: str) -> bool:
+    """Tell whether a client that sends this Accept-Encoding would rather have gzip than nothing of the kind.
+
+    RFC 9110 section 12.5.3.
+    """
+    weights = dict(map(_weight, split_list(accept_encoding.lower())))
+    gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
+    return gzip > 0 and gzip >= weights.get("identity", 0.0)
+
+
+def _weight(element: str) -> tuple[str, float]:
+    name, _, parameter = element.partition(";")
+    key, _, value = parameter.replace(" ", "").partition("=")
+    try:
+        weight = min(max(float(value), 0.0), 1.0) if key == "q" else 1.0
+    except ValueError:
+        weight = 0.0
+    return name.strip(), weight if weight == weight else 0.0
 
 
 def _parameters(text: str, position: int) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a TLS client of ours demands of its peer, whichever library speaks for it.
+"""What TLS is to us, as a client and as a server, whichever library speaks for it.
 
 BCP 195 (RFC 9325), as the secure transport connection profiles of PS3.15 Annex B have it: TLS 1.2 with ephemeral keys
 and authenticated encryption, or TLS 1.3; no renegotiation, no compression.
@@ -32,6 +32,21 @@ class TlsClient:
     """The name or address that must be in the certificate; None: that which is connected to."""
     pinned_sha256: tuple[str, ...] = ()
     """SHA-256 of certificates, in hex. When there are any, the peer must have one of them, and nothing else counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsServer:
+    """How connections to a port of ours are secured. Validated by the configuration; absolute paths, PEM files."""
+
+    cert_file: Path
+    """Our certificate, and what leads to its authority."""
+    key_file: Path
+    ca_file: Path | None = None
+    """Whose certificates callers may have; None: they are not asked for one."""
+    require_client_certificate: bool = False
+    """Never without ``ca_file``. False with one: who has a certificate must have one that is trusted."""
+    min_version: str = "1.2"
+    """"1.2" or "1.3"."""
 
 
 def fingerprint(certificate: bytes) -> str:

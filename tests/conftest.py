@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,19 +28,20 @@ from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import free_port
 
 ROOT = Path(__file__).parent.parent
-DEFAULT_DEADLINE_SECS = 60.0
-SETTLE_SECS = 2.0
+DEFAULT_DEADLINE_SECS = 120.0
+SETTLE_SECS = 10.0
 DESTINATIONS = ("HARMONY_SCU", "HARMONY_MOVE", "HARMONY_THIRD")
 
 _left_out = pytest.StashKey[list[str]]()
 _real_stderr = pytest.StashKey[int]()
 
 
-# --- tests that cannot run here ---------------------------------------------------------------------------------------
+# --- which tests run, and in which order ------------------------------------------------------------------------------
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is about DCMTK's programs in a native run, and, by name, what needs root when we are not."""
+    _long_ones_first(config, items)
     if os.environ.get(ENGINE_VARIABLE) == "native":
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("dcmtk")])
         items[:] = [item for item in items if not item.get_closest_marker("dcmtk")]
@@ -48,8 +50,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     need_root = [item for item in items if item.get_closest_marker("root")]
     config.stash[_left_out] = [item.nodeid for item in need_root]
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = config.stash[_left_out]
     config.hook.pytest_deselected(items=need_root)
     items[:] = [item for item in items if not item.get_closest_marker("root")]
+
+
+def _long_ones_first(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a parallel run files of few and long tests come first, so that the workers end at about the same time."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare the modules and tests that are there now from each later collection of garbage, of which there are many."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Learn from a worker of a parallel run what it left out: each leaves out the same."""
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[_left_out] = left_out
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -66,11 +89,24 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the real standard error, for the traceback of a test that cannot even be interrupted."""
+    _environment_last()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; our daemons would not hear it either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     capture = config.pluginmanager.getplugin("capturemanager")
     with ExitStack() as stack:
         if capture is not None:
             stack.enter_context(capture.global_and_fixture_disabled())
         config.stash[_real_stderr] = os.dup(2)
+
+
+def _environment_last() -> None:
+    """Look for programs in an activated virtual environment last.
+
+    pynetdicom installs scripts there that are named like DCMTK's programs; each daemon would run each of them to see.
+    """
+    ours = str(Path(sys.executable).parent)
+    places = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(sorted(places, key=lambda place: place == ours))
 
 
 def _deadline_secs(item: pytest.Item) -> float:

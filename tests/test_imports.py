@@ -18,28 +18,30 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart"}
+BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart", "describe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
     "tls": set(),
+    "acknowledge": set(),
     "identity": set(),
     "jolt": {"errors"},
     "envelope": {"errors"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
+    "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "identity", "jolt"},
+    "config": {"errors", "tls", "acknowledge", "identity", "jolt"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "tls", "identity"},
+    "dimse": {"errors", "waiters", "tls", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "dimse", "supervision"},
-    "dimse.native": {"errors", "waiters", "tls", "dimse"},
+    "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
     "middleware": BASE | {"config", "jolt"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "services": BASE | {"waiters", "config", "middleware", "pipeline", "dimse", "spool"},
-    "control": {"errors", "config", "supervision", "telemetry", "spool"},
+    "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}

@@ -19,6 +19,7 @@ from harmonyd.config.model import (
     StorageBackendOptions,
 )
 from harmonyd.config.pipelines import Parts
+from harmonyd.tls import TlsServer
 
 BUILT_IN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
 _OWN_FOLDERS = ("spool", "quarantine", "run", "log")
@@ -72,12 +73,15 @@ class _Claim:
     """``store_scp`` of a dicom backend, or of an endpoint that can share: such claims share a port when they agree."""
     aet: str = ""
     """What an endpoint that can share answers to."""
+    tls: TlsServer | None = None
+    """Claims that share a port agree on it."""
 
     def clashes(self, other: _Claim) -> bool:
         if self.port != other.port:
             return False
         if self.receiver_mode is not None and other.receiver_mode is not None:
-            return self.receiver_mode != other.receiver_mode or bool(self.aet and self.aet == other.aet)
+            same_aet = bool(self.aet and self.aet == other.aet)
+            return self.receiver_mode != other.receiver_mode or same_aet or self.tls != other.tls
         return self.address == other.address or self.address in _ANY_ADDRESS or other.address in _ANY_ADDRESS
 
 
@@ -91,6 +95,9 @@ def check_ports(parts: Parts, control_section: Section, control: ControlConfig) 
             if one.aet and one.aet == two.aet:
                 what = f"[{one.section.name}] answers to {one.aet} on port {one.port} already"
                 remedy = "give one of them another port, or another AE title"
+            elif one.receiver_mode and one.receiver_mode == two.receiver_mode:
+                what = f"port {one.port} is shared with [{one.section.name}], and TLS there is not the same"
+                remedy = "a port has one certificate for all: give the same tables for TLS, or another port"
             elif one.receiver_mode and two.receiver_mode:
                 what = f'store_scp is "{two.receiver_mode}", and "{one.receiver_mode}" in [{one.section.name}]'
                 remedy = f"backends that share port {one.port} share one receiver: use one mode, or two ports"
@@ -110,11 +117,14 @@ def _claims(parts: Parts) -> Iterator[_Claim]:
     for name, endpoint in parts.dicom_endpoints().items():
         options = parts.tables["endpoints"][name].table("options")
         shares = endpoint.store_scp in (PER_ASSOCIATION, NATIVE) and endpoint.bind_addr == ANY_ADDRESS
-        how = (endpoint.store_scp, endpoint.local_aet) if shares else ()
+        how = (endpoint.store_scp, endpoint.local_aet, endpoint.tls) if shares else ()
         yield _Claim(options, "port", endpoint.port, endpoint.bind_addr, *how)
     for name, backend in _receiving_backends(parts).items():
         options = parts.tables["backends"][name].table("options")
-        yield _Claim(options, "incoming_store_port", backend.incoming_store_port, "0.0.0.0", backend.store_scp)
+        yield _Claim(
+            options, "incoming_store_port", backend.incoming_store_port, ANY_ADDRESS, backend.store_scp,
+            tls=backend.incoming_store_tls,
+        )  # fmt: skip
 
 
 def _receiving_backends(parts: Parts) -> dict[str, DicomBackendOptions]:
@@ -124,8 +134,10 @@ def _receiving_backends(parts: Parts) -> dict[str, DicomBackendOptions]:
     return {name: options for name, options in found if isinstance(options, DicomBackendOptions)}
 
 
-def check_paths(parts: Parts, management_base: str) -> None:
+def check_paths(parts: Parts, management: Section, management_base: str) -> None:
     """Note every endpoint whose path is a built-in one, or that of another endpoint on the same network."""
+    if management_base in BUILT_IN_PATHS:
+        management.problem("base_path", "a built-in path", "choose another path")
     owners: dict[tuple[str, str], str] = {}
     told: set[tuple[str, str]] = set()
     for endpoint, prefix, network in _served_paths(parts):

@@ -8,17 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harmonyd.config import checks, identity, tls
+from harmonyd.config import acknowledge, checks, identity, tls
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 from harmonyd.identity import Credentials
-from harmonyd.tls import TlsClient
+from harmonyd.tls import TlsClient, TlsServer
 
 _MAX_PDU = (4096, 131072)
 """The range DCMTK accepts (--max-pdu)."""
-_ENDPOINT_ONLY = ("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes")
+_ENDPOINT_ONLY = (
+    *("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes"),
+    *("acknowledge", "acknowledge_timeout_ms", "acknowledge_status"),
+)
 _BACKEND_ONLY = (
-    *("aet", "host", "use_tls", "persistent_store_scp", "incoming_store_port", "move_destination_aet"),
+    *("aet", "host", "persistent_store_scp", "incoming_store_port", "incoming_store_tls", "move_destination_aet"),
     *("dimse_retrieve_mode", "connect_timeout_ms", "operation_timeout_ms"),
     *("max_queue", "max_results", "query_model", "association_idle_ms"),
 )
@@ -39,19 +42,22 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
     for key in _BACKEND_ONLY:
         section.refuse(key, "a key of a dicom backend (SCU), not of a dicom endpoint (SCP)", _move_to("backends"))
     section.refuse("transfer_syntaxes", NOT_BUILT)
-    section.refuse("tls", f"secure associations to an endpoint are {NOT_BUILT}")
+    section.refuse("use_tls", "a key of a dicom backend", "an endpoint speaks TLS, and nothing else, with a table tls")
+    engine = _engine(section)
     options = DicomEndpointOptions(
         local_aet=section.text("local_aet", "HARMONY_SCP", checks.ae_title),
         bind_addr=section.text("bind_addr", ANY_ADDRESS, checks.ip_address),
         port=section.port("port", 11112),
         max_pdu=section.integer("max_pdu", 65536, *_MAX_PDU),
-        engine=_engine(section),
+        engine=engine,
         store_scp=section.choice("store_scp", PERSISTENT, [PERSISTENT, PER_ASSOCIATION]),
         allowed_calling_aets=section.strings("allowed_calling_aets", checks.ae_title),
         max_associations=section.integer("max_associations", 50, 1, 200),
         max_associations_per_peer=section.integer("max_associations_per_peer", 20, 1, 200),
         association_timeout_secs=section.milliseconds("association_timeout_ms", 300.0),
         in_order=section.flag("in_order", False),
+        acknowledge=acknowledge.answers(section, can_wait=engine == NATIVE),
+        tls=_server_tls(section, "tls", engine, base),
         storage_dir=_storage_dir(section, base),
     )
     section.finish()
@@ -96,6 +102,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         store_scp=_store_scp(section),
         incoming_store_port=section.port("incoming_store_port", 11123),
         incoming_store_port_set="incoming_store_port" in section,
+        incoming_store_tls=_server_tls(section, "incoming_store_tls", engine, base),
         move_destination_aet=section.text("move_destination_aet", local_aet, checks.ae_title),
         dimse_retrieve_mode=section.choice("dimse_retrieve_mode", "get", ["get", "move"]),
         connect_timeout_secs=section.milliseconds("connect_timeout_ms", 30.0),
@@ -147,6 +154,18 @@ def _user_identity(section: Section, engine: str, base: Path) -> Credentials | N
     if engine == NATIVE:
         return identity.credentials(section.table("user_identity"), base)
     section.problem("user_identity", "the dcmtk engine tells none", f'set engine = "{NATIVE}", which does')
+    return None
+
+
+def _server_tls(section: Section, key: str, engine: str, base: Path) -> TlsServer | None:
+    """A table that is there counts: a port that was to be secured is never open without."""
+    if key not in section:
+        section.raw(key)
+        return None
+    if engine == NATIVE:
+        return tls.server(section.table(key), base)
+    section.raw(key)
+    section.problem(key, "the dcmtk engine has no TLS", f'set engine = "{NATIVE}", which has it')
     return None
 
 

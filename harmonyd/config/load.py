@@ -38,7 +38,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
     management = sections.management(main.table("management"), parts.networks, known_networks)
     storage = sections.storage(main.table("storage"), base)
     controlled = control.control(main.table("control"), base, storage.path)
-    _check_together(parts, management.base_path, main.table("control"), controlled, storage.path)
+    _check_together(parts, main, management.base_path, controlled, storage.path)
     sections.registrations(layers.registrations, report)
     if not parts.pipelines and not report.problems:
         report.warnings.append(f"{path}: no pipeline is defined, so nothing is served")
@@ -58,6 +58,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         control=controlled,
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),
+        web=sections.web(main.table("web")),
         warnings=tuple(report.warnings),
     )
 
@@ -82,13 +83,13 @@ def _parts(layers: Layers, base: Path) -> Parts:
 
 
 def _check_together(
-    parts: Parts, management_base: str, section: Section, controlled: ControlConfig, storage: Path
+    parts: Parts, main: Section, management_base: str, controlled: ControlConfig, storage: Path
 ) -> None:
     pipelines.check_references(parts)
     dicomweb.settle(parts)
     fan_out.settle(parts)
     conflicts.apply_network_defaults(parts)
     conflicts.check_once(parts)
-    conflicts.check_ports(parts, section, controlled)
-    conflicts.check_paths(parts, management_base)
+    conflicts.check_ports(parts, main.table("control"), controlled)
+    conflicts.check_paths(parts, main.table("management"), management_base)
     conflicts.check_folders(parts, storage)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
-from harmonyd.tls import TlsClient
+from harmonyd.tls import TlsClient, TlsServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,16 @@ class TelemetryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WebConfig:
+    """``[web]``: what all HTTP networks have in common."""
+
+    documentation: bool = True
+    """Serve /openapi.json and /docs."""
+    compression: bool = True
+    """Send text in gzip to clients that take it."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpEndpointOptions:
     """``path_prefix`` normalised: leading slash, no trailing one; "" is the root. Also used by ``echo`` endpoints."""
 
@@ -192,6 +203,10 @@ class DicomEndpointOptions:
     association_timeout_secs: float = 300.0
     in_order: bool = False
     """Deliver the objects of a study in the order in which they arrived."""
+    acknowledge: PipelineAnswers | None = None
+    """None: Success as soon as the spool has it. engine = "native" only."""
+    tls: TlsServer | None = None
+    """None: not secured. engine = "native" only."""
     storage_dir: Path | None = None
     """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
 
@@ -210,6 +225,8 @@ class DicomBackendOptions:
     incoming_store_port: int = 11123
     incoming_store_port_set: bool = False
     """True when the file names it: the receiver then starts with the daemon, else with the first move."""
+    incoming_store_tls: TlsServer | None = None
+    """How what a C-MOVE brings is secured; None: not. engine = "native" only."""
     move_destination_aet: str = "HARMONY_SCU"
     dimse_retrieve_mode: str = "get"
     connect_timeout_secs: float = 30.0
@@ -320,5 +337,6 @@ class Config:
     control: ControlConfig = ControlConfig()
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    web: WebConfig = WebConfig()
     warnings: tuple[str, ...] = field(default=())
     """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""

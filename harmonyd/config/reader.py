@@ -15,7 +15,9 @@ DEFINITIONS = ("network", "pipelines", "endpoints", "backends", "middleware")
 """Tables of named things; each may be in any file, each name in one file only."""
 REGISTRATIONS = ("services", "middleware_types")
 """Harmony's registrations, which any file may repeat."""
-MAIN_ONLY = ("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool")
+MAIN_ONLY = (
+    *("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool", "web"),
+)
 OUT_OF_SCOPE = ("targets",)
 WITHOUT_EFFECT = ("cloud", "jmix", "runbeam", "transforms", "wireguard")
 

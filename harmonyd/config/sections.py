@@ -19,6 +19,7 @@ from harmonyd.config.model import (
     StorageConfig,
     SupervisionConfig,
     TelemetryConfig,
+    WebConfig,
 )
 
 _LEVELS = {level: level for level in ("debug", "info", "warning", "error")} | {"trace": "debug", "warn": "warning"}
@@ -201,6 +202,17 @@ def telemetry(section: Section, networks: dict[str, NetworkConfig], known: set[s
     named = http_network(section, networks, known)
     section.finish()
     return TelemetryConfig(named)
+
+
+def web(section: Section) -> WebConfig:
+    """``[web]``."""
+    default = WebConfig()
+    result = WebConfig(
+        documentation=section.flag("documentation", default.documentation),
+        compression=section.flag("compression", default.compression),
+    )
+    section.finish()
+    return result
 
 
 def http_network(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> str | None:

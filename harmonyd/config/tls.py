@@ -1,8 +1,9 @@
-"""``use_tls`` and ``tls`` of a dicom backend: what is wrong with the files is told here, not by the first handshake."""
+"""TLS of dicom backends and endpoints: what is wrong with the files is told here, not by the first handshake."""
 
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from harmonyd.config import checks
 from harmonyd.config.fields import Section
-from harmonyd.tls import TlsClient
+from harmonyd.tls import TlsClient, TlsServer
 
 WARN_BEFORE = timedelta(days=30)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
@@ -40,6 +41,29 @@ def client(section: Section, base: Path, now: datetime | None = None) -> TlsClie
     return settings
 
 
+def server(section: Section, base: Path, now: datetime | None = None) -> TlsServer:
+    """A table for a port of ours. ``base`` is the folder of config.toml."""
+    now = now or datetime.now(UTC)
+    if section.is_table:
+        section.require("cert_file", "key_file")
+    ca_file = _path(section, "ca_file", base)
+    settings = TlsServer(
+        cert_file=_path(section, "cert_file", base) or base,
+        key_file=_path(section, "key_file", base) or base,
+        ca_file=ca_file,
+        require_client_certificate=section.flag("require_client_certificate", ca_file is not None),
+        min_version=section.choice("min_version", "1.2", ["1.2", "1.3"]),
+    )
+    section.finish()
+    if settings.require_client_certificate and ca_file is None:
+        what = "nothing says which certificates are trusted"
+        section.problem("require_client_certificate", what, "give their authority's certificate as ca_file")
+    _check_authorities(section, settings, now)
+    if section.sound:
+        _check_own(section, settings, now)
+    return settings
+
+
 def _path(section: Section, key: str, base: Path) -> Path | None:
     name = section.text(key, "", checks.path)
     return (base / name).resolve() if name else None
@@ -55,14 +79,14 @@ def _pin(value: str) -> str | None:
     return "not a SHA-256 fingerprint: 64 hex digits, as openssl x509 -noout -fingerprint -sha256 shows"
 
 
-def _check_authorities(section: Section, settings: TlsClient, now: datetime) -> None:
+def _check_authorities(section: Section, settings: TlsClient | TlsServer, now: datetime) -> None:
     certificates = _read(section, "ca_file", settings.ca_file, x509.load_pem_x509_certificates) or []
     for certificate in certificates:
         if certificate.not_valid_after_utc <= now:
             section.warn("ca_file", f"{_subject(certificate)} expired on {_day(certificate)}")
 
 
-def _check_own(section: Section, settings: TlsClient, now: datetime) -> None:
+def _check_own(section: Section, settings: TlsClient | TlsServer, now: datetime) -> None:
     if settings.cert_file is None and settings.key_file is None:
         return
     for name, other in (("cert_file", settings.key_file), ("key_file", settings.cert_file)):
@@ -74,7 +98,18 @@ def _check_own(section: Section, settings: TlsClient, now: datetime) -> None:
         return
     if key is not None and key != _public(chain[0].public_key()):
         section.problem("key_file", "not the key of the certificate in cert_file", "give the one that belongs to it")
+    elif key is not None and settings.cert_file is not None and settings.key_file is not None:
+        _check_usable(section, settings.cert_file, settings.key_file)
     _check_dates(section, chain[0], now)
+
+
+def _check_usable(section: Section, cert_file: Path, key_file: Path) -> None:
+    """OpenSSL takes no keys that are too short for its level of security, for one."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password="")
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        section.problem("cert_file", f"OpenSSL does not take it: {reason}", "renew it")
 
 
 def _check_dates(section: Section, certificate: x509.Certificate, now: datetime) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from harmonyd.control.describing import SPOOL
 from harmonyd.control.management import utc
 from harmonyd.errors import BadRequest, Conflict, MethodNotAllowed, NotFound
 from harmonyd.spool.api import BackendSummary, EntryInfo, EntryState, Pile, Spool, Summary
@@ -34,30 +36,35 @@ class SpoolResource:
         actions = self._actions(path, query)
         action = actions.get(method)
         if action is None:
-            allowed = ("HEAD", *actions) if "GET" in actions else tuple(actions)
+            allowed = [each for found in actions for each in (("GET", "HEAD") if found == "GET" else (found,))]
             raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
         _check_keys(query, ("state", "endpoint", "after", "limit") if list(path) == ["entries"] else ())
         return await action()
 
     def _actions(self, path: Sequence[str], query: Query) -> Mapping[str, _Action]:
         """By method, what can be done at a path. Raises NotFound."""
-        match path:
-            case []:
-                return {"GET": self.summary}
-            case ["retry"]:
-                return {"POST": self.retry_all}
-            case ["entries"]:
-                return {"GET": lambda: self.entries(query)}
-            case ["entries", id_]:
-                number = _id(id_)
-                return {"GET": lambda: self.entry(number), "DELETE": lambda: self.discard(number)}
-            case ["entries", id_, "retry"]:
-                number = _id(id_)
-                return {"POST": lambda: self.retry(number)}
-        raise NotFound(
-            "The management API has nothing at this path.",
-            hint="The spool has entries, entries/ID, entries/ID/retry and retry.",
-        )
+        found = {
+            item.method: partial(self._perform, item.name, variables, query)
+            for item in SPOOL
+            if (variables := item.variables(("spool", *path))) is not None
+        }
+        if not found:
+            raise NotFound(
+                "The management API has nothing at this path.",
+                hint="The spool has entries, entries/ID, entries/ID/retry and retry.",
+            )
+        return found
+
+    async def _perform(self, name: str, variables: Mapping[str, str], query: Query) -> Any:
+        match name:
+            case "getSpool":
+                return await self.summary()
+            case "listEntries":
+                return await self.entries(query)
+            case "retryAll":
+                return await self.retry_all()
+        action = {"getEntry": self.entry, "discardEntry": self.discard, "retryEntry": self.retry}[name]
+        return await action(_id(variables["id"]))
 
     async def summary(self) -> dict[str, Any]:
         """Counts, bytes, ages; why nothing is accepted."""

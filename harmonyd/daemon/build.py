@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, HttpListener, NetworkConfig
+from harmonyd.config.model import (
+    Config,
+    DicomBackendOptions,
+    DicomEndpointOptions,
+    DicomwebEndpointOptions,
+    HttpListener,
+    NetworkConfig,
+)
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
@@ -21,7 +28,8 @@ from harmonyd.middleware import registry as middleware_registry
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
-from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.describing import described
+from harmonyd.services.dicom.backend import DicomBackend, move_receiver
 from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
@@ -29,7 +37,9 @@ from harmonyd.spool.api import Spool
 from harmonyd.supervision.api import Supervisor
 from harmonyd.supervision.ports import problem_text
 from harmonyd.telemetry.health import Health
+from harmonyd.web.documentation import documentation
 from harmonyd.web.front_end import HttpFrontEnd
+from harmonyd.web.health import health_routes
 from harmonyd.web.management import management_route
 from harmonyd.web.route import Route
 
@@ -191,20 +201,40 @@ class Builder:
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network."""
+        compresses = config.web.compression
         routes = [
-            Route(registry.HTTP_ENDPOINTS[endpoint.service](endpoint), pipelines[pipeline.name].handle)
+            Route(
+                registry.HTTP_ENDPOINTS[endpoint.service](endpoint),
+                pipelines[pipeline.name].handle,
+                compresses=compresses,
+                described=described(config, pipeline, endpoint),
+            )
             for pipeline in config.pipelines.values()
             if network in pipeline.networks
             for endpoint in map(config.endpoints.__getitem__, pipeline.endpoints)
             if endpoint.service in registry.HTTP_ENDPOINTS
         ]
         if config.management.enabled and config.management.network == network:
-            routes.append(management_route(config.management.base_path, self._documents, self._resources))
-        return routes
+            managed = management_route(config.management.base_path, self._documents, self._resources)
+            routes.append(replace(managed, compresses=compresses))
+        return routes + (self._documentation(config, network, routes) if config.web.documentation else [])
+
+    def _documentation(self, config: Config, network: str, routes: Sequence[Route]) -> list[Route]:
+        health = self.health_on(config, network)
+        probes = health_routes(health).values() if health is not None else ()
+        everything = [*routes, *probes]
+        return documentation(config.id, everything, _origins(config, network), compresses=config.web.compression)
 
     def health_on(self, config: Config, network: str) -> Health | None:
         """What /livez and /readyz of a network tell; None where they are not served."""
         return self._health if config.telemetry.network in (None, network) else None
+
+
+def _origins(config: Config, network: str) -> list[str]:
+    """Whose pages may read what DICOMweb endpoints of a network answer."""
+    named = (name for item in config.pipelines.values() if network in item.networks for name in item.endpoints)
+    found = (config.endpoints[name].options for name in named)
+    return sorted({each for item in found if isinstance(item, DicomwebEndpointOptions) for each in item.cors_origins})
 
 
 def dicom_endpoints(config: Config) -> dict[str, tuple[DicomEndpointOptions, str]]:
@@ -237,9 +267,7 @@ def move_receivers(config: Config) -> dict[str, list[MoveReceiver]]:
     """By engine, the kept receivers for C-MOVE that there may be."""
     receivers: dict[str, list[MoveReceiver]] = {}
     for options in receiving_backends(config):
-        receivers.setdefault(options.engine, []).append(
-            MoveReceiver(options.store_scp, options.move_destination_aet, options.incoming_store_port)
-        )
+        receivers.setdefault(options.engine, []).append(move_receiver(options))
     return receivers
 
 

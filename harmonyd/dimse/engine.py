@@ -13,8 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
-from harmonyd.tls import TlsClient
+from harmonyd.tls import TlsClient, TlsServer
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -70,6 +71,8 @@ class MoveReceiver:
     """"persistent", "per-association", "transient" or "native"."""
     destination_aet: str
     port: int
+    tls: TlsServer | None = None
+    """None: not secured. The native engine's only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +167,14 @@ class Association:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One object that was received and acknowledged: the file is complete, but not durable yet."""
+    """One object that was received: the file is complete."""
 
     instance: Instance
     association: Association
     move_originator_aet: str = ""
     """Move Originator Application Entity Title (0000,1030); empty where there was none, or it cannot be known."""
+    flushed: bool = False
+    """The file and its name in its folder are durable already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +208,32 @@ class StoreScpConfig:
     max_associations: int = 50
     max_associations_per_peer: int = 20
     """From one IP address."""
+    acknowledge: PipelineAnswers | None = None
+    """None: what the handler has taken is answered with Success. The native engine's only."""
+    tls: TlsServer | None = None
+    """None: not secured. The native engine's only."""
+
+
+class Obstacle(StrEnum):
+    """What kept an object from being delivered."""
+
+    REFUSED = "refused"
+    """Middleware."""
+    FAILED = "failed"
+    """A backend does not take this object."""
+    AWAY = "away"
+    """A backend cannot be reached, or used, now."""
+
+
+class NotDelivered(Exception):
+    """The answer to ``ObjectHandler.deliver_now``."""
+
+    def __init__(self, obstacle: Obstacle, reason: str, status: int | None = None) -> None:
+        """``reason``: for people. ``status``: what a remote node answered to its C-STORE, where one did."""
+        super().__init__(reason)
+        self.obstacle = obstacle
+        self.reason = reason
+        self.status = status
 
 
 ItemT = TypeVar("ItemT", covariant=True)
@@ -270,6 +301,13 @@ class ObjectHandler(Protocol):
     """
 
     async def __call__(self, arrivals: Sequence[Arrival]) -> None: ...
+
+    async def deliver_now(self, arrival: Arrival) -> None:
+        """Pass one object through the pipeline, once; return when all who are to have it have it.
+
+        It is not taken over: its file stays where it is. Raises ``NotDelivered``. Cancelled, it ends what is under way.
+        """
+        ...
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         """An acknowledged object is not whole: put the file aside, and raise the alarm."""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from harmonyd.dimse import dates
-from harmonyd.dimse.uid import is_uid
+from harmonyd.dimse.uid import is_lenient_uid
 
 Value = str | int | float
 
@@ -203,8 +203,8 @@ def _check_person_name(text: str) -> str:
 def _check_uid(text: str) -> str:
     if "*" in text or "?" in text:
         raise BadValueError("a UID has no wildcards (PS3.4 section C.2.2.2.4)", "leave it empty to match anything")
-    if not is_uid(text):
-        raise BadValueError("not a UID (PS3.5 section 9)", "at most 64 characters: numbers and dots, no leading zeros")
+    if not is_lenient_uid(text):
+        raise BadValueError("not a UID (PS3.5 section 9)", "at most 64 characters: numbers with dots between them")
     return text
 
 

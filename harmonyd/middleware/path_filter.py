@@ -22,10 +22,14 @@ class PathFilter(Passthru):
 
     async def on_request(self, request: RequestEnvelope) -> ResponseEnvelope | None:
         """Raise ``NotFound`` unless a rule matches."""
-        path = _segments(request.path)
-        if not any(_matches(rule, path) for rule in self._rules):
+        if not self.allows(request.path):
             raise NotFound("No such route.", hint="The path filter here lets only the paths pass that it lists.")
         return None
+
+    def allows(self, path: str) -> bool:
+        """Tell whether a rule matches."""
+        segments = _segments(path)
+        return any(_matches(rule, segments) for rule in self._rules)
 
 
 def _segments(path: str) -> list[str]:

@@ -21,6 +21,10 @@ class DeliveryRefused(RemoteError):
     title = "The object was not accepted"
 
 
+class MiddlewareRefused(DeliveryRefused):
+    """The same, from middleware: no backend was asked."""
+
+
 class NotTried(HarmonydError):
     """The object was not sent: another one of the same delivery was in the way. It may well be taken next time."""
 

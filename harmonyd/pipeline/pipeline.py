@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
-from harmonyd.errors import BadRequest, Forbidden, NotFound
+from harmonyd.errors import BadRequest, Fault, Forbidden, HarmonydError, NotFound
 from harmonyd.middleware.base import Middleware
-from harmonyd.pipeline.errors import DeliveryRefused, UnknownBackend
+from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, UnknownBackend
 
 
 class Backend(Protocol):
@@ -92,12 +92,20 @@ class Pipeline:
         return outcomes
 
     async def _admit(self, backend: str, request: RequestEnvelope) -> Sequence[Middleware] | None:
-        """Pass the request side; the middleware passed, or None when the object is not for this backend."""
+        """Pass the request side; the middleware passed, or None when the object is not for this backend.
+
+        Raises ``MiddlewareRefused``, and what else middleware raises.
+        """
         passed: list[Middleware] = []
-        early = await self._request_side(request, passed)
-        if early is not None:
-            await _require_success(await self._response_side(request, early, passed))
-            return None
+        try:
+            early = await self._request_side(request, passed)
+            if early is not None:
+                await _require_success(await self._response_side(request, early, passed))
+                return None
+        except HarmonydError as error:
+            if error.fault is Fault.CALLER or isinstance(error, DeliveryRefused):
+                raise MiddlewareRefused(error.detail, hint=error.hint, **error.extra) from error
+            raise
         return passed if backend in self._left(request) else None
 
     async def _send_all(

@@ -11,6 +11,7 @@ from twisted.internet.threads import deferToThread
 from harmonyd.bodies import BytesBody
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
+from harmonyd.services.http.methods import require_passable
 
 MAX_TEXT_BYTES = 64 * 1024
 """A longer body is answered with its size and digest."""
@@ -39,7 +40,8 @@ class EchoBackend:
         """Do nothing."""
 
     async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
-        """Answer; raises what reading the body raises."""
+        """Answer; raises ``MethodNotAllowed`` for TRACE, and what reading the body raises."""
+        require_passable(request.method)
         answer = {
             "id": request.id,
             "protocol": request.protocol,

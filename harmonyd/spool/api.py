@@ -34,6 +34,8 @@ class NewEntry:
     metadata: Mapping[str, str]
     request_id: str
     """Correlation id; made by whoever received it, it stays with the object to its last delivery."""
+    flushed: bool = False
+    """The file and its name in its folder are on the disk already."""
 
 
 @dataclass(frozen=True, slots=True)

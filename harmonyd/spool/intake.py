@@ -1,7 +1,7 @@
 """Making received files ours. Whatever ends us at whatever point, an object is where it came from, or in the spool.
 
-1. The files are flushed to the disk, then the folders they are in, and where such a folder is new those that it is in:
-   they survive a power loss where they lie.
+1. The files are flushed to the disk, then the folders they are in (unless a receiver has done both), and where such a
+   folder is new those that it is in: they survive a power loss where they lie.
 2. One transaction notes where each lies and where it is to go. From here on it is ours.
 3. Each is renamed to its place, in the journal's thread, before anything else can read of it there.
 
@@ -67,22 +67,23 @@ class Intake:
         rows = await self._settle(entries)
         undone: list[str] = []
 
-        def note(journal: Journal) -> Totals:
+        def note(journal: Journal) -> tuple[Totals, int]:
             undone[:] = self._not_placed
             journal.forget_names(undone)
             add(journal, rows)
-            return journal.totals()
+            return journal.totals(), free_bytes(self._layout.folder)
 
-        def place(journal: Journal, _: Totals) -> None:
+        def place(journal: Journal, _: object) -> None:
             self._not_placed = [name for name in self._not_placed if name not in undone]
             self._place(journal, rows)
 
         try:
             with full_disk_said():
-                totals = await self._do(note, place)
+                totals, free = await self._do(note, place)
         except BaseException:
             await in_thread(self._reactor, self._drop_copies, [row.source for row in rows])
             raise
+        self._saw_free(free)
         copied = [entry.path for entry, row in zip(entries, rows, strict=True) if self._layout.is_copy(row.source)]
         if copied:
             await in_thread(self._reactor, _unlink, copied)
@@ -91,7 +92,8 @@ class Intake:
     async def _settle(self, entries: Sequence[NewEntry]) -> list[NewRow]:
         """Flush the files where they are; those of another file system are copied to ours first."""
         names = [new_name() for _ in entries]
-        paths: dict[str, Path] = {}
+        paths = {name: entry.path for name, entry in zip(names, entries, strict=True) if self._is_settled(entry)}
+        others = [(entry, name) for name, entry in zip(names, entries, strict=True) if name not in paths]
 
         def settle(share: Sequence[tuple[NewEntry, str]]) -> None:
             for entry, name in share:
@@ -100,8 +102,9 @@ class Intake:
 
         try:
             with full_disk_said():
-                await in_threads(self._reactor, settle, list(zip(entries, names, strict=True)), SYNC_THREADS)
-                self._saw_free(await in_thread(self._reactor, self._sync_folders, list(paths.values())))
+                if others:
+                    await in_threads(self._reactor, settle, others, SYNC_THREADS)
+                    await in_thread(self._reactor, self._sync_folders, [paths[name] for _, name in others])
         except BaseException:
             await in_thread(self._reactor, self._drop_copies, list(paths.values()))
             raise
@@ -109,6 +112,10 @@ class Intake:
             NewRow(name, paths[name], entry.size_bytes, entry.metadata, entry.request_id)
             for entry, name in zip(entries, names, strict=True)
         ]
+
+    def _is_settled(self, entry: NewEntry) -> bool:
+        """Folders of other file systems are never in ``_rooted``."""
+        return entry.flushed and entry.path.parent in self._rooted
 
     def _place(self, journal: Journal, rows: Sequence[NewRow]) -> None:
         """In the journal's thread. All or none."""
@@ -131,12 +138,11 @@ class Intake:
         except (StorageFull, sqlite3.Error):
             self._not_placed += names
 
-    def _sync_folders(self, paths: Iterable[Path]) -> int:
-        """Each folder once; returns what is free on the disk."""
+    def _sync_folders(self, paths: Iterable[Path]) -> None:
+        """Each folder once."""
         for folder in {path.parent for path in paths}:
             sync(folder)
             self._root(folder)
-        return free_bytes(self._layout.folder)
 
     def _root(self, folder: Path) -> None:
         """Flush the name of a folder that is new, and of those above it: a receiver makes one for each association."""

@@ -126,7 +126,7 @@ class ScriptedPeer:
         events: list[Event] = [json.loads(line) for line in lines]
         return [event for event in events if name in (None, event["event"])]
 
-    def wait_for(self, name: str, count: int = 1, timeout_secs: float = 10.0) -> Event:
+    def wait_for(self, name: str, count: int = 1, timeout_secs: float = 30.0) -> Event:
         """Wait until ``count`` events of that name are there, and return the last of them."""
         try:
             return wait_until(lambda: self.events(name)[count - 1 : count], f"peer reports {name}", timeout_secs)[0]

@@ -31,12 +31,23 @@ def dcmtk(name: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on which nothing listens, and that this process has not been given before."""
-    for port in random.sample(_PORTS, k=200):
+    """A TCP port on which nothing listens, and that this process has not been given before.
+
+    The workers of one parallel run (pytest-xdist) each have a share of the ports, so that none takes another's.
+    """
+    share = _share()
+    for port in random.sample(share, k=200):
         if port not in _given_out and _can_bind(port, reuse=False):
             _given_out.add(port)
             return port
-    raise RuntimeError(f"no free TCP port found between {_PORTS.start} and {_PORTS.stop}")
+    raise RuntimeError(f"no free TCP port found between {share.start} and {share.stop}")
+
+
+def _share() -> range:
+    """The ports of this worker, one of ``PYTEST_XDIST_WORKER_COUNT``; all of them in a run without workers."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return _PORTS[worker % count :: count]
 
 
 def port_is_free(port: int) -> bool:
@@ -55,7 +66,7 @@ def _can_bind(port: int, *, reuse: bool) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], ResultT], what: str, timeout_secs: float = 10.0) -> ResultT:
+def wait_until(condition: Callable[[], ResultT], what: str, timeout_secs: float = 30.0) -> ResultT:
     """Poll ``condition`` until it is true and return its value; ``TimeoutError`` that says ``what`` did not happen."""
     give_up = time.monotonic() + timeout_secs
     while not (value := condition()):

@@ -11,6 +11,7 @@ coroutine is cancelled when the client leaves; whatever it holds is closed at it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +25,8 @@ from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
 from harmonyd.telemetry.health import Health
+from harmonyd.web.compressing import compressed
+from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
 from harmonyd.web.problem import is_ours, problem
@@ -246,12 +249,12 @@ class HttpFrontEnd:
         match = self._router.match(segments_of(path))
         if match is None:
             raise NotFound("Nothing is served at this path.", hint="Compare it with the path_prefix of the endpoints.")
+        request.match = match
         method = request.method.decode("ascii")
         if not match.target.allows(method):
-            allowed = match.target.endpoint.methods
+            allowed = match.target.allowed_at(match.path)
             raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
         request.query = parse_query(query)
-        request.match = match
 
     def process(self, request: Request) -> None:
         """Answer a request, whose body may still be arriving (``Front``)."""
@@ -282,9 +285,11 @@ class HttpFrontEnd:
             await exchange.close()
 
     async def _answer(self, request: Request, exchange: _Exchange) -> None:
+        match = request.match
+        if match is not None and isinstance(match.target.endpoint, AskingEndpoint):
+            exchange.common_headers = match.target.endpoint.common_headers(request.fields())
         if request.refusal is not None:
             raise request.refusal
-        match = request.match
         assert match is not None, "admit sets it or refuses"
         endpoint = match.target.endpoint
         exchange.body = request.take_body()
@@ -292,12 +297,15 @@ class HttpFrontEnd:
         if isinstance(endpoint, ChoosesBackend):
             asked = endpoint.choose(asked)
         if isinstance(endpoint, AskingEndpoint):
-            exchange.common_headers = endpoint.common_headers(asked.headers)
+            if not match.target.compresses:
+                asked = replace(asked, headers={**asked.headers, "accept-encoding": "identity"})
             answer = await endpoint.serve(asked, ask)
-            answer.headers.update(exchange.common_headers)
+            answer.headers = merged(answer.headers, exchange.common_headers)
         else:
             exchange.envelope = envelope = endpoint.request(asked)
             answer = await endpoint.answer(envelope, await ask(envelope))
+        if match.target.compresses:
+            answer = compressed(answer, request.fields())
         await send(request, answer, clock=self._reactor, stall_secs=self.limits.request_timeout_secs)
 
     def _failed(self, request: Request, exc: Exception, exchange: _Exchange) -> None:
@@ -315,7 +323,7 @@ class HttpFrontEnd:
             request.cut(flush=not isinstance(exc, ClientStalled))
         else:
             status, headers, body = problem(exc, request_id=request.id, operation=operation)
-            request.reply(status, {**headers, **exchange.common_headers}, body)
+            request.reply(status, merged(headers, exchange.common_headers), body)
 
     def _log_access(self, request: Request, secs: float, operation: str | None) -> None:
         # The path without its query: queries hold names and numbers of patients.
@@ -339,5 +347,6 @@ def _router(routes: Sequence[Route], health: Health | None) -> Router[Route]:
     for path, built_in in (health_routes(health) if health is not None else {}).items():
         router.add_exact(path, built_in)
     for route in routes:
-        router.add_prefix(route.endpoint.path_prefix, route)
+        add = router.add_exact if route.is_exact else router.add_prefix
+        add(route.endpoint.path_prefix, route)
     return router

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from harmonyd.bodies import BytesBody
+from harmonyd.describe import Answer, Description, Operation, Schema
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.services.base import HttpAnswer, HttpRequest
 from harmonyd.telemetry.health import Health
 from harmonyd.web.route import Route
 
 __all__ = ["health_routes"]
+
+_REPORT: Schema = {"type": "object", "required": ["status", "checks"]}
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/livez",
+        "live",
+        "Whether the process works",
+        {200: Answer("It does.", {"application/json": _REPORT})},
+    ),
+    Operation(
+        "GET",
+        "/readyz",
+        "ready",
+        "Whether all is there that requests need",
+        {
+            200: Answer("It is.", {"application/json": _REPORT}),
+            503: Answer("Something is missing; the checks say what.", {"application/json": _REPORT}),
+        },
+    ),
+)
 
 
 class HealthEndpoint:
@@ -44,10 +67,17 @@ class HealthEndpoint:
 
 def health_routes(health: Health) -> dict[str, Route]:
     """Return the built-in paths and what serves them."""
+    reports = {"/livez": health.live, "/readyz": health.ready}
     return {
-        "/livez": Route(HealthEndpoint("/livez"), _reporter(health.live), is_probe=True),
-        "/readyz": Route(HealthEndpoint("/readyz"), _reporter(health.ready), is_probe=True),
+        path: Route(HealthEndpoint(path), _reporter(report), is_probe=True, described=_description(path))
+        for path, report in reports.items()
     }
+
+
+def _description(path: str) -> Description:
+    operations = tuple(item for item in OPERATIONS if item.path == path)
+    # The path is the prefix of its endpoint.
+    return Description("health", "For probes.", tuple(replace(item, path="") for item in operations))
 
 
 def _reporter(report: Callable[[], tuple[bool, dict[str, Any]]]) -> Callable[[RequestEnvelope], Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harmonyd.bodies import BytesBody
+from harmonyd.control.describing import description
 from harmonyd.control.hosts import is_from_another_site, names_this_machine
 from harmonyd.control.management import Document, Resource
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
@@ -23,7 +24,8 @@ class ManagementEndpoint:
     """Serves those who ask for this machine by its address."""
 
     name = "management"
-    methods: tuple[str, ...] = ("GET", "HEAD", "POST", "DELETE")
+    methods: tuple[str, ...] = ()
+    """Each document has its own."""
 
     def __init__(self, base_path: str) -> None:
         self.path_prefix = base_path
@@ -76,4 +78,4 @@ def management_route(base_path: str, documents: Mapping[str, Document], resource
             body=BytesBody(text.encode("utf-8", "backslashreplace") + b"\n"),
         )
 
-    return Route(ManagementEndpoint(base_path), handle)
+    return Route(ManagementEndpoint(base_path), handle, described=description((*documents, *resources)))

@@ -167,7 +167,7 @@ class Request(http.Request):
             uri=self.uri.decode("latin-1"),
             path=match.path,
             prefix=match.prefix,
-            headers=self._headers(),
+            headers=self.fields(),
             query=self.query,
             body=body,
             client=str(getattr(self.client, "host", "")),
@@ -209,7 +209,8 @@ class Request(http.Request):
         else:
             self.channel.abort()
 
-    def _headers(self) -> dict[str, str]:
+    def fields(self) -> dict[str, str]:
+        """The header: names in lower case, repeated fields joined (RFC 9110 section 5.3)."""
         return {
             name.decode("latin-1").lower(): b", ".join(values).decode("latin-1")
             for name, values in self.requestHeaders.getAllRawHeaders()

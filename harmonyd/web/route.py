@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from harmonyd.describe import Description, segments_of
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.services.base import AskingEndpoint, HttpEndpoint
 
 __all__ = ["Route"]
+
+_READING = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +22,30 @@ class Route:
     handle: Callable[[RequestEnvelope], Awaitable[ResponseEnvelope]]
     is_probe: bool = False
     """Machines ask all the time: while all is well, this is logged at debug level."""
+    is_exact: bool = False
+    """Serves its path itself, and nothing below it; an exact path wins over every prefix."""
+    compresses: bool = True
+    """Whether text goes out in gzip to clients that take it."""
+    described: Description | None = None
+    """What the OpenAPI document says of it."""
+
+    @property
+    def allowed(self) -> list[str]:
+        """The methods that the endpoint takes, HEAD among them where GET is (RFC 9110 section 9.3.2); empty: any."""
+        return _with_head(self.endpoint.methods)
+
+    def allowed_at(self, path: str) -> list[str]:
+        """The methods that ``path`` (after the prefix) takes, where its description has it; else ``allowed``."""
+        if self.described is None or isinstance(self.endpoint, AskingEndpoint):
+            return self.allowed
+        segments = segments_of(path)
+        found = [item.method for item in self.described.operations if item.variables(segments) is not None]
+        return _with_head(found) or self.allowed
 
     def allows(self, method: str) -> bool:
-        """Tell whether the endpoint takes ``method``; HEAD goes wherever GET goes (RFC 9110 section 9.3.2)."""
-        methods = self.endpoint.methods
-        return not methods or method in methods or (method == "HEAD" and "GET" in methods)
+        """Tell whether the endpoint takes ``method``."""
+        return not self.endpoint.methods or method in self.allowed
+
+
+def _with_head(methods: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(each for method in methods for each in (_READING if method == "GET" else (method,))))

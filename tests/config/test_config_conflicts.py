@@ -131,7 +131,7 @@ def test_prefixes_that_only_start_alike(loaded):
     assert loaded(web("a", "/x") + web("b", "/x/y") + web("c", "/") + pipe("p", ["a", "b", "c"]))
 
 
-@pytest.mark.parametrize("prefix", ["/livez", "/readyz/", "/metrics", "/openapi.json", "/docs", "/admin"])
+@pytest.mark.parametrize("prefix", ["/livez", "/readyz/", "/metrics", "/openapi.json", "/docs", "/docs/", "/admin"])
 def test_built_in_paths(problems, prefix):
     """An endpoint on a built-in path could never be reached."""
     assert places(problems(web("a", prefix) + pipe("p", ["a"]))) == [("endpoints.a.options", "path_prefix")]
@@ -142,6 +142,12 @@ def test_the_management_base_follows_its_key(loaded, problems):
     main = PROXY + DEFAULT + '[management]\nbase_path = "/manage"\n'
     assert loaded(web("a", "/admin") + pipe("p", ["a"]), main=main)
     assert "management" in problems(web("a", "/manage") + pipe("p", ["a"]), main=main)[0].what
+
+
+def test_the_management_base_is_no_built_in_path(problems):
+    """One of the two could never be reached."""
+    main = PROXY + DEFAULT + '[management]\nbase_path = "docs"\n'
+    assert places(problems(web("a", "/x") + pipe("p", ["a"]), main=main)) == [("management", "base_path")]
 
 
 def test_paths_below_built_in_ones(loaded):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from inbound_kit import Inbound
+from native_inbound_kit import NativeInbound
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
@@ -46,7 +47,7 @@ def study(tmp_path: Path) -> MadeStudy:
 
 @pytest.fixture
 def inbound(started_reactor: Any, tmp_path: Path) -> Iterator[Callable[..., Awaitable[Inbound]]]:
-    """``await inbound(max_associations=2)``: a running store SCP. At the end nothing of it may be left."""
+    """``await inbound(max_associations=2)``: a running store SCP of the dcmtk engine; nothing of it is left."""
     made: list[Inbound] = []
 
     async def start(**options: Any) -> Inbound:
@@ -70,3 +71,34 @@ def inbound(started_reactor: Any, tmp_path: Path) -> Iterator[Callable[..., Awai
 def _kept_open(first: Inbound) -> list[str]:
     kinds = ("socket:", "pipe:", "anon_inode:inotify")
     return [what for what in first.new_descriptors().values() if what.startswith(kinds) or str(first.incoming) in what]
+
+
+@pytest.fixture
+def native(started_reactor: Any, tmp_path: Path) -> Iterator[Callable[..., Awaitable[NativeInbound]]]:
+    """``await native(max_associations=2)``: a running store SCP of the native engine; nothing of it is left."""
+    made: list[NativeInbound] = []
+
+    async def start(*, folder: Path | None = None, **options: Any) -> NativeInbound:
+        folder = folder or tmp_path / f"inbound-{len(made)}"
+        folder.mkdir(exist_ok=True)
+        made.append(NativeInbound(started_reactor, folder, **options))
+        await made[-1].start()
+        return made[-1]
+
+    yield start
+    for each in made:
+        pytest_twisted.blockon(Deferred.fromCoroutine(each.stop()))
+        assert not each.associations
+        assert not each.incoming.exists() or not list(each.incoming.iterdir())
+    give_up = started_reactor.seconds() + 5
+    while made and (left := made[0].new_descriptors()) and started_reactor.seconds() < give_up:
+        pytest_twisted.blockon(deferLater(started_reactor, 0.02))
+    assert not made or not [what for what in left if what.startswith("socket:") or str(made[0].incoming) in what]
+
+
+@pytest.fixture(params=["dcmtk", "native"])
+def store_scp(request: pytest.FixtureRequest) -> Callable[..., Awaitable[Inbound | NativeInbound]]:
+    """``await store_scp(max_associations=2)``: a running store SCP, of either engine in turn."""
+    name = {"dcmtk": "inbound", "native": "native"}[request.param]
+    start: Callable[..., Awaitable[Inbound | NativeInbound]] = request.getfixturevalue(name)
+    return start

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.config.model import SupervisionConfig
+from harmonyd.dimse.dcmtk import listener
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.engine import Arrival, Association, StoreScpConfig
@@ -44,6 +45,10 @@ class FakeSpool:
             arrival.instance.path.rename(target)
             self.arrivals.append(replace(arrival, instance=replace(arrival.instance, path=target)))
 
+    async def deliver_now(self, arrival: Arrival) -> None:
+        """Nobody asks for it here."""
+        raise AssertionError(f"{arrival} is not for the spool")
+
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         path.unlink()  # noqa: ASYNC240 - in a test
         self.damages.append((path.name, association, reason))
@@ -69,7 +74,10 @@ class FakeSpool:
 
 
 class Inbound:
-    """A store SCP, from ``start`` to ``stop``."""
+    """A store SCP of the dcmtk engine, from ``start`` to ``stop``."""
+
+    engine_name = "dcmtk"
+    listener_module = listener
 
     def __init__(self, reactor: Any, folder: Path, **options: Any) -> None:
         self.reactor = reactor
@@ -97,6 +105,20 @@ class Inbound:
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await in_thread(self.reactor, function, *args)
+
+    def on_its_port(self) -> StoreScpConfig:
+        """The configuration for another ``resume``."""
+        return self.config
+
+    @property
+    def associations(self) -> int:
+        """How many associations run."""
+        return self.engine.association_count()
+
+    @property
+    def is_untouched(self) -> bool:
+        """No association was ever accepted: no storescp has been started."""
+        return not self.supervisor.exit_records and not self.children
 
     @property
     def children(self) -> list[int]:

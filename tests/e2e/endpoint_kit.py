@@ -51,7 +51,7 @@ def spooled(daemon: RunningDaemon) -> list[Path]:
     ]
 
 
-def wait_delivered(daemon: RunningDaemon, timeout_secs: float = 15.0) -> None:
+def wait_delivered(daemon: RunningDaemon, timeout_secs: float = 60.0) -> None:
     """Wait until everything that was received is handed on."""
     wait_until(lambda: not spooled(daemon), "everything is handed on", timeout_secs)
 

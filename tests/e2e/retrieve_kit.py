@@ -176,6 +176,11 @@ def incoming_files(daemon: RunningDaemon) -> list[Path]:
     return [path for path in (storage(daemon) / "incoming").rglob("*") if path.is_file()]
 
 
+def wait_nothing_incoming(daemon: RunningDaemon) -> None:
+    """Wait until every delivered file has been taken or put aside: a receiver may end after the answer has."""
+    wait_until(lambda: not incoming_files(daemon), "nothing is left in incoming")
+
+
 NATIVE = os.environ.get(ENGINE_VARIABLE) == "native"
 """The daemons of this run use the native engine."""
 DCMTK_MODES = tuple(pytest.param(mode, marks=pytest.mark.dcmtk) for mode in ("transient", "per-association"))

@@ -70,7 +70,7 @@ class Following:
 
     def until(self, text: bytes) -> None:
         """Wait until it has shown this."""
-        wait_until(lambda: text in self._read(), f"it shows {text!r}, after {self.output[-300:]!r}", 20.0)
+        wait_until(lambda: text in self._read(), f"it shows {text!r}, after {self.output[-300:]!r}")
 
     def _read(self) -> bytes:
         assert self._process.stdout is not None

@@ -15,12 +15,12 @@ from misbehaving import STUDY_UID, Stage, stage
 from retrieve_kit import (
     MULTIPART,
     ZIP,
-    incoming_files,
     pacs_backend,
     post,
     scratch_files,
     under_way,
     wait_idle,
+    wait_nothing_incoming,
 )
 
 from harmonyd.testing.config_files import write_config
@@ -101,7 +101,7 @@ def test_leaving_before_the_first_byte(hanging: Stage, operation: str) -> None:
         assert under_way(hanging.daemon) == 1
         client.leave()
         wait_over(hanging, "before", association)
-    assert not incoming_files(hanging.daemon)
+    wait_nothing_incoming(hanging.daemon)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_leaving_after_the_first_byte(hanging: Stage, operation: str, accept: st
     client.leave()
     wait_over(hanging, "after", association)
     assert hanging.ask("echo", backend).status == 200
-    wait_until(lambda: not incoming_files(hanging.daemon), "nothing is left in incoming")
+    wait_nothing_incoming(hanging.daemon)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -285,7 +285,7 @@ def test_a_client_that_stops_reading(daemon: Started, heavy: MadeStudy, tmp_path
         try:
             query = {"StudyInstanceUID": heavy.study_uid}
             response = gateway.send(connection, "POST", "/dicom/get", json=query, headers={"Accept": MULTIPART})
-            wait_until(lambda: "the answer was cut off" in gateway.log, "the client is given up", 20)
+            wait_until(lambda: "the answer was cut off" in gateway.log, "the client is given up")
             with pytest.raises((IncompleteRead, ConnectionError)):
                 response.read()
         finally:

@@ -77,7 +77,7 @@ def test_with_a_grandchild_that_serves(tmp_path: Path, peer: Peers) -> None:
     pacs_port, incoming = free_port(), free_port()
     backends = {
         "pacs": {"aet": "DEMO", "host": "127.0.0.1", "port": pacs_port, "incoming_store_port": incoming},
-        "peer": peer_backend(node),
+        "peer": peer_backend(node, incoming_store_port=free_port()),
     }
     config = write_config(tmp_path, http_port=free_port(), backends=backends)
     client = AE(ae_title="TEST")

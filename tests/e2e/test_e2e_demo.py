@@ -192,7 +192,7 @@ def test_interrupted_before_the_end_is_no_success(example: Example, tmp_path: Pa
         subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=writing, cwd=tmp_path) as process,
     ):
         os.close(writing)
-        wait_until(lambda: any(example.storage.glob("dcmtk_get_*.json")), "the third answer is there", 20.0)
+        wait_until(lambda: any(example.storage.glob("dcmtk_get_*.json")), "the third answer is there")
         process.send_signal(signal.SIGINT)
         wait_until(lambda: not _is_pending(process.pid, signal.SIGINT), "the signal has arrived")
         said = output.read()

@@ -13,7 +13,9 @@ from archive_peer import ArchivePeer, shipped
 from dicomweb_kit import Gateway, dicomweb_over
 from PIL import Image
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import get_frame
+from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 STUDY = "1.2.826.0.1.3680043.8.498.2"
 IMAGES = shipped(
@@ -41,13 +43,26 @@ def _make_segments(ds: Dataset) -> None:
     ds.PixelData = data + b"\0" * (len(data) % 2)
 
 
+def _document() -> Dataset:
+    """A PDF of an odd length, in a series of its own."""
+    ds = Dataset()
+    ds.PatientID, ds.PatientName, ds.StudyInstanceUID = SR.PatientID, SR.PatientName, STUDY
+    ds.SOPClassUID, ds.SOPInstanceUID = EncapsulatedPDFStorage, f"{STUDY}.99.1"
+    ds.SeriesInstanceUID, ds.Modality, ds.InstanceNumber = f"{STUDY}.99", "DOC", 1
+    ds.MIMETypeOfEncapsulatedDocument, ds.EncapsulatedDocument = "application/pdf", b"%PDF-1.4 nothing\n"
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
 _make_segments(SEG)
+PDF = _document()
 STORED = {"image/dicom-rle": RLE, "image/jls": JLS, "image/jp2": J2K, "image/jpeg": YBR}
 
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with ArchivePeer(IMAGES) as peer, dicomweb_over(tmp_path_factory.mktemp("web"), peer.backend) as running:
+    with ArchivePeer([*IMAGES, PDF]) as peer, dicomweb_over(tmp_path_factory.mktemp("web"), peer.backend) as running:
         yield running
 
 
@@ -164,6 +179,18 @@ def test_viewport_and_quality(web: Gateway) -> None:
     for query in ("window=1", "window=1,0", "window=1,a", "viewport=0,1", "viewport=1", "quality=101"):
         assert web.ask(f"{path_of(CT)}/rendered?{query}").status == 400, query
     assert "299" in web.ask(f"{path_of(CT)}/rendered?annotation=patient").headers["Warning"]
+
+
+def test_a_document_is_rendered_as_itself(web: Gateway) -> None:
+    """An encapsulated PDF is application/pdf; it is no picture, and a picture is no document."""
+    for accept in (None, "application/pdf", "text/html, image/png, */*;q=0.8"):
+        answer = web.ask(f"{path_of(PDF)}/rendered", accept)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "application/pdf")
+        assert answer.body.removesuffix(b"\0") == PDF.EncapsulatedDocument.removesuffix(b"\0")
+    for ds, accept in ((PDF, "image/png"), (CT, "application/pdf"), (CT, "text/html")):
+        assert web.ask(f"{path_of(ds)}/rendered", accept).status == 406
+    for path in (f"{path_of(PDF)}/frames/1/rendered", f"{path_of(PDF)}/thumbnail"):
+        assert web.ask(path).status == 404
 
 
 def test_rendered_frames_and_series(web: Gateway) -> None:

@@ -112,7 +112,7 @@ def test_a_child_that_cannot_start_is_named_with_the_reason(tmp_path: Path) -> N
     with socket.create_server(("", receiver)):
         daemon.launch()
         try:
-            wait_until(lambda: "-> FATAL: " in daemon.log and holder in not_ready(daemon), "it says who has it", 20.0)
+            wait_until(lambda: "-> FATAL: " in daemon.log and holder in not_ready(daemon), "it says who has it")
             assert f"storescp:incoming-{receiver}" in not_ready(daemon)
         except BaseException:
             daemon.kill9()

@@ -18,7 +18,6 @@ from retrieve_kit import (
     artifact_folders,
     assert_same_objects,
     by_study,
-    incoming_files,
     members_of,
     pacs_backend,
     parts_of,
@@ -27,6 +26,7 @@ from retrieve_kit import (
     storage,
     together,
     wait_idle,
+    wait_nothing_incoming,
 )
 
 from harmonyd.testing.config_files import write_config
@@ -88,7 +88,7 @@ def test_a_study_as_multipart(gateway: RunningDaemon, study: str, mode: str) -> 
     answer = move(gateway, study, backend=mode, accept=MULTIPART)
     assert answer.status == 200
     assert_same_objects(parts_of(answer), STUDIES[study])
-    assert not incoming_files(gateway)
+    wait_nothing_incoming(gateway)
 
 
 @MODES

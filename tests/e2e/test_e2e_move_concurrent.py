@@ -14,7 +14,6 @@ from misbehaving import STUDY_UID, Stage, stage
 from reload_kit import Host
 from retrieve_kit import (
     MULTIPART,
-    incoming_files,
     pacs_backend,
     peer_backend,
     post,
@@ -24,6 +23,7 @@ from retrieve_kit import (
     together,
     tool_processes,
     wait_idle,
+    wait_nothing_incoming,
 )
 
 from harmonyd.testing.config_files import write_config
@@ -277,4 +277,4 @@ def test_the_receiver_is_removed_under_a_move(tmp_path: Path) -> None:
             assert instances_in(body) == 4
             wait_until(lambda: port_is_free(port), "the port is free")
             assert_nothing_left(host.daemon)
-            assert incoming_files(host.daemon) == []
+            wait_nothing_incoming(host.daemon)

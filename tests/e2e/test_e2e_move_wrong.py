@@ -14,9 +14,9 @@ from retrieve_kit import (
     NATIVE,
     ZIP,
     by_study,
-    incoming_files,
     quarantined,
     wait_idle,
+    wait_nothing_incoming,
 )
 
 from harmonyd.testing.daemon import RunningDaemon
@@ -113,7 +113,7 @@ def test_the_same_instance_twice(wrong: Stage, kind: str) -> None:
     assert told["warnings"] == ["3 received files put in quarantine: the same SOP Instance UID arrived twice"]
     new = new_in_quarantine(wrong.daemon, before, 3)
     assert set(new.values()) == {"the same SOP Instance UID arrived twice"}
-    assert not incoming_files(wrong.daemon)
+    wait_nothing_incoming(wrong.daemon)
 
 
 @_kinds("transient-")
@@ -145,7 +145,7 @@ def test_delivered_late(wrong: Stage, kind: str) -> None:
     assert all("no C-MOVE was under way" in reason for reason in new.values())
     assert all(path.name in wrong.daemon.log for path in new)
     assert wrong.ask("move", f"{kind}good").json()["complete"] is True
-    assert not incoming_files(wrong.daemon)
+    wait_nothing_incoming(wrong.daemon)
 
 
 @KINDS
@@ -194,4 +194,4 @@ def test_more_than_one_as_a_single_object(wrong: Stage, kind: str) -> None:
     answer = wrong.ask("move", f"{kind}good", Accept=DICOM)
     assert answer.status == 406
     wait_idle(wrong.daemon)
-    assert not incoming_files(wrong.daemon)
+    wait_nothing_incoming(wrong.daemon)

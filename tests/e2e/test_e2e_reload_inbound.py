@@ -45,7 +45,7 @@ def assert_all_kept(folder: Path, sending: Any) -> None:
 
 
 @pytest.mark.dcmtk
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 def test_the_mode_changes(hosts: Hosts, tmp_path: Path) -> None:
     """From one mode to the other and back, on the same port, again and again."""
     port, backends = free_port(), {"kept": keeping(tmp_path / "kept")}
@@ -59,7 +59,7 @@ def test_the_mode_changes(hosts: Hosts, tmp_path: Path) -> None:
     assert_all_kept(tmp_path / "kept", sending)
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_port_changes(hosts: Hosts, tmp_path: Path, mode: str) -> None:
     """The old port is closed, senders go on at the new one."""
@@ -76,7 +76,7 @@ def test_the_port_changes(hosts: Hosts, tmp_path: Path, mode: str) -> None:
     assert_all_kept(tmp_path / "kept", sending)
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest.mark.parametrize("mode", MODES)
 def test_backends_and_order_change(hosts: Hosts, tmp_path: Path, mode: str) -> None:
     """A backend that is added gets what comes from then on, the first one gets all; so it is when in_order changes."""

@@ -124,7 +124,7 @@ def test_every_transfer_syntax(gateway: Gateways, tmp_path: Path, originals: dic
         }
         running, port = gateway(backends, store_scp=mode)
         send_as_is(port, *originals.values())
-        wait_delivered(running, 40)
+        wait_delivered(running)
         assert node.files.keys() == originals.keys()
         for uid, path in originals.items():
             if NATIVE:
@@ -156,7 +156,7 @@ def test_a_pacs_that_comes_back(gateway: Gateways, tmp_path: Path, mode: str) ->
     assert {delivery.attempts for info in entries(running) for delivery in info.deliveries} == {0}
     with pacs:
         send(port, *studies[2].files)
-        wait_delivered(running, 30)
+        wait_delivered(running)
         assert "pacs takes objects again" in running.log
         stored = {str(dcmread(path).SOPInstanceUID) for path in pacs.layout.area.glob("*.dcm")}
     assert stored == {uid for study in studies for uid in study.sop_uids}
@@ -170,11 +170,11 @@ def test_a_slow_backend_holds_up_no_other(gateway: Gateways, tmp_path: Path) -> 
         running, port = gateway({"slow": web.backend, "node": node.backend})
         send(port, *study.files)
         assert web.waiting.wait(20)
-        wait_until(lambda: len(node.files) == 30, "the other has everything", 20)
+        wait_until(lambda: len(node.files) == 30, "the other has everything")
         assert not web.received
         assert len(spooled(running)) == 30
         web.gate.set()
-        wait_delivered(running, 30)
+        wait_delivered(running)
         assert {str(read(body).SOPInstanceUID) for *_, body in web.received} == set(study.sop_uids)
 
 
@@ -187,7 +187,7 @@ def test_in_order(gateway: Gateways, tmp_path: Path, mode: str) -> None:
         backends = {"peer": {"aet": "PEER", "host": "127.0.0.1", "port": peer.port, "max_associations": 1}}
         running, port = gateway(backends, store_scp=mode, in_order=True)
         send(port, *study.files)
-        wait_delivered(running, 40)
+        wait_delivered(running)
         stored = [event["sop_instance_uid"] for event in peer.events("stored") if event["status"] == 0]
         refused = [event["sop_instance_uid"] for event in peer.events("stored") if event["status"] != 0]
     assert len(refused) == 1
@@ -218,7 +218,7 @@ def test_quarantine_and_retry(gateway: Gateways, tmp_path: Path, mode: str) -> N
         node.refused.clear()
         with SpoolFolder(storage(running)) as spool:
             assert spool.retry([info.entry.id for info in told]) == 6
-        wait_delivered(running, 30)
+        wait_delivered(running)
         assert set(node.files) == report_uids | set(study.sop_uids)
 
 
@@ -239,7 +239,7 @@ def test_from_orthanc_to_orthanc(gateway: Gateways, tmp_path: Path, mode: str) -
         running, port = gateway({"orthanc": destination.backend}, store_scp=mode)
         with Orthanc(tmp_path / "source", {"HARMONY_SCP": port}) as source:
             source.send("HARMONY_SCP", [source.add(path) for path in files])
-        wait_delivered(running, 40)
+        wait_delivered(running)
         originals = {str(dcmread(path).SOPInstanceUID): path for path in files}
         assert_same_objects(destination.files(), originals)
         assert json.loads(destination.rest("GET", "/statistics"))["CountInstances"] == len(files)

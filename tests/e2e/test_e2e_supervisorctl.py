@@ -67,7 +67,7 @@ def ctl(running: RunningDaemon, home: Path) -> Iterator[Ctl]:
     yield ctl
     if not _all_run(running):
         ctl("start", "all")
-        wait_until(lambda: _all_run(running), "all run again", 20.0)
+        wait_until(lambda: _all_run(running), "all run again")
 
 
 def _children(running: RunningDaemon) -> list[dict[str, Any]]:
@@ -194,7 +194,7 @@ def test_signal(ctl: Ctl, running: RunningDaemon) -> None:
     wait_until(lambda: psutil.Process(pid).status() != psutil.STATUS_STOPPED, "it goes on")
     assert sorted(ctl("signal", "18", "all").lines) == [f"{name}: signalled" for name in NAMES]
     assert ctl("signal", "KILL", "storescp:in2").code == 0
-    wait_until(lambda: _pids(running)[2] not in (None, pid), "it was replaced", 20.0)
+    wait_until(lambda: _pids(running)[2] not in (None, pid), "it was replaced")
     ctl("stop", "storescp:in2")
     assert ctl("signal", "HUP", "storescp:in2").output == "storescp:in2: ERROR (not running)\n"
 

@@ -167,7 +167,7 @@ def test_it_is_active_only_when_ready(host: Host) -> None:
         assert stranger.stdout is not None
         assert stranger.stdout.readline() == "held\n"
         host.systemctl("start", "--no-block", UNIT)
-        wait_until(lambda: "port 11112 is held by" in host.status(), "the status says who is in the way", 20.0)
+        wait_until(lambda: "port 11112 is held by" in host.status(), "the status says who is in the way")
         assert host.status().startswith("Starting: 0 of 1 children running; storescp:incoming")
         assert host.show("ActiveState") == "activating"
         host.get("/livez")  # it listens already; that alone is not ready
@@ -265,7 +265,7 @@ def test_the_watchdog_restarts_a_daemon_that_hangs(host: Host) -> None:
         host.systemctl("restart", UNIT)
         pid = host.pid
         host.box.run("kill", "-STOP", str(pid))
-        wait_until(lambda: host.pid not in (0, pid), "there is another daemon", 20.0)
+        wait_until(lambda: host.pid not in (0, pid), "there is another daemon")
         host.wait("active")
     log = host.log()
     assert "Fatal Python error: Aborted" in log

@@ -33,7 +33,7 @@ from interop_kit import (
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.testing.processes import end_group, free_port, port_is_free, wait_until
 
-pytestmark = [pytest.mark.peers, pytest.mark.deadline(120)]
+pytestmark = [pytest.mark.peers, pytest.mark.deadline(240)]
 
 INSTALLED = Path(__file__).parents[2] / ".interop"
 PEERS = Path(__file__).parent / "peers"

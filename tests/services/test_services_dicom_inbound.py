@@ -13,6 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
+from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, Instance
 from harmonyd.dimse.errors import (
@@ -33,6 +34,7 @@ from harmonyd.services.dicom.inbound import DicomEndpoint, scp_config
 from harmonyd.services.http.errors import UpstreamUnreachable
 from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Untried
 from harmonyd.testing.data import demo_files
+from harmonyd.tls import TlsServer
 
 ASSOCIATION = Association("a" * 32, "GATEWAY", "CT1", "192.0.2.7")
 
@@ -360,6 +362,8 @@ def test_the_receiver_is_told_what_the_configuration_says() -> None:
         max_associations=3,
         max_associations_per_peer=2,
         association_timeout_secs=5.0,
+        acknowledge=PipelineAnswers(1.0),
+        tls=TlsServer(Path("/own.crt"), Path("/own.key")),
     )
     config = Stage(options=options, one=FakeBackend()).config
     assert config.name == "scp"

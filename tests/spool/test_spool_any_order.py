@@ -69,7 +69,7 @@ async def play(reactor, folder: Path, steps, in_order: bool) -> None:
             assert came == sorted(came)
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @settings(max_examples=30, deadline=None)
 @given(steps=STEPS, in_order=st.booleans())
 @ensureDeferred

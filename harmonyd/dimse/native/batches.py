@@ -1,7 +1,7 @@
-"""Objects of many associations handed over together: what comes while others are made durable is the next batch.
+"""Objects of many associations handed over together: what comes while others are journalled is the next batch.
 
-A flush of the disk costs hardly more for several files than for one, and each hand-over costs the same whatever is in
-it. Each object has an outcome of its own all the same.
+A hand-over costs nearly the same whatever is in it: one transaction, one flush of the disk. Each object has an outcome
+of its own all the same.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from twisted.internet.defer import Deferred
 from harmonyd.dimse.engine import Arrival
 
 MAX_BATCH = 64
-MAX_RUNNING = 2
-"""Under way at once: one is flushed while another is journalled. 16 senders get a fifth more done than unbounded."""
 
 _Waiting = tuple[Arrival, "Deferred[None]"]
 
@@ -26,7 +24,7 @@ class Batches:
     def __init__(self, handler: Callable[[Sequence[Arrival]], Awaitable[None]]) -> None:
         self._handler = handler
         self._queue: deque[_Waiting] = deque()
-        self._running = 0
+        self._is_running = False
 
     async def take(self, arrival: Arrival) -> None:
         """Return when the handler has taken it. Raises what it raises for this one."""
@@ -36,14 +34,14 @@ class Batches:
         await taken
 
     def _work(self) -> None:
-        while self._queue and self._running < MAX_RUNNING:
+        if self._queue and not self._is_running:
             batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
-            self._running += 1
+            self._is_running = True
             Deferred.fromCoroutine(self._run(batch))
 
     async def _run(self, batch: Sequence[_Waiting]) -> None:
         await self._hand_over(batch)
-        self._running -= 1
+        self._is_running = False
         self._work()
 
     async def _hand_over(self, batch: Sequence[_Waiting]) -> None:

@@ -21,7 +21,7 @@ from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.silence import SilenceWatch, unsent_bytes
-from harmonyd.dimse.tls_failures import speaks_tls
+from harmonyd.dimse.tls_failures import inbound_plain_problem, speaks_tls
 
 MAX_WAITING_BYTES = 1024 * 1024
 """So much of data sets may wait to be read; more stays in the socket."""
@@ -46,6 +46,8 @@ class Connection(Protocol):
     transport: Any
     cut_secs = 10.0
     """How long what was written may take to leave, once all is said."""
+    proof = ""
+    """What the peer has shown of itself, for the log; nothing without TLS."""
 
     def __init__(self, reactor: Any, association: core.Association, silence_secs: float) -> None:
         self.association = association
@@ -72,6 +74,10 @@ class Connection(Protocol):
     def problem(self, remote: RemoteNode) -> DimseError | None:
         """What is wrong below DICOM, where there is no association; None when nothing is."""
         return speaks_tls(remote, self._first_bytes)
+
+    def inbound_problem(self) -> str:
+        """The same for a connection that the peer began, for the log; empty when nothing is."""
+        return inbound_plain_problem(self._first_bytes)
 
     # --- events
 

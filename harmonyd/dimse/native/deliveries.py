@@ -196,7 +196,10 @@ class MoveDeliveries:
         shared: bool = False,
         ended: Callable[[], None] = lambda: None,
     ) -> Reception:
-        """An object that may be for a move, and else is written to ``path``. ``shared``: an endpoint receives it."""
+        """An object that may be for a move, and else is written to ``path``. ``shared``: an endpoint receives it.
+
+        What may be the endpoint's is flushed.
+        """
         self._under_way[offer] = shared
         named = self._named(offer)
 
@@ -214,7 +217,9 @@ class MoveDeliveries:
             self._one_less.fire(None)
             ended()
 
-        return Reception(path if named is None else named.new_path(offer.sop_instance_uid), keep, over)
+        if named is None:
+            return Reception(path, keep, over, flush=shared)
+        return Reception(named.new_path(offer.sop_instance_uid), keep, over)
 
     # --- whose an object is
 

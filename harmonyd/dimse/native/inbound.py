@@ -69,6 +69,8 @@ class InboundSession:
         self.has_ended = False
         self._is_busy = False
         self._is_stopping = False
+        self._tell_end: Callable[[Exception], None] | None = None
+        connection.closed.addCallback(lambda _: self._end_is_near(Ended()))
         self._over: Waiters[None] = Waiters()
 
     async def run(self) -> None:
@@ -91,7 +93,9 @@ class InboundSession:
     async def stop(self) -> None:
         """End it; what is being made durable is answered first. Returns when it is over and its connection closed."""
         self._is_stopping = True
-        if not self._is_busy:
+        if self._is_busy:
+            self._end_is_near(Stopped())  # whoever waits may answer now, and is busy with that no more
+        else:
             self.connection.interrupt(Stopped())
         if not self.has_ended:
             await self._over.wait()
@@ -107,6 +111,23 @@ class InboundSession:
             yield
         finally:
             self._is_busy = False
+
+    @contextmanager
+    def tells_its_end(self, tell: Callable[[Exception], None]) -> Iterator[None]:
+        """Have ``tell`` called, at once if need be, with ``Ended`` when the peer is gone, ``Stopped`` on ``stop``."""
+        self._tell_end = tell
+        try:
+            if not self.connection.association.established:
+                tell(Ended())
+            elif self._is_stopping:
+                tell(Stopped())
+            yield
+        finally:
+            self._tell_end = None
+
+    def _end_is_near(self, why: Exception) -> None:
+        if self._tell_end is not None:
+            self._tell_end(why)
 
     # --- for services
 

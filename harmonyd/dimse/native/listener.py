@@ -24,7 +24,9 @@ from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.items import DEFAULT_MAX_PDU
 from harmonyd.dimse.native.inbound import InboundSession, Receiver
+from harmonyd.dimse.native.secure_port import SecureInbound, SecurePort
 from harmonyd.errors import Unavailable
+from harmonyd.tls import TlsServer
 
 MAX_PENDING = 256
 """Connections without an association yet, or any more; the oldest makes room for the next."""
@@ -69,6 +71,7 @@ class AssociationListener:
         self._sock: socket.socket | None = None
         self._pending: dict[Connection, None] = {}
         self._resume_call: Any = None
+        self._tls: SecurePort | None = None
 
     # --- IReadDescriptor
 
@@ -125,6 +128,16 @@ class AssociationListener:
         self.port = sock.getsockname()[1]
         self._reactor.addReader(self)
 
+    @property
+    def tls(self) -> TlsServer | None:
+        """How connections are secured; None: not."""
+        return None if self._tls is None else self._tls.settings
+
+    def secure(self, settings: TlsServer | None) -> None:
+        """From now on connections are secured like this. Raises ``Unavailable``, then they are as before."""
+        if settings != self.tls:
+            self._tls = None if settings is None else SecurePort(settings)
+
     def close(self) -> None:
         """Accept nothing more, and close connections that are no association. Safe to call twice."""
         if self._resume_call is not None and self._resume_call.active():
@@ -161,9 +174,15 @@ class AssociationListener:
             oldest.cut()
         association = core.Association.acceptor(DEFAULT_MAX_PDU)
         # Until there is a request the ARTIM timer counts, not silence.
-        connection = Connection(self._reactor, association, 2 * connections.ARTIM_SECS)
+        of_it = self._reactor, association, 2 * connections.ARTIM_SECS
+        protocol: Any
+        if self._tls is None:
+            connection = protocol = Connection(*of_it)
+        else:
+            connection = SecureInbound(*of_it)
+            protocol = self._tls.wrap(connection)
         # Twisted asks for its own Port there, and uses it for its log prefix only.
-        transport: Any = Server(sock, connection, address, None, sock.fileno(), self._reactor)  # type: ignore[arg-type]
+        transport: Any = Server(sock, protocol, address, None, sock.fileno(), self._reactor)  # type: ignore[arg-type]
         transport.repstr = f"<DICOM connection from {address[0]}>"
         self._pending[connection] = None
         connection.closed.addCallback(lambda _: self._pending.pop(connection, None))
@@ -193,8 +212,10 @@ class AssociationListener:
                 self._say_no_association(connection, "there was no whole A-ASSOCIATE-RQ when the connection ended")
 
     def _say_no_association(self, connection: Connection, why: str) -> None:
-        self._log.info("{peer} connected to port {port}, and asked for no association: {why}",
-                       peer=connection.peer, port=self.port, why=why)  # fmt: skip
+        problem = connection.inbound_problem()
+        say = self._log.warn if problem else self._log.info
+        say("{peer} connected to port {port}, and asked for no association: {why}",
+            peer=connection.peer, port=self.port, why=problem or why)  # fmt: skip
 
     def _requested(self, connection: Connection, request: core.AssociateRequest) -> None:
         answer = self._judge(request, connection.peer)
@@ -225,8 +246,9 @@ class AssociationListener:
         self._pending.pop(connection, None)
         self.sessions.add(session)
         self._log.info(
-            "association from {calling} ({peer}) to {called}",
+            "association from {calling} ({peer}{proof}) to {called}",
             calling=known.calling_aet, peer=known.peer, called=known.called_aet, association_id=known.id,
+            proof=connection.proof and f", {connection.proof}",
         )  # fmt: skip
         Deferred.fromCoroutine(session.run()).addBoth(lambda _: self._ended(session))
 

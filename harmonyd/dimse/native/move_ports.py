@@ -15,6 +15,7 @@ from harmonyd.dimse.native.deliveries import RECEIVING, Delivery, MoveDeliveries
 from harmonyd.dimse.native.listeners import Listeners, Place
 from harmonyd.dimse.quarantine import Quota, put_aside
 from harmonyd.dimse.threads import Threads
+from harmonyd.errors import Unavailable
 
 TRANSIENT = "transient"
 _IDS = range(1000, 0x8000)
@@ -90,6 +91,8 @@ class MovePorts:
     def keep_only(self, wanted: Collection[MoveReceiver]) -> None:
         """Close every other port once no move needs it."""
         self._wanted = wanted
+        for receiver in wanted:
+            self._secure_anew(receiver)
         for key in list(self._ports):
             self._close_soon(key)
 
@@ -118,9 +121,19 @@ class MovePorts:
         if not any(number == receiver.port for number, _ in self._ports):
             # Before anything can come; nobody else receives there, as the port would be taken.
             await self._threads.in_thread(_prepare, parent, self._quarantine)
-        deliveries.listener = self._listeners.claim_for_moves(place, deliveries)
+        deliveries.listener = self._listeners.claim_for_moves(place, deliveries, receiver.tls)
         port = self._ports[_key(receiver)] = _Port(receiver, place, deliveries)
         return port
+
+    def _secure_anew(self, receiver: MoveReceiver) -> None:
+        port = self._ports.get(_key(receiver))
+        if port is None or port.receiver == receiver or port.deliveries.listener is None:
+            return
+        port.receiver = receiver
+        try:
+            port.deliveries.listener.secure(receiver.tls)
+        except Unavailable as error:  # they were right when they were checked, a moment ago
+            self._log.error("port {port} goes on as before: {why}", port=receiver.port, why=error.detail)
 
     def _close_soon(self, key: tuple[int, str]) -> None:
         Deferred.fromCoroutine(self._close(key)).addErrback(

@@ -82,12 +82,13 @@ class ObjectFile:
         """Write what is there."""
         await in_thread(self._reactor, self._flush, self._taken())
 
-    async def finish(self) -> InstanceHeader:
-        """Write the rest, close the file, and check it to its last element.
+    async def finish(self, *, flush: bool = False) -> InstanceHeader:
+        """Write the rest, check it to its last element, and close the file; ``flush`` has it, and its
+        name in its folder, on the disk before that.
 
         Raises ``DamagedFile`` and OSError; ``discard`` it then.
         """
-        return await in_thread(self._reactor, self._finish, self._taken())
+        return await in_thread(self._reactor, self._finish, self._taken(), flush)
 
     async def discard(self) -> None:
         """Leave nothing behind. Safe at any time, but for a file that somebody else has moved to this path."""
@@ -118,13 +119,19 @@ class ObjectFile:
             if left:
                 _write_rest(self._fd, b"".join(vector)[-left:])
 
-    def _finish(self, pieces: list[Any]) -> InstanceHeader:
+    def _finish(self, pieces: list[Any], flush: bool) -> InstanceHeader:
         self._flush(pieces)
         with self._lock:
+            if self._error is not None:
+                raise self._error
+            header = check_complete(self.path)
+            if flush:
+                os.fsync(self._fd)
+                _flush_folder(self.path.parent)
             self._close()
             if self._error is not None:
                 raise self._error
-            return check_complete(self.path)
+            return header
 
     def _discard(self) -> None:
         with self._lock:
@@ -141,6 +148,14 @@ class ObjectFile:
                 os.close(fd)
             except OSError as error:
                 self._error = self._error or error
+
+
+def _flush_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _write_rest(fd: int, data: bytes) -> None:

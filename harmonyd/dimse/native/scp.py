@@ -1,4 +1,7 @@
-"""A store SCP for a dicom endpoint: a C-STORE is answered with Success when the handler has made the object durable."""
+"""A store SCP for a dicom endpoint: a C-STORE is answered with Success when the handler has made the object durable.
+
+Or, where the configuration asks for it, when the pipeline has delivered it (``deciding``).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpConfig
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.batches import Batches
+from harmonyd.dimse.native.deciding import delivered
 from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
 from harmonyd.dimse.native.inherited import Inherited
 from harmonyd.dimse.native.listener import AssociationListener
@@ -106,7 +110,7 @@ class NativeStoreScp:
         await self._inherited.stop()
 
     def _listen(self) -> None:
-        self._listener = self._listeners.claim(self._place, self)
+        self._listener = self._listeners.claim(self._place, self, self._config.tls)
 
     # --- listener.Owner, and inbound.Receiver
 
@@ -153,11 +157,16 @@ class NativeStoreScp:
         path = self.folder / f"{self._run}-{next(self._numbers)}.dcm"
         if moves is not None:
             return moves.reception(offer, path, self._take, shared=True, ended=self._reception_ended)
-        return Reception(path, lambda at, header: self._take(offer, at, header), self._reception_ended)
+        in_spool = self._config.acknowledge is None
+        return Reception(path, lambda at, header: self._take(offer, at, header), self._reception_ended, flush=in_spool)
 
     async def _take(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         """Raises what the handler raises."""
-        await self._batches.take(Arrival(instance_of(path, header), offer.association, offer.move_originator_aet))
+        flushed = path.parent == self.folder  # and not what was written for a move that has not asked for it
+        arrival = Arrival(instance_of(path, header), offer.association, offer.move_originator_aet, flushed)
+        if (answers := self._config.acknowledge) is not None:
+            return await delivered(self._reactor, self._handler, answers, offer.session, arrival)
+        await self._batches.take(arrival)
         return SUCCESS, ""
 
     def _reception_ended(self) -> None:

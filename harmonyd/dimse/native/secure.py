@@ -28,7 +28,7 @@ from harmonyd.dimse.native.connection import LAST_WORDS_SECS, Connection
 from harmonyd.dimse.tls_failures import NOT_PINNED, NOT_THE_ADDRESS, NOT_THE_NAME, Trouble, tls_failure
 from harmonyd.tls import CIPHERS, TlsClient, expected_name, fingerprint, is_address
 
-_OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
+OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
 
 
 class Verdict:
@@ -90,10 +90,10 @@ class ClientCreator:
         self._host = remote.host
         files = (settings.ca_file, settings.cert_file, settings.key_file)
         try:
-            self._context = _context(settings, tuple(_stamp(file) for file in files))
+            self._context = _context(settings, tuple(stamp(file) for file in files))
         except (OSError, SSL.Error, crypto.Error) as error:
             raise EngineFailed(
-                f"The certificates of backend {remote.name} cannot be used: {_said(error)}",
+                f"The certificates of backend {remote.name} cannot be used: {said(error)}",
                 hint="harmonyd check says more; files must be replaced together.",
             ) from error
 
@@ -107,7 +107,7 @@ class ClientCreator:
         return made
 
 
-def _stamp(file: Path | None) -> tuple[int, int, int] | None:
+def stamp(file: Path | None) -> tuple[int, int, int] | None:
     if file is None:
         return None
     found = file.stat()
@@ -119,7 +119,7 @@ def _context(settings: TlsClient, _stamps: object) -> SSL.Context:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(CIPHERS.encode("ascii"))
-    context.set_options(_OPTIONS)
+    context.set_options(OPTIONS)
     context.set_verify(SSL.VERIFY_PEER, _judge)
     if settings.ca_file is not None:
         context.load_verify_locations(str(settings.ca_file))
@@ -137,7 +137,7 @@ def _judge(connection: SSL.Connection, certificate: crypto.X509, code: int, dept
     return verdict.judge(certificate, code, depth)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """OpenSSL's last word is its most special one."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
@@ -145,19 +145,42 @@ def _said(error: Exception) -> str:
     return str(reasons[-1]) if reasons else ""
 
 
-@implementer(IHandshakeListener)
-class SecureConnection(Connection):
-    """``secured`` fires once: with True after the handshake, with False when the connection is gone before."""
+class OverTls(Connection):
+    """What both roles have in common."""
 
     cut_secs = LAST_WORDS_SECS
     """The peer's close_notify is of no use to us: DICOM says by itself when all is said."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._reason: BaseException | None = None
+        self._is_secured = False
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._reason = reason.value
+        super().connectionLost(reason)
+
+    def _connected(self) -> None:
+        """The handshake comes first."""
+
+    def _socket(self) -> Any:
+        handle = self.transport.transport.getHandle()
+        return handle if isinstance(handle, socket.socket) else None
+
+    def _end_writing(self) -> None:
+        """A close_notify; what the peer still sends is read until it closes, too (RFC 8446 section 6.1)."""
+        self.transport.loseConnection()
+
+
+@implementer(IHandshakeListener)
+class SecureConnection(OverTls):
+    """``secured`` fires once: with True after the handshake, with False when the connection is gone before."""
+
     verdict: Verdict
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.secured: Deferred[bool] = Deferred()
-        self._reason: BaseException | None = None
-        self._is_secured = False
 
     def problem(self, remote: RemoteNode) -> DimseError | None:
         """What went wrong in TLS; None when it was not TLS that ended the connection."""
@@ -166,7 +189,7 @@ class SecureConnection(Connection):
             return None
         verdict = self.verdict
         trouble = Trouble(
-            reason=_said(self._reason) if isinstance(self._reason, SSL.Error) else "",
+            reason=said(self._reason) if isinstance(self._reason, SSL.Error) else "",
             verify_code=verdict.code,
             verify_text=verdict.text,
             certificate_sha256=verdict.sha256,
@@ -185,18 +208,6 @@ class SecureConnection(Connection):
             self.secured.callback(True)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._reason = reason.value
         super().connectionLost(reason)
         if not self.secured.called:
             self.secured.callback(False)
-
-    def _connected(self) -> None:
-        """The handshake comes first."""
-
-    def _socket(self) -> Any:
-        handle = self.transport.transport.getHandle()
-        return handle if isinstance(handle, socket.socket) else None
-
-    def _end_writing(self) -> None:
-        """A close_notify; what the peer still sends is read until it closes, too (RFC 8446 section 6.1)."""
-        self.transport.loseConnection()

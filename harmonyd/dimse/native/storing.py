@@ -87,6 +87,8 @@ class Reception:
     still is there."""
     ended: Callable[[], None]
     """Called once, whatever became of the object, before the peer is told."""
+    flush: bool = False
+    """It is to be durable before ``keep``."""
 
 
 class Keeper(Protocol):
@@ -139,7 +141,7 @@ class Storing:
         try:
             await _read(session, file)
             with session.not_interrupted():
-                header = await file.finish()
+                header = await file.finish(flush=reception.flush)
                 _compare(header, command)
                 return await reception.keep(file.path, header)
         except Exception as error:

@@ -41,6 +41,13 @@ DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 T = TypeVar("T", Match, Instance)
 
 
+def move_receiver(options: DicomBackendOptions) -> MoveReceiver:
+    """Who receives what is moved for a backend."""
+    return MoveReceiver(
+        options.store_scp, options.move_destination_aet, options.incoming_store_port, options.incoming_store_tls
+    )
+
+
 class DicomBackend:
     """One remote node. ``active`` holds the ids of its running operations, whose artifact folders are in use."""
 
@@ -67,7 +74,7 @@ class DicomBackend:
         self._reactor = reactor
         self._has_retrievers = has_retrievers
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
-        self.receiver = MoveReceiver(options.store_scp, options.move_destination_aet, options.incoming_store_port)
+        self.receiver = move_receiver(options)
         self.remote = RemoteNode(
             name,
             options.aet,

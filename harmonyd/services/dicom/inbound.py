@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import errno
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
-from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
 from harmonyd.dimse.part10 import claimed_uid
 from harmonyd.envelope import RequestEnvelope
-from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
-from harmonyd.pipeline.errors import DeliveryRefused, NotTried
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
+from harmonyd.services.dicom.at_once import deliver_one
 from harmonyd.services.dicom.objects import ObjectBody, json_view
-from harmonyd.services.http.errors import UpstreamUnreachable
-from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Result, Spool, Untried
+from harmonyd.services.dicom.outcomes import spool_result
+from harmonyd.spool.api import Entry, NewEntry, Result, Spool
 
 InThread = Callable[..., Awaitable[Any]]
-
-_log = Logger()
+T = TypeVar("T")
 
 
 def scp_config(name: str, options: DicomEndpointOptions) -> StoreScpConfig:
@@ -42,6 +38,8 @@ def scp_config(name: str, options: DicomEndpointOptions) -> StoreScpConfig:
         options.allowed_calling_aets,
         options.max_associations,
         options.max_associations_per_peer,
+        options.acknowledge,
+        options.tls,
     )
 
 
@@ -67,7 +65,7 @@ class DicomEndpoint:
         """Of its own."""
         self._in_thread = in_thread
         self._spool = spool
-        self._running: set[Deferred[Sequence[Result]]] = set()
+        self._running: set[Deferred[Any]] = set()
         self._engines = engines
         self._mode = (options.engine, options.store_scp)
         engine = engines[options.engine]
@@ -83,6 +81,7 @@ class DicomEndpoint:
         """Receive and deliver nothing any more; what is in the spool stays there."""
         await self._scp.stop()
         await self._spool.detach(self.name)
+        await self.present_deliveries_end()
         started, self._started = self._started, None
         if started is not None:
             await started.stop()
@@ -139,6 +138,12 @@ class DicomEndpoint:
         entries = [_entry(arrival) for arrival in arrivals]
         await self._spool.take(self.name, entries, list(self._pipeline.backends))
 
+    async def deliver_now(self, arrival: Arrival) -> None:
+        """See ``ObjectHandler``. To all backends at once; what some of them have is not taken back from them."""
+        new, began = _entry(arrival), time.time()
+        entry = Entry(0, self.name, new.path, new.size_bytes, began, new.metadata, new.request_id)
+        await self._run(deliver_one(self._pipeline, entry, self._outcomes))
+
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         uid = await self._in_thread(claimed_uid, path)
         metadata = {**_metadata(association), "sop_instance_uid": uid, "study_instance_uid": ""}
@@ -151,14 +156,20 @@ class DicomEndpoint:
         return {name: getattr(backend, "max_batch", 1) for name, backend in self._pipeline.backends.items()}
 
     async def deliver(self, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
-        delivery = Deferred.fromCoroutine(self._deliver(self._pipeline, backend, entries))
+        outcomes = await self._run(self._outcomes(self._pipeline, backend, entries))
+        return [spool_result(outcome) for outcome in outcomes]
+
+    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        delivery = Deferred.fromCoroutine(work)
         self._running.add(delivery)
         try:
             return await delivery
         finally:
             self._running.discard(delivery)
 
-    async def _deliver(self, pipeline: Pipeline, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
+    async def _outcomes(
+        self, pipeline: Pipeline, backend: str, entries: Sequence[Entry]
+    ) -> Sequence[Exception | None]:
         requests: dict[int, RequestEnvelope] = {}
         outcomes: dict[int, Exception | None] = {}
         for number, entry in enumerate(entries):
@@ -172,7 +183,7 @@ class DicomEndpoint:
             for request in requests.values():
                 await request.body.close()
         outcomes.update(zip(requests, delivered, strict=True))
-        return [_result(outcomes[number]) for number in range(len(entries))]
+        return [outcomes[number] for number in range(len(entries))]
 
     async def _request(self, pipeline: Pipeline, entry: Entry) -> RequestEnvelope:
         request = _envelope(entry)
@@ -213,7 +224,7 @@ def _entry(arrival: Arrival) -> NewEntry:
         "series_instance_uid": instance.series_instance_uid,
         "transfer_syntax_uid": instance.transfer_syntax_uid,
     }
-    return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex)
+    return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex, arrival.flushed)
 
 
 def _envelope(entry: Entry) -> RequestEnvelope:
@@ -227,45 +238,3 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
     )
-
-
-_AWAY = (RemoteUnreachable, AssociationRejected, UpstreamUnreachable, Unavailable, StorageFull)
-"""What says nothing about the object: no other one would fare better at this backend now."""
-_AWAY_TIMEOUTS = frozenset({"connect", "association", "queue"})
-_AWAY_ERRORS = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE),
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    }
-)
-"""Of the file system that a backend writes to, and of this process."""
-_BUSY_STATUSES = frozenset({408, 429, 502, 503, 504, 507})
-"""HTTP statuses that are about the server, not about what was sent (RFC 9110 section 15.6, RFC 6585 section 4)."""
-
-
-def _result(outcome: Exception | None) -> Result:
-    if outcome is None:
-        return Delivered()
-    if isinstance(outcome, NotTried):
-        return Untried()
-    if not isinstance(outcome, HarmonydError | OSError):
-        _log.error("an object could not be delivered, by our fault: {error!r}", error=outcome)
-    return Failed(_reason(outcome), is_away=_is_away(outcome))
-
-
-def _is_away(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _AWAY_ERRORS
-    if isinstance(error, DeliveryRefused):
-        return error.extra.get("status") in _BUSY_STATUSES
-    if isinstance(error, DeadlinePassed):
-        return error.extra.get("timeout") in _AWAY_TIMEOUTS
-    if isinstance(error, DimseFailure):
-        return str(error.extra.get("dimse_status", "")).startswith("0xA7")  # out of resources (PS3.4 B.2.3)
-    return isinstance(error, _AWAY)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, HarmonydError):
-        return error.detail
-    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

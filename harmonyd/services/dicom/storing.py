@@ -18,12 +18,14 @@ from harmonyd.dimse.part10 import DamagedFile, check_complete, read_header
 from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, HarmonydError, UnsupportedMediaType
+from harmonyd.mediatypes import parse_media_type
 from harmonyd.multipart import read_parts
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.results import FixedResults, store_members
 
 MAX_PARTS = 10_000
+_DICOM = "application/dicom"
 InThread = Callable[..., Awaitable[Any]]
 
 
@@ -164,13 +166,20 @@ async def request_files(request: RequestEnvelope, folder: Path, in_thread: InThr
         # An object of our own spool: sent from where it lies.
         return [request.body.path]
     content_type = request.headers.get("content-type", "")
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == "multipart/related":
+    media = parse_media_type(content_type)
+    kind = media.essence if media is not None else content_type.strip()
+    if media is not None and kind == "multipart/related":
+        root = media.parameters.get("type", _DICOM).lower()
+        if root != _DICOM:
+            raise UnsupportedMediaType(
+                f"A store takes parts of {_DICOM}, not of {root[:100]}",
+                hint="Send whole DICOM files, not metadata with bulk data beside it.",
+            )
         parts = await read_parts(request.body, content_type, folder, max_parts=MAX_PARTS)
         return [part.path for part in parts]
-    if kind != "application/dicom":
+    if kind != _DICOM:
         raise UnsupportedMediaType(
-            f"A store takes application/dicom or multipart/related, not {kind[:100] or 'a body without a type'}",
+            f"A store takes {_DICOM} or multipart/related, not {kind[:100] or 'a body without a type'}",
             hint="Set the Content-Type of the request.",
         )
     target = folder / "1.dcm"

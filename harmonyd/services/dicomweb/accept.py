@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ JSON = "application/json"
 OCTETS = "application/octet-stream"
 ZIP = "application/zip"
 ANY = "*/*"
+_SPACE = re.compile(r"(?<=[a-z0-9]) (?=(?:json|xml)\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,16 @@ def _matches(pattern: str, essence: str) -> bool:
 def accepted(request: HttpRequest) -> list[Accepted]:
     """Return what the client accepts, what it likes best first; empty: it does not say.
 
-    The query parameter ``accept`` stands in for the header (PS3.18 section 8.3.3.1).
+    The query parameter ``accept`` stands in for the header (PS3.18 section 8.3.3.1). In it, what is no media type is
+    refused with ``NotAcceptable``: nobody sends that by habit, as some do with headers.
     """
-    header = ",".join(request.query.get("accept", [])) or request.headers.get("accept", "")
-    medias = filter(None, map(parse_media_type, split_list(header)))
-    found = [each for each in map(_accepted, medias) if each.quality > 0]
+    # In a query a plus sign stands for a space: application/dicom+json was meant.
+    given = _SPACE.sub("+", ",".join(request.query.get("accept", [])))
+    medias = [parse_media_type(element) for element in split_list(given or request.headers.get("accept", ""))]
+    if given and None in medias:
+        hint = "Write for example accept=application/dicom%2Bjson."
+        raise NotAcceptable("accept has something that is no media type.", hint=hint)
+    found = [each for media in medias if media is not None and (each := _accepted(media)).quality > 0]
     return sorted(found, key=lambda each: (-each.quality, each.essence == ANY))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from harmonyd.errors import DeadlinePassed
 from harmonyd.services.dicomweb.asking import Asker, Found
-from harmonyd.services.dicomweb.entities import first_value, json_key
+from harmonyd.services.dicomweb.counted import Counted
+from harmonyd.services.dicomweb.entities import UNIQUE, first_value, json_key
 from harmonyd.services.dicomweb.parallel import each_of
 from harmonyd.services.dicomweb.search import Page
 
@@ -19,15 +21,22 @@ _STUDY_COUNTS = ("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStu
 _SERIES_COUNT = "NumberOfSeriesRelatedInstances"
 
 
+_Complete = Callable[[dict[str, Any]], Awaitable[None]]
+
+
 class _NoMore(Exception):
     """The questions are used up, or an answer was not whole: what is missing stays out."""
 
 
 class Completer:
-    """Completes the results of a page, as far as ``MAX_QUESTIONS`` and the deadline go."""
+    """Completes the results of a page, as far as ``MAX_QUESTIONS`` and the deadline go.
 
-    def __init__(self, asker: Asker) -> None:
+    What was counted a moment ago, for a request that was routed by the same header, is taken from ``counted``.
+    """
+
+    def __init__(self, asker: Asker, counted: Counted) -> None:
         self._asker = asker
+        self._counted = counted
         self._left = MAX_QUESTIONS
 
     async def complete(self, page: Page, level: str) -> None:
@@ -36,9 +45,22 @@ class Completer:
         if completed is None:
             return
         try:
-            await each_of(page.records, completed, AT_ONCE)
+            await each_of(page.records, partial(self._remembered, completed, level), AT_ONCE)
         except (_NoMore, DeadlinePassed):
             page.warnings.append("Counts and modalities that the PACS does not tell are not in every result.")
+
+    async def _remembered(self, complete: _Complete, level: str, record: dict[str, Any]) -> None:
+        key = self._counted.key(self._asker.request, first_value(record, UNIQUE[level]) or "")
+        known = self._counted.get(key)
+        if known is None:
+            before = dict(record)
+            await complete(record)
+            known = {tag: element for tag, element in record.items() if before.get(tag) != element}
+            if known and not self._asker.failed:
+                self._counted.put(key, known)
+        for tag, element in known.items():
+            if not record.get(tag, {}).get("Value"):
+                record[tag] = element
 
     async def _study(self, record: dict[str, Any]) -> None:
         uid = first_value(record, "StudyInstanceUID")

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from harmonyd.services.base import HttpAnswer, HttpRequest
 
 _MAX_AGE_SECS = 3600
-_EXPOSED = "Content-Type, Content-Location, Warning, X-Request-ID"
+_EXPOSED = (
+    "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Location, Content-Range, Content-Type, ETag, "
+    "Location, Preference-Applied, Retry-After, Warning, X-Request-ID, X-Total-Count"
+)
+_ASKED = "Accept, Authorization, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, X-Request-ID"
 
 
 def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
@@ -17,22 +21,21 @@ def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
     if "*" in allowed:
         return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED}
     if origin is None or origin not in allowed:
-        return {"Vary": "Origin, Accept-Encoding"}
+        return {"Vary": "Origin"}
     return {
         "Access-Control-Allow-Origin": origin,
-        "Vary": "Origin, Accept-Encoding",
+        "Vary": "Origin",
         "Access-Control-Expose-Headers": _EXPOSED,
     }
 
 
-def preflight(request: HttpRequest, backend_header: str = "") -> HttpAnswer:
-    """Answer OPTIONS. Who may read it is in the common fields."""
-    headers = {"Allow": "GET, HEAD, POST, OPTIONS"}
+def preflight(request: HttpRequest, methods: Sequence[str], backend_header: str = "") -> HttpAnswer:
+    """Answer OPTIONS at a path that takes ``methods``. Who may read it is in the common fields."""
+    headers = {"Allow": ", ".join([*methods, "OPTIONS"])}
     if "access-control-request-method" in request.headers:
         headers |= {
-            "Access-Control-Allow-Methods": "GET, HEAD, POST",
-            "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, X-Request-ID"
-            + (f", {backend_header}" if backend_header else ""),
+            "Access-Control-Allow-Methods": ", ".join(methods),
+            "Access-Control-Allow-Headers": f"{_ASKED}, {backend_header}" if backend_header else _ASKED,
             "Access-Control-Max-Age": str(_MAX_AGE_SECS),
         }
     return HttpAnswer(204, headers)

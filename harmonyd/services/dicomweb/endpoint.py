@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from twisted.python.runtime import seconds as clock_seconds
 
 from harmonyd.config.model import DicomwebEndpointOptions
-from harmonyd.errors import MethodNotAllowed
+from harmonyd.errors import HarmonydError, MethodNotAllowed
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
 from harmonyd.services.choosing import choose_backend
 from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching, storing
 from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
-from harmonyd.services.dicomweb.compressing import compressed
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
+from harmonyd.services.dicomweb.counted import Counted
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.resources import Resource, parse_path
 from harmonyd.services.dicomweb.urls import base_url
@@ -37,7 +37,8 @@ _POST: Mapping[str, _Handler] = dict.fromkeys(("studies", "study"), storing.answ
 class DicomwebEndpoint:
     """Serves QIDO-RS, WADO-RS and STOW-RS below ``path_prefix`` (PS3.18 section 10)."""
 
-    methods: tuple[str, ...] = ("GET", "POST", "OPTIONS")
+    methods: tuple[str, ...] = ()
+    """Each resource has its own."""
 
     def __init__(
         self, name: str, options: DicomwebEndpointOptions, seconds: Callable[[], float] = clock_seconds
@@ -47,6 +48,7 @@ class DicomwebEndpoint:
         self.path_prefix = options.path_prefix
         self._options = options
         self._seconds = seconds
+        self._counted = Counted(seconds)
 
     def choose(self, request: HttpRequest) -> HttpRequest:
         """See ``choose_backend``."""
@@ -59,27 +61,38 @@ class DicomwebEndpoint:
     async def serve(self, request: HttpRequest, ask: Ask) -> HttpAnswer:
         """Answer a request. Raises ``HarmonydError``."""
         if request.method == "OPTIONS":
-            return preflight(request, self._options.backend_header)
+            return preflight(request, _options(request.path), self._options.backend_header)
         resource = parse_path(request.path)
         handler = _handler(request.method, resource)
         asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
         url = base_url(request, self._options.public_url)
-        exchange = Exchange(request, resource, asker, self._options, url)
+        exchange = Exchange(request, resource, asker, self._options, url, self._counted)
         try:
             answer = await handler(exchange)
         except AnsweredElsewhere as answered:
             return _passed_on(answered)
         searching.add_warnings(answer, searching.failures(exchange), exchange)
-        return compressed(answer, request.headers)
+        return answer
 
 
 def _handler(method: str, resource: Resource) -> _Handler:
-    reads = method in ("GET", "HEAD")
-    found = (_GET if reads else _POST).get(resource.kind)
+    tables = {"GET": _GET, "HEAD": _GET, "POST": _POST}
+    found = tables.get(method, {}).get(resource.kind)
     if found is None:
-        allow = [*(("GET", "HEAD") if resource.kind in _GET else ()), *(("POST",) if resource.kind in _POST else ())]
-        raise MethodNotAllowed(f"{method} is not possible on this resource.", allow=allow or ["OPTIONS"])
+        raise MethodNotAllowed(f"{method} is not possible on this resource.", allow=[*_methods(resource), "OPTIONS"])
     return found
+
+
+def _options(path: str) -> list[str]:
+    """What OPTIONS tells. A page may ask for what is not there, and is to learn that from the answer."""
+    try:
+        return _methods(parse_path(path))
+    except HarmonydError:
+        return ["GET", "HEAD", "POST"]
+
+
+def _methods(resource: Resource) -> list[str]:
+    return [*(("GET", "HEAD") if resource.kind in _GET else ()), *(("POST",) if resource.kind in _POST else ())]
 
 
 def _passed_on(answered: AnsweredElsewhere) -> HttpAnswer:

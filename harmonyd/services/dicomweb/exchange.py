@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from harmonyd.config.model import DicomwebEndpointOptions
 from harmonyd.services.base import HttpRequest
 from harmonyd.services.dicomweb.asking import Asker
+from harmonyd.services.dicomweb.counted import Counted
 from harmonyd.services.dicomweb.resources import Resource
 
 
@@ -20,3 +21,4 @@ class Exchange:
     options: DicomwebEndpointOptions
     base_url: str
     """What stands before ``/studies`` in the URLs of the answer."""
+    counted: Counted

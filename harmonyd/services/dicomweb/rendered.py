@@ -8,16 +8,19 @@ from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 
+from harmonyd.dimse.part10 import read_header
 from harmonyd.envelope import Results
 from harmonyd.errors import NotFound
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import Accepted, Offer, accepted, choose
 from harmonyd.services.dicomweb.asking import Found
+from harmonyd.services.dicomweb.bulkdata import bulk_value
 from harmonyd.services.dicomweb.entities import first_value
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.pixel_file import PixelFile
 from harmonyd.services.dicomweb.rendering import JPEG, PNG, Rendering, parse_rendering, render
 from harmonyd.services.dicomweb.results import (
+    Held,
     Part,
     closing_on_error,
     headers,
@@ -29,22 +32,29 @@ from harmonyd.services.dicomweb.searching import warning
 from harmonyd.services.http.parts import file_of, require_whole
 
 _SINGLE = (Offer(JPEG), Offer(PNG))
+_DOCUMENT = Offer("application/pdf")
 _SEVERAL = (Offer(JPEG, multipart=True), Offer(PNG, multipart=True))
+_ENCAPSULATED_PDF_STORAGE = "1.2.840.10008.5.1.4.1.1.104.1"
+_ENCAPSULATED_DOCUMENT = "00420011"
 _NO_PICTURES = frozenset({"SR", "PR", "KO", "DOC", "RTPLAN", "RTSTRUCT", "REG", "FID", "AU", "ECG"})
 
 
 async def rendered(exchange: Exchange) -> HttpAnswer:
     """Send the frame that is named, or the first of the instance, as one picture; of a series or study every frame.
 
+    An instance that encapsulates a PDF is rendered as that.
     Several are parts of multipart/related. Raises ``NotFound``, ``NotAcceptable`` and ``BadRequest``.
     """
     how, warnings = parse_rendering(exchange.request.query, thumbnail=False)
     ranges = accepted(exchange.request)
-    if not exchange.resource.instance:
+    resource = exchange.resource
+    if not resource.instance:
         answer = await _all_of(exchange, how, _form(ranges, several=True))
+    elif resource.frames:
+        offer = _form(ranges, several=len(resource.frames) > 1)
+        answer = await _frames_of(await one_instance(exchange), resource.frames, how, offer)
     else:
-        frames = exchange.resource.frames or (1,)
-        answer = await _frames_of(exchange, exchange.resource.uids, frames, how, _form(ranges, several=len(frames) > 1))
+        answer = await _instance(exchange, how, ranges)
     return _with_warnings(answer, warnings, exchange)
 
 
@@ -56,7 +66,7 @@ async def thumbnail(exchange: Exchange) -> HttpAnswer:
     how, warnings = parse_rendering(exchange.request.query, thumbnail=True)
     offer = _form(accepted(exchange.request), several=False)
     uids = exchange.resource.uids if exchange.resource.instance else await _representative(exchange)
-    answer = await _frames_of(exchange, uids, exchange.resource.frames[:1] or (1,), how, offer)
+    answer = await _frames_of(await one_instance(exchange, uids), exchange.resource.frames[:1] or (1,), how, offer)
     return _with_warnings(answer, warnings, exchange)
 
 
@@ -64,7 +74,7 @@ def _form(ranges: Sequence[Accepted], *, several: bool) -> Offer:
     """JPEG or PNG. Some clients accept image/jpeg where only parts can be meant: these count as accepted."""
     if several:
         ranges = [Accepted(each.essence, True, each.syntax, each.quality) for each in ranges]
-    return choose(ranges, _SEVERAL if several else _SINGLE)
+    return choose(ranges, _SEVERAL if several else (*_SINGLE, *_SEVERAL))
 
 
 def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchange) -> HttpAnswer:
@@ -73,10 +83,20 @@ def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchan
     return answer
 
 
-async def _frames_of(
-    exchange: Exchange, uids: Mapping[str, str], frames: Sequence[int], how: Rendering, offer: Offer
-) -> HttpAnswer:
-    held = await one_instance(exchange, uids)
+async def _instance(exchange: Exchange, how: Rendering, ranges: Sequence[Accepted]) -> HttpAnswer:
+    choose(ranges, (*_SINGLE, _DOCUMENT))  # what no instance is rendered as is refused before the PACS is asked
+    held = await one_instance(exchange)
+    async with closing_on_error(held.results):
+        header = await deferToThread(read_header, held.path)
+        if header.sop_class_uid != _ENCAPSULATED_PDF_STORAGE:
+            return await _frames_of(held, (1,), how, _form(ranges, several=False))
+        choose(ranges, (_DOCUMENT,))
+        data = await deferToThread(bulk_value, held.path, (_ENCAPSULATED_DOCUMENT,))
+        await held.results.aclose()
+        return HttpAnswer(200, headers(_DOCUMENT.essence), _one(data), len(data))
+
+
+async def _frames_of(held: Held, frames: Sequence[int], how: Rendering, offer: Offer) -> HttpAnswer:
     async with closing_on_error(held.results):
         image = await deferToThread(PixelFile, held.path)
         image.require(frames)

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from harmonyd.dimse.uid import is_lenient_uid
 from harmonyd.errors import BadRequest, NotFound
 
 _UID_NAMES = ("study", "series", "instance")
 _MAX_FRAMES = 10_000
-_UID = re.compile(r"(?=.{1,64}$)[0-9]+(?:\.[0-9]+)*")
-"""More lenient than PS3.5: there are archives full of UIDs with leading zeros."""
 _BULK_TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
@@ -74,7 +73,7 @@ def _uids(segments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     for name, word in zip(_UID_NAMES, ("studies", "series", "instances"), strict=True):
         if len(rest) < 2 or rest[0] != word:
             break
-        if not _UID.fullmatch(rest[1]):
+        if not is_lenient_uid(rest[1]):
             raise BadRequest(f"{rest[1][:64]!r} is not a UID.", hint="A UID has digits and dots, 64 at most.")
         uids[name] = rest[1]
         rest = rest[2:]

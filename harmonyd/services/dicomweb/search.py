@@ -22,6 +22,8 @@ class Page:
 
     records: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    total: int | None = None
+    """How many there are, with those before and after the page; None where that is not known."""
 
 
 async def search(asker: Asker, query: SearchQuery, uids: Mapping[str, str], max_results: int) -> Page:
@@ -32,18 +34,19 @@ async def search(asker: Asker, query: SearchQuery, uids: Mapping[str, str], max_
     page = Page(warnings=list(query.warnings))
     walk = _Walk(asker, query, uids)
     wanted = max_results if query.limit is None else min(query.limit, max_results)
-    skip = query.offset
+    seen = 0
     matches = walk.below(0, {}, {})
     try:
         async for record in matches:
-            if skip > 0:
-                skip -= 1
-            elif len(page.records) < wanted:
-                page.records.append(record)
-            else:
+            if seen >= query.offset + wanted:
                 # One more than asked for: without knowing the rest, all that can be said is that there is one.
                 page.warnings.append(TOO_MANY)
                 break
+            if seen >= query.offset:
+                page.records.append(record)
+            seen += 1
+        else:
+            page.total = None if walk.cuts or asker.failed else seen
     except DeadlinePassed:
         if not page.records:
             raise
@@ -74,7 +77,7 @@ class _Walk:
         level = self._levels[depth]
         given = self._given.get(UNIQUE[level])
         last = depth == len(self._levels) - 1
-        if given is not None and not last and level not in self._query.matching:
+        if given is not None and not last and not self._query.keys[level]:
             async for result in self.below(depth + 1, {**uids, UNIQUE[level]: given}, around):
                 yield result
             return

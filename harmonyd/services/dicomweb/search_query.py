@@ -26,8 +26,6 @@ class SearchQuery:
     """STUDY, SERIES or IMAGE."""
     keys: dict[str, dict[str, Any]] = field(default_factory=lambda: {level: {} for level in LEVELS})
     """By level: the document of a C-FIND, matching keys and keys to return."""
-    matching: set[str] = field(default_factory=set)
-    """Levels at which something is matched."""
     include_all: bool = False
     limit: int | None = None
     offset: int = 0
@@ -85,8 +83,6 @@ def _add_match(search: SearchQuery, name: str, values: Sequence[str]) -> None:
     level = level_of(path[0].tag, search.level)
     value = _value(path[-1], name, values)
     _put(search.keys[level], path, value)
-    if value is not None:
-        search.matching.add(level)
 
 
 def _path(name: str, key: str) -> list[Key]:

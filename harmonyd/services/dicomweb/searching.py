@@ -34,12 +34,14 @@ async def answer(exchange: Exchange) -> HttpAnswer:
     query = parse_search(exchange.request.query, level)
     page = await search(exchange.asker, query, exchange.resource.uids, exchange.options.max_results)
     if exchange.options.complete_attributes:
-        await Completer(exchange.asker).complete(page, level)
+        await Completer(exchange.asker, exchange.counted).complete(page, level)
     for record in page.records:
         _finish(record, level, exchange)
     headers = {"Cache-Control": "no-store"}
     if page.warnings:
         headers["Warning"] = ", ".join(warning(text, exchange) for text in page.warnings)
+    if page.total is not None:
+        headers["X-Total-Count"] = str(page.total)
     if not page.records:
         return HttpAnswer(204, headers)
     content_type, data = await deferToThread(documents, page.records, offer)

@@ -33,6 +33,7 @@ from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, DeadlinePassed, HarmonydError
 from harmonyd.services.http.errors import UpstreamFailed, UpstreamUnreachable
 from harmonyd.services.http.headers import end_to_end
+from harmonyd.services.http.methods import require_passable
 from harmonyd.services.http.upstream import BodyProducer, UpstreamBody
 
 _MAX_IDLE_CONNECTIONS = 10
@@ -168,6 +169,7 @@ def _encoded_path(path: str) -> str:
 def _method(request: RequestEnvelope) -> bytes:
     if request.protocol != "http":
         return b"POST"
+    require_passable(request.method)
     if not _TOKEN.fullmatch(request.method):
         raise BadRequest("The method is not an HTTP method.")
     return request.method.encode("ascii")

@@ -146,6 +146,7 @@ def _all_of(connection: socket.socket) -> bytes:
 @pytest_twisted.ensureDeferred
 async def test_a_peer_that_never_lets_go(scu: Scu, raw: Any) -> None:
     """A release that is not answered, and a connection that is not closed, end in seconds; cancelled, even sooner."""
+    took = {}
     for cancelled in (True, False):
         server = raw()
         opening = Deferred.fromCoroutine(opened(scu, scu.node(server)))
@@ -162,7 +163,8 @@ async def test_a_peer_that_never_lets_go(scu: Scu, raw: Any) -> None:
         else:
             await releasing
         await association.closed
-        assert scu.reactor.seconds() - began < (3 if cancelled else 8)
+        took[cancelled] = scu.reactor.seconds() - began
+    assert took[True] < took[False] < 25
 
 
 @pytest_twisted.ensureDeferred

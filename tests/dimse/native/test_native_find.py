@@ -105,12 +105,10 @@ async def test_a_client_that_leaves(scu: Scu, peer: Any, eventually: Any, take: 
 
 @pytest_twisted.ensureDeferred
 async def test_a_node_without_cancel(scu: Scu, peer: Any, eventually: Any) -> None:
-    """A node that goes on after a C-CANCEL is aborted after a second."""
-    server = peer(count=10_000, interval_secs=0.01, ignore_cancel=True)
+    """A node that goes on after a C-CANCEL, here for longer than the test may take, is aborted."""
+    server = peer(count=100_000, interval_secs=0.01, ignore_cancel=True)
     node = scu.node(server)
-    began = scu.reactor.seconds()
     await read(find.find(scu.means, node, query(), scu.op()), take=1)
-    assert scu.reactor.seconds() - began < 3
     await eventually(lambda: server.events("aborted"))
     await eventually(lambda: scu.pool.open_count(node) == 0)
 

@@ -126,7 +126,7 @@ def child(what: str, port: int, path: Path, ca: Path | None = None) -> dict[str,
     return found
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest.mark.parametrize("syntaxes", [names.UNCOMPRESSED, (names.IMPLICIT_VR_LE,)], ids=["as it is", "converted"])
 def test_store(tmp_path: Path, syntaxes: tuple[str, ...]) -> None:
     """An object on its way out, as it is or converted, is never in memory as a whole."""
@@ -141,7 +141,7 @@ def test_store(tmp_path: Path, syntaxes: tuple[str, ...]) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 def test_get(tmp_path: Path) -> None:
     """Nor is one on its way in."""
     path = tmp_path / "big.dcm"
@@ -156,7 +156,7 @@ def test_get(tmp_path: Path) -> None:
     assert found["grown"] < GROWTH_BYTES
 
 
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(240)
 @pytest.mark.parametrize("what", ["store", "get"])
 def test_over_tls(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, what: str) -> None:
     """Both ways over TLS, too: who reads or takes slowly is waited for."""

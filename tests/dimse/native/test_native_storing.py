@@ -30,13 +30,12 @@ from raw_scu import (
     pdu,
     store_rq,
 )
-from test_native_hostile import status_of
-from test_native_scp import storescu
+from sender_kit import status_of, storescu
 from twisted.internet.defer import Deferred
 
 from harmonyd.dimse.elements import Cursor, FileSource, read_file_meta
 from harmonyd.dimse.engine import Arrival
-from harmonyd.dimse.native import batches, core, inherited, names
+from harmonyd.dimse.native import core, inherited, names
 from harmonyd.dimse.native.core import command_set
 from harmonyd.dimse.native.object_file import GATHER_BYTES
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete
@@ -319,7 +318,7 @@ async def test_a_peer_that_leaves_while_its_object_is_taken(native: Any, eventua
     await running.in_thread(send)
     await eventually(lambda: any(session._is_busy for session in running.listener.sessions))
     turn.callback(None)
-    await eventually(lambda: not running.sessions)
+    await eventually(lambda: not running.associations)
     assert running.spool.uids == [study.sop_uids[0]]
 
 
@@ -469,7 +468,7 @@ async def test_dcmsend(native: Any, study: MadeStudy) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_many_associations_are_taken_together(native: Any, eventually: Any, study: MadeStudy) -> None:
-    """What comes over other associations while objects are taken is handed over together, two calls at a time."""
+    """What comes over other associations while objects are taken is handed over together, one call at a time."""
     running = await native()
     turns: list[Deferred[None]] = []
 
@@ -480,14 +479,13 @@ async def test_many_associations_are_taken_together(native: Any, eventually: Any
 
     running.scp._handler = slow
     senders = [Deferred.fromCoroutine(running.in_thread(storescu, running.port, path)) for path in study.files[:6]]
-    await eventually(lambda: running.scp._receptions == 6 and len(running.scp._batches._queue) == 4)
-    assert len(turns) == batches.MAX_RUNNING
+    await eventually(lambda: running.scp._receptions == 6 and len(running.scp._batches._queue) == 5)
+    assert len(turns) == 1
     turns[0].callback(None)
+    await eventually(lambda: len(turns) == 2)
     turns[1].callback(None)
-    await eventually(lambda: len(turns) == 3)
-    turns[2].callback(None)
     assert [await sender for sender in senders] == [0] * 6
-    assert sorted(running.spool.batches) == [1, 1, 4]
+    assert sorted(running.spool.batches) == [1, 5]
 
 
 @pytest_twisted.ensureDeferred
@@ -500,7 +498,7 @@ async def test_one_does_not_spoil_another(native: Any, eventually: Any, study: M
 
     async def slow(arrivals: Sequence[Arrival]) -> None:
         calls.append(len(arrivals))
-        if len(calls) <= batches.MAX_RUNNING:
+        if len(calls) == 1:
             await first
         await running.spool(arrivals)
 
@@ -509,12 +507,12 @@ async def test_one_does_not_spoil_another(native: Any, eventually: Any, study: M
     def status(number: int) -> int:
         return stored(running.port, study.sop_uids[number].encode(), data_set_of(study.files[number]))
 
-    found = [Deferred.fromCoroutine(running.in_thread(status, number)) for number in (3, 4)]
-    await eventually(lambda: len(calls) == batches.MAX_RUNNING)
-    found += [Deferred.fromCoroutine(running.in_thread(status, number)) for number in (0, 1, 2)]
-    await eventually(lambda: len(running.scp._batches._queue) == 3)
+    found = [Deferred.fromCoroutine(running.in_thread(status, 3))]
+    await eventually(lambda: len(calls) == 1)
+    found += [Deferred.fromCoroutine(running.in_thread(status, number)) for number in (0, 1, 2, 4)]
+    await eventually(lambda: len(running.scp._batches._queue) == 4)
     first.callback(None)
-    assert [await answer for answer in found] == [0, 0, 0, 0xA700, 0]
-    assert 3 in calls
+    assert [await answer for answer in found] == [0, 0, 0xA700, 0, 0]
+    assert 4 in calls
     assert study.sop_uids[1] not in running.spool.uids and len(running.spool.uids) == 4
     running.spool.refused = set()

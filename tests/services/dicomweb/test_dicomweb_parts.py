@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import pytest_twisted
 from dicomweb_fakes import SHIPPED, element, request
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
@@ -17,10 +14,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from harmonyd.dimse.dataset_json import MAX_BINARY_BYTES, MalformedDataset, file_to_json
 from harmonyd.errors import BadRequest, NotAcceptable, NotFound
-from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import Accepted, Offer, accepted, choose, syntaxes
 from harmonyd.services.dicomweb.bulkdata import bulk_value
-from harmonyd.services.dicomweb.compressing import compressed, takes_gzip
 from harmonyd.services.dicomweb.cors import cors_headers
 from harmonyd.services.dicomweb.native_xml import to_xml
 from harmonyd.services.dicomweb.pixel_file import PixelFile
@@ -228,71 +223,10 @@ def test_urls(host: str, public: str, expected: str) -> None:
 def test_origins() -> None:
     """Only those that are configured; caches are told that it depends on the origin."""
     assert cors_headers("https://a", ()) == {}
-    assert cors_headers("https://b", ("https://a",)) == {"Vary": "Origin, Accept-Encoding"}
-    assert cors_headers(None, ("https://a",)) == {"Vary": "Origin, Accept-Encoding"}
+    assert cors_headers("https://b", ("https://a",)) == {"Vary": "Origin"}
+    assert cors_headers(None, ("https://a",)) == {"Vary": "Origin"}
     assert cors_headers("https://a", ("https://a",))["Access-Control-Allow-Origin"] == "https://a"
     assert cors_headers("https://b", ("*",))["Access-Control-Allow-Origin"] == "*"
-
-
-@pytest.mark.parametrize(
-    ("accepts", "expected"),
-    [
-        ("gzip, deflate", True),
-        ("*", True),
-        ("", False),
-        ("br", False),
-        ("gzip;q=0", False),
-        ("*;q=0, GZIP; q=0.5", True),
-    ],
-)
-def test_who_takes_gzip(accepts: str, expected: bool) -> None:
-    """Named, or covered by a star, and not with a weight of nothing."""
-    assert takes_gzip(accepts) is expected
-
-
-@pytest_twisted.ensureDeferred
-async def test_gzip_goes_out_as_it_comes_in_and_ends_only_when_whole() -> None:
-    """Each chunk can be read at once; without the last one the end is missing."""
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"a" * 2000
-        yield b"b" * 50_000
-        if failing:
-            raise ValueError("broken")
-
-    for failing in (False, True):
-        answer = compressed(
-            HttpAnswer(200, {"Content-Type": "application/json"}, chunks()), {"accept-encoding": "gzip"}
-        )
-        assert (answer.headers["Content-Encoding"], answer.length) == ("gzip", None)
-        unpacker = zlib.decompressobj(31)
-        assert answer.chunks is not None
-        assert unpacker.decompress(await anext(answer.chunks)) == b"a" * 2000
-        assert unpacker.decompress(await anext(answer.chunks)) == b"b" * 50_000
-        if failing:
-            with pytest.raises(ValueError, match="broken"):
-                await anext(answer.chunks)
-        else:
-            unpacker.decompress(await anext(answer.chunks))
-        assert unpacker.eof is not failing
-
-
-@pytest.mark.parametrize(
-    ("headers", "length", "accepts"),
-    [
-        ({"Content-Type": "image/png"}, None, "gzip"),
-        ({"Content-Type": "application/json"}, 10, "gzip"),
-        ({}, None, "gzip"),
-    ],
-)
-def test_what_is_left_as_it_is(headers: dict[str, str], length: int | None, accepts: str) -> None:
-    """Pictures, short bodies and what has no type."""
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b""
-
-    answer = HttpAnswer(200, headers, chunks(), length)
-    assert compressed(answer, {"accept-encoding": accepts}) is answer
 
 
 # --- bulk data and transfer syntaxes of files

@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from harmonyd.dimse.errors import DimseFailure, IdentifierError
 from harmonyd.errors import BadRequest, DeadlinePassed
 from harmonyd.services.dicomweb.completing import MAX_QUESTIONS, Completer
+from harmonyd.services.dicomweb.counted import KEPT_SECS, Counted
 from harmonyd.services.dicomweb.parallel import each_of
 from harmonyd.services.dicomweb.search import TOO_MANY, Page, search
 from harmonyd.services.dicomweb.search_query import parse_search
@@ -48,14 +49,13 @@ def test_keys_go_to_their_level() -> None:
     assert found.keys["STUDY"] == {"00100020": "1"}
     assert found.keys["SERIES"] == {"00080060": "CT"}
     assert found.keys["IMAGE"] == {"00200013": "3", "00280010": 512}
-    assert found.matching == {"STUDY", "SERIES", "IMAGE"}
     assert query("STUDY", Modality="CT").keys["STUDY"] == {"00080060": "CT"}
 
 
 def test_values() -> None:
     """Tags, empty values, UID lists in either spelling, and items of sequences."""
     assert query("STUDY", **{"00100010": "Doe*"}).keys["STUDY"] == {"00100010": "Doe*"}
-    assert query("STUDY", PatientID="").matching == set()
+    assert query("STUDY", PatientID="").keys["STUDY"] == {"00100020": None}
     for uids in ("1.2,1.3", "1.2\\1.3", ["1.2", "1.3"]):
         assert query("STUDY", StudyInstanceUID=uids).keys["STUDY"] == {STUDY: ["1.2", "1.3"]}
     items = query("SERIES", RequestAttributesSequence__ScheduledProcedureStepID="7").keys["SERIES"]
@@ -199,7 +199,7 @@ def counted(level: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
 async def test_counts_and_modalities() -> None:
     """They are counted below the study; what the PACS told stays as it is."""
     page = Page([{STUDY: element("UI", "1.1")}, {STUDY: element("UI", "1.2"), "00201208": element("IS", 77)}])
-    await Completer(FakePipeline(counted).asker()).complete(page, "STUDY")
+    await Completer(FakePipeline(counted).asker(), Counted(lambda: 0.0)).complete(page, "STUDY")
     first, second = page.records
     assert first["00080061"] == element("CS", "M0", "M1")
     assert (first["00201206"], first["00201208"]) == (element("IS", 2), element("IS", 4))
@@ -208,11 +208,32 @@ async def test_counts_and_modalities() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_was_just_counted_is_not_counted_again() -> None:
+    """For requests that differ in nothing that could lead elsewhere, and for a moment."""
+    now = [0.0]
+    kept = Counted(lambda: now[0])
+
+    async def questions(**headers: str) -> int:
+        pipeline = FakePipeline(counted)
+        page = Page([{STUDY: element("UI", "1.1")}])
+        await Completer(pipeline.asker(**headers), kept).complete(page, "STUDY")
+        assert page.records[0]["00201208"] == element("IS", 4)
+        return len(pipeline.asked)
+
+    asked = await questions(authorization="a", accept="x")
+    assert asked > 1
+    assert await questions(authorization="a", accept="y") == 0
+    assert await questions(authorization="b") == asked
+    now[0] += KEPT_SECS
+    assert await questions(authorization="a") == asked
+
+
+@pytest_twisted.ensureDeferred
 async def test_there_is_an_end_to_counting() -> None:
     """Beyond so many questions the rest stays out, with a warning."""
     page = Page([{STUDY: element("UI", f"1.{n}")} for n in range(MAX_QUESTIONS)])
     pipeline = FakePipeline(counted)
-    await Completer(pipeline.asker()).complete(page, "STUDY")
+    await Completer(pipeline.asker(), Counted(lambda: 0.0)).complete(page, "STUDY")
     assert len(pipeline.asked) == MAX_QUESTIONS
     assert len(page.warnings) == 1
     assert "00201208" not in page.records[-1]
@@ -222,7 +243,7 @@ async def test_there_is_an_end_to_counting() -> None:
 async def test_a_cut_answer_is_not_counted() -> None:
     """A number that is too small would be a lie."""
     page = Page([{STUDY: element("UI", "1.1"), SERIES: element("UI", "1.1.1")}])
-    await Completer(FakePipeline(counted, cut=("IMAGE",)).asker()).complete(page, "SERIES")
+    await Completer(FakePipeline(counted, cut=("IMAGE",)).asker(), Counted(lambda: 0.0)).complete(page, "SERIES")
     assert "00201209" not in page.records[0]
     assert len(page.warnings) == 1
 

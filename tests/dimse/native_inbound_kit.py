@@ -10,13 +10,17 @@ from typing import Any
 from inbound_kit import FakeSpool, descriptors
 
 from harmonyd.dimse.engine import StoreScpConfig
+from harmonyd.dimse.native import listener
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.scp import NativeStoreScp
 from harmonyd.dimse.threads import in_thread
 
 
 class NativeInbound:
-    """A store SCP, from ``start`` to ``stop``."""
+    """A store SCP of the native engine, from ``start`` to ``stop``; what tests use is as in ``Inbound``."""
+
+    engine_name = "native"
+    listener_module = listener
 
     def __init__(self, reactor: Any, folder: Path, **options: Any) -> None:
         self.reactor = reactor
@@ -49,8 +53,14 @@ class NativeInbound:
         return replace(self.config, port=self.port)
 
     @property
-    def sessions(self) -> int:
+    def associations(self) -> int:
+        """How many associations run."""
         return self.listeners.association_count()
+
+    @property
+    def is_untouched(self) -> bool:
+        """No association runs."""
+        return not self.associations
 
     def new_descriptors(self) -> list[str]:
         """What is open now and was not when this was made."""

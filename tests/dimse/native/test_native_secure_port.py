@@ -1,0 +1,419 @@
+"""TLS on a port of ours, with real senders: what gets through as it was sent, who is kept out, and how that is told."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from move_kit import Mover, items, uids
+from pydicom import dcmread
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelMove
+from raw_scu import ABORT, ASSOCIATE_AC, RawScu, data_set_of
+from test_native_scp import ENV
+from test_native_scp import storescu as plain_storescu
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+from harmonyd.dimse.engine import MoveReceiver, RemoteNode
+from harmonyd.dimse.native import connection, listener
+from harmonyd.errors import Unavailable
+from harmonyd.testing.certificates import Authority, Issued
+from harmonyd.testing.data import MadeStudy, make_ct, uid_for
+from harmonyd.testing.processes import dcmtk, free_port
+from harmonyd.tls import TlsServer
+
+Context = ssl.SSLContext
+NO_ASSOCIATION = (ssl.SSLError, ConnectionError)
+"""What a caller sees that is not let in: an alert, or the end of the connection."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def ca(folder: Path) -> Authority:
+    return Authority(folder)
+
+
+@pytest.fixture(scope="module")
+def server(ca: Authority) -> Issued:
+    return ca.issue("server")
+
+
+@pytest.fixture(scope="module")
+def caller(ca: Authority) -> Issued:
+    return ca.issue("caller", ())
+
+
+@pytest.fixture
+def told(started_reactor: Any) -> Iterator[Callable[[str], bool]]:
+    """``told("text")``: whether the log has this text."""
+    lines: list[str] = []
+
+    def note(event: LogEvent) -> None:
+        lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    globalLogPublisher.addObserver(note)
+    yield lambda text: any(text in line for line in lines)
+    globalLogPublisher.removeObserver(note)
+
+
+def secured(server: Issued, ca: Authority | None = None, **more: Any) -> TlsServer:
+    """``ca``: callers need a certificate of this authority."""
+    given = {"ca_file": ca.cert, "require_client_certificate": True} if ca is not None else {}
+    return TlsServer(server.cert, server.key, **{**given, **more})
+
+
+def storescu(running: Any, ca: Authority, *files: Path, own: Issued | None = None) -> int:
+    """Send over TLS; the exit code. Blocking."""
+    identity = ["+tla"] if own is None else ["+tls", str(own.key), str(own.cert)]
+    command = [dcmtk("storescu"), *identity, "+cf", str(ca.cert), "-aec", "SCP", "127.0.0.1", str(running.port)]
+    return subprocess.run([*command, *map(str, files)], env=ENV, check=False, capture_output=True).returncode
+
+
+def client(ca: Authority | None, own: Issued | None = None, newest: Any = ssl.TLSVersion.TLSv1_3) -> Context:
+    """What a TLS client of Python's needs; without ``ca`` it trusts nobody's certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.MINIMUM_SUPPORTED, newest
+    if newest < ssl.TLSVersion.TLSv1_2:
+        context.set_ciphers("ALL:@SECLEVEL=0")
+    if ca is not None:
+        context.load_verify_locations(ca.cert)
+    if own is not None:
+        context.load_cert_chain(own.cert, own.key)
+    return context
+
+
+class TlsScu(RawScu):
+    """A ``RawScu`` over TLS. Making one shakes hands, so do it in a thread."""
+
+    def __init__(self, port: int, context: Context) -> None:
+        super().__init__(port)
+        try:
+            self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+def associated(port: int, context: Context) -> str:
+    """Ask for an association, and release it; the version of TLS. Blocking. Raises OSError without one."""
+    with TlsScu(port, context) as scu:
+        kind, _ = scu.associate()
+        if kind != ASSOCIATE_AC:
+            raise ConnectionError(f"PDU {kind}")
+        assert scu.release()
+        assert isinstance(scu.sock, ssl.SSLSocket)
+        return scu.sock.version() or ""
+
+
+# --- what gets through
+
+
+@pytest_twisted.ensureDeferred
+async def test_storescu_without_a_certificate(
+    native: Any, study: MadeStudy, server: Issued, ca: Authority
+) -> None:
+    """Where none is required, DCMTK's anonymous TLS is enough; every data set arrives byte for byte."""
+    running = await native(tls=secured(server))
+    assert await running.in_thread(storescu, running, ca, *study.files) == 0
+    sent = sorted(data_set_of(path) for path in study.files)
+    assert sorted(data_set_of(arrival.instance.path) for arrival in running.spool.arrivals) == sent
+    assert {arrival.association.peer for arrival in running.spool.arrivals} == {"127.0.0.1"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_storescu_with_a_certificate(
+    native: Any, study: MadeStudy, server: Issued, ca: Authority, caller: Issued, told: Any
+) -> None:
+    """Where one is required, DCMTK gets through with one of our authority, and not without."""
+    running = await native(tls=secured(server, ca))
+
+    def send(own: Issued | None) -> int:
+        return storescu(running, ca, study.files[0], own=own)
+
+    assert await running.in_thread(send, caller) == 0
+    assert running.spool.uids == [study.sop_uids[0]]
+    assert told(f", certificate of CN=127.0.0.1, SHA-256 {caller.sha256}) to SCP")
+    assert await running.in_thread(send, None) != 0
+    assert told("it has shown no certificate, and require_client_certificate wants one")
+    assert len(running.spool.uids) == 1
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest_twisted.ensureDeferred
+async def test_pynetdicom(native: Any, tmp_path: Path, server: Issued, ca: Authority, newest: Any) -> None:
+    """A big object, over both versions; whoever may show a certificate, but does not, is let in."""
+    running = await native(tls=secured(server, ca, require_client_certificate=False))
+    path = tmp_path / "big.dcm"
+    uid = make_ct(path, study_uid=uid_for("s"), series_uid=uid_for("s/1"), instance_number=1, patient_id="P", size=2000)
+
+    def send() -> int:
+        scu = AE("PYNETDICOM")
+        scu.add_requested_context(CTImageStorage)
+        secure = client(ca, newest=newest), "127.0.0.1"
+        assoc = scu.associate("127.0.0.1", running.port, ae_title="SCP", tls_args=secure)
+        assert assoc.is_established
+        status = assoc.send_c_store(dcmread(path)).Status
+        assoc.release()
+        return int(status)
+
+    assert await running.in_thread(send) == 0
+    (arrival,) = running.spool.arrivals
+    assert arrival.instance.sop_instance_uid == uid
+    assert dcmread(arrival.instance.path).PixelData == dcmread(path).PixelData
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_move_is_delivered_over_tls(
+    mover: Mover, study: MadeStudy, server: Issued, ca: Authority, caller: Issued
+) -> None:
+    """What a C-MOVE brings comes over secure sub-associations, with a certificate of the PACS's where one is asked."""
+    port = free_port()
+    files = [dcmread(path) for path in study.files[:3]]
+
+    def moved(event: Any) -> Iterator[Any]:
+        yield "127.0.0.1", port, {"tls_args": (client(ca, caller), "127.0.0.1")}
+        yield len(files)
+        for ds in files:
+            yield 0xFF00, ds
+
+    node: Any = AE("PACS")
+    node.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+    node.add_requested_context(CTImageStorage)
+    started = node.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_MOVE, moved)])
+    try:
+        remote = RemoteNode("pacs", "PACS", "127.0.0.1", started.server_address[1], "HARMONY_SCU")
+        receiver = MoveReceiver("native", "DEST", port, secured(server, ca))
+        stream = mover.move(remote, receiver, study.study_uid)
+        assert uids(await items(stream)) == sorted(study.sop_uids[:3])
+        assert stream.outcome.complete and not stream.outcome.warnings
+        # A move that still knows another configuration does not change how the port is secured.
+        with pytest.raises(Unavailable, match="secured in another way"):
+            await mover.ports.open(MoveReceiver("native", "OTHER", port))
+        # A changed configuration secures the port that is open anew.
+        mover.ports.keep_only([MoveReceiver("native", "DEST", port)])
+        assert await mover.means.in_thread(plain_echo, port)
+    finally:
+        started.shutdown()
+
+
+def plain_echo(port: int) -> bool:
+    """Without TLS. Blocking."""
+    with RawScu(port) as scu:
+        return scu.associate(called=b"DEST")[0] == ASSOCIATE_AC and bool(scu.release())
+
+
+# --- who is kept out
+
+
+@pytest_twisted.ensureDeferred
+async def test_plain_to_a_tls_port(native: Any, study: MadeStudy, server: Issued, told: Any) -> None:
+    """A sender without TLS is refused, and the log says why; so it does for what is neither."""
+    running = await native(tls=secured(server))
+    assert await running.in_thread(plain_storescu, running.port, study.files[0]) != 0
+    assert told("it speaks DICOM without TLS, and this port is for TLS alone")
+
+    def browse() -> bytes:
+        with socket.create_connection(("127.0.0.1", running.port), 30) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            return sock.recv(100)
+
+    await running.in_thread(browse)
+    assert told("what it sent is not TLS")
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls_to_a_plain_port(native: Any, study: MadeStudy, ca: Authority, told: Any) -> None:
+    """A sender with TLS is refused, and the log says why."""
+    running = await native()
+    assert await running.in_thread(storescu, running, ca, study.files[0]) != 0
+    assert told("warn: 127.0.0.1 connected to port")
+    assert told("it speaks TLS, and this port does not")
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("stranger", "its certificate is from no authority in ca_file"),
+        ("expired", "has expired"),
+        ("none", "it has shown no certificate"),
+    ],
+)
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest_twisted.ensureDeferred
+async def test_callers_that_are_not_trusted(
+    native: Any, tmp_path: Path, server: Issued, ca: Authority, told: Any, own: str, said: str, newest: Any
+) -> None:
+    """Nothing of DICOM is read from them, and the log says what is wrong with their certificate."""
+    issued = {
+        "stranger": lambda: Authority(tmp_path, "other").issue("own"),
+        "expired": lambda: ca.issue("expired", days=-1),
+        "none": lambda: None,
+    }[own]()
+    running = await native(tls=secured(server, ca))
+    with pytest.raises(NO_ASSOCIATION):
+        await running.in_thread(associated, running.port, client(ca, issued, newest))
+    assert told(said)
+    assert not running.listener.sessions
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_that_was_not_required(native: Any, tmp_path: Path, server: Issued, ca: Authority) -> None:
+    """Who shows one all the same has to show a good one."""
+    running = await native(tls=secured(server, ca, require_client_certificate=False))
+    stranger = Authority(tmp_path, "other").issue("own")
+    with pytest.raises(NO_ASSOCIATION):
+        await running.in_thread(associated, running.port, client(ca, stranger))
+    assert await running.in_thread(associated, running.port, client(ca)) == "TLSv1.3"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_caller_that_vouches_for_itself(native: Any, folder: Path, server: Issued, ca: Authority) -> None:
+    """A certificate without an authority is trusted when it stands in the file of the authorities itself."""
+    alone = self_signed(folder)
+    running = await native(tls=secured(server, ca_file=alone.cert, require_client_certificate=True))
+    assert await running.in_thread(associated, running.port, client(ca, alone)) == "TLSv1.3"
+    with pytest.raises(NO_ASSOCIATION):
+        await running.in_thread(associated, running.port, client(ca))
+
+
+def self_signed(folder: Path) -> Issued:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "alone")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(100))
+    issued = Issued(folder / "alone.crt", folder / "alone.key")
+    issued.cert.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return issued
+
+
+@pytest.mark.parametrize(("least", "newest"), [("1.2", ssl.TLSVersion.TLSv1_1), ("1.3", ssl.TLSVersion.TLSv1_2)])
+@pytest_twisted.ensureDeferred
+async def test_old_versions(native: Any, server: Issued, ca: Authority, told: Any, least: str, newest: Any) -> None:
+    """The least version is kept to; the newest one gets through."""
+    running = await native(tls=secured(server, min_version=least))
+    with pytest.raises(NO_ASSOCIATION):
+        await running.in_thread(associated, running.port, client(ca, newest=newest))
+    assert told("it speaks no version of TLS that is allowed here")
+    assert await running.in_thread(associated, running.port, client(ca)) == "TLSv1.3"
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_suite_in_common(native: Any, server: Issued, ca: Authority, told: Any) -> None:
+    """Suites without authenticated encryption are not spoken (RFC 9325)."""
+    context = client(ca, newest=ssl.TLSVersion.TLSv1_2)
+    context.set_ciphers("ECDHE-ECDSA-AES128-SHA")
+    running = await native(tls=secured(server))
+    with pytest.raises(NO_ASSOCIATION):
+        await running.in_thread(associated, running.port, context)
+    assert told("it has no cipher suite in common with us")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_caller_that_does_not_trust_us(native: Any, eventually: Any, server: Issued, told: Any) -> None:
+    """The log says whose side has to change something."""
+    running = await native(tls=secured(server))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await running.in_thread(associated, running.port, client(None))
+    await eventually(lambda: told("it does not accept our certificate (alert: unknown ca)"))
+
+
+# --- limits
+
+
+@pytest_twisted.ensureDeferred
+async def test_handshakes_that_do_not_end(
+    native: Any, eventually: Any, monkeypatch: Any, server: Issued, ca: Authority, told: Any
+) -> None:
+    """They cost a bounded number of connections for a bounded time, and keep nobody out."""
+    monkeypatch.setattr(listener, "MAX_PENDING", 20)
+    running = await native(tls=secured(server))
+    half = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(60)]
+    for sock in half[::2]:
+        sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    await eventually(lambda: len(running.listener._pending) == 20)
+    assert await running.in_thread(associated, running.port, client(ca)) == "TLSv1.3"
+    assert len(running.listener._pending) <= 20
+    monkeypatch.setattr(connection, "ARTIM_SECS", 0.1)
+    late = socket.create_connection(("127.0.0.1", running.port), 30)
+    with pytest.raises(ConnectionResetError):
+        await running.in_thread(late.recv, 100)
+    await eventually(lambda: told("it did not end its TLS handshake"))
+    for sock in (*half, late):
+        sock.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_caller_that_says_nothing_more(
+    native: Any, monkeypatch: Any, server: Issued, ca: Authority
+) -> None:
+    """After the handshake there is no more time for an association request than without TLS."""
+    monkeypatch.setattr(connection, "ARTIM_SECS", 1.0)
+    running = await native(tls=secured(server))
+
+    def wait() -> list[int]:
+        with TlsScu(running.port, client(ca)) as scu:
+            return scu.rest()
+
+    assert await running.in_thread(wait) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_pause(native: Any, server: Issued, ca: Authority) -> None:
+    """Secure associations are ended as others are."""
+    running = await native(tls=secured(server))
+    scu = await running.in_thread(TlsScu, running.port, client(ca))
+    assert (await running.in_thread(scu.associate))[0] == ASSOCIATE_AC
+    rest = Deferred.fromCoroutine(running.in_thread(scu.rest))
+    await running.scp.pause()
+    assert await rest == [ABORT]
+    scu.sock.close()
+
+
+# --- files
+
+
+@pytest_twisted.ensureDeferred
+async def test_files_that_change(native: Any, tmp_path: Path, server: Issued, ca: Authority, told: Any) -> None:
+    """A renewed certificate is used from the next connection on; while files make no sense, the last good ones are."""
+    cert, key = Path(shutil.copy(server.cert, tmp_path / "s.crt")), Path(shutil.copy(server.key, tmp_path / "s.key"))
+    running = await native(tls=TlsServer(cert, key))
+
+    def shown() -> str:
+        with TlsScu(running.port, client(ca)) as scu:
+            assert isinstance(scu.sock, ssl.SSLSocket)
+            return ssl.DER_cert_to_PEM_cert(scu.sock.getpeercert(binary_form=True) or b"")
+
+    assert await running.in_thread(shown) == server.cert.read_text()
+    renewed = ca.issue("renewed")
+    shutil.copy(renewed.cert, cert)
+    assert await running.in_thread(shown) == server.cert.read_text()
+    assert told("the certificates for TLS have changed and cannot be used")
+    shutil.copy(renewed.key, key)
+    assert await running.in_thread(shown) == renewed.cert.read_text()
+    key.unlink()  # noqa: ASYNC240 - in a test
+    assert await running.in_thread(shown) == renewed.cert.read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_files_that_are_not_there(native: Any, tmp_path: Path, server: Issued) -> None:
+    """Nobody listens without the certificate that was asked for."""
+    with pytest.raises(Unavailable, match="the certificates for TLS cannot be used: No such file"):
+        await native(tls=TlsServer(server.cert, tmp_path / "none.key"))

@@ -1,0 +1,83 @@
+"""What an endpoint is said to offer follows from its service, the backend behind it, and middleware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from harmonyd import config
+from harmonyd.describe import Description
+from harmonyd.services.describing import described
+from harmonyd.services.http.describing import echoing
+from harmonyd.testing.config_files import write_config
+from harmonyd.web.openapi import openapi
+
+PACS = {"engine": "native", "aet": "PACS", "host": "127.0.0.1", "port": 104}
+SERVER = {"service": "http", "base_url": "http://127.0.0.1:8888"}
+FOLDER = {"service": "storage", "path": "kept"}
+DIMSE = {"/echo", "/find", "/get", "/move", "/store"}
+
+
+def offered(folder: Path, backends: dict[str, Any], middleware: Any = None, **options: Any) -> Description:
+    endpoint = {"service": "http", "path_prefix": "/x", **options}
+    path = write_config(folder, http_port=8080, backends=backends, endpoints={"web": endpoint}, middleware=middleware)
+    loaded = config.load(path)
+    found = described(loaded, loaded.pipelines["test"], loaded.endpoints["web"])
+    OpenAPIV31SpecValidator(openapi("t", [("/x", found)])).validate()
+    return found
+
+
+def operations(found: Description) -> set[tuple[str, str]]:
+    return {(item.method, item.path) for item in found.operations}
+
+
+@pytest.mark.parametrize(
+    ("middleware", "options", "paths"),
+    [
+        (None, {}, DIMSE | {""}),
+        (None, {"methods": ["POST"]}, DIMSE | {""}),
+        (None, {"methods": ["GET"]}, set()),
+        ({"m": {"type": "path_filter", "rules": ["/find", "/"]}}, {}, {"/find", ""}),
+        ({"m": {"type": "metadata", "dimse_op": "find"}}, {}, {""}),
+        ({"m": {"type": "metadata", "set": {"skip_backends": "true"}}}, {}, set()),
+    ],
+)
+def test_operations_of_dimse(tmp_path: Path, middleware: Any, options: Any, paths: set[str]) -> None:
+    """Those that methods and middleware leave."""
+    found = offered(tmp_path, {"pacs": PACS}, middleware, **options)
+    assert operations(found) == {("POST", path) for path in paths}
+
+
+def test_a_choice_of_backends(tmp_path: Path) -> None:
+    """A client may choose where there are several, and middleware has not chosen."""
+    found = offered(tmp_path, {"a": PACS, "b": PACS})
+    assert all(item.parameters[-1].schema == {"enum": ["a", "b"]} for item in found.operations)
+    assert all(403 in item.problems for item in found.operations)
+    chosen = offered(tmp_path, {"a": PACS, "b": FOLDER}, {"m": {"type": "metadata", "backend": "b"}})
+    assert operations(chosen) == {("POST", "")}
+    assert chosen.operations[0].parameters == ()
+
+
+def test_other_backends(tmp_path: Path) -> None:
+    """A server behind has every path; a folder takes objects."""
+    found = offered(tmp_path, {"server": SERVER}, methods=["GET", "HEAD", "PROPFIND", "POST"])
+    assert operations(found) == {(method, path) for method in ("GET", "POST") for path in ("", "/{path}")}
+    assert operations(offered(tmp_path, {"folder": FOLDER})) == {("POST", "")}
+
+
+def test_dicomweb(tmp_path: Path) -> None:
+    """A bridge of Harmony's makes DICOMweb of an http endpoint."""
+    bridge = {"m": {"type": "dicomweb_bridge"}}
+    assert ("GET", "/studies/{study}/metadata") in operations(offered(tmp_path, {"pacs": PACS}, bridge))
+
+
+def test_two_endpoints_with_almost_the_same_name() -> None:
+    """operationIds are words, and each is there once."""
+    document = openapi("t", [("", echoing("a.b", ["GET"])), ("/x", echoing("a_b", ["GET"]))])
+    OpenAPIV31SpecValidator(document).validate()
+    ids = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert ids == ["a_b_echoGet", "a_b_echoGetBelow", "a_b_echoGet_2", "a_b_echoGetBelow_2"]
+    assert list(document["paths"]) == ["/", "/{path}", "/x", "/x/{path}"]
