@@ -66,7 +66,7 @@ def _answers(answers: Mapping[int, Answer], made: Media | None) -> dict[int, Ans
 
 
 def _open(media: Media) -> Media:
-    return dict.fromkeys(media, {})
+    return {name: {} for name in media}
 
 
 def _offered(
