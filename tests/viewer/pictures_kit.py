@@ -35,8 +35,6 @@ SYNTAXES = (
     JPEG2000Lossless,
     JPEGLosslessSV1,
 )
-
-
 COMPARED_ROWS = slice(17, 108)
 """Above and below, a viewer puts letters and buttons over the picture."""
 RED_PAGE = b"1 0 0 rg 0 0 200 200 re f"
