@@ -60,7 +60,7 @@ class LongRunningEndpoint:
         first, *rest = request.path.strip("/").split("/")
         if first == _SEGMENT:
             is_preflight = request.method == "OPTIONS" and self._asking is not None
-            return preflight(request, _methods(rest)) if is_preflight else await self._about(request, rest)
+            return preflight(request, _allowed(rest)) if is_preflight else await self._about(request, rest)
         if isinstance(self._inner, ChoosesBackend):
             request = self._inner.choose(request)
         if not self._route.allows(request.method):
@@ -128,7 +128,7 @@ class LongRunningEndpoint:
                 hint="An operation is at operations/ID, with /events and /result below; none lists them.",
             )
         operation = self._operations.get(self.owner, rest[0])
-        allowed = _methods(rest)
+        allowed = _allowed(rest)
         if request.method not in allowed:
             raise MethodNotAllowed(f"{request.method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
         return await view(operation, request)
@@ -163,7 +163,8 @@ class LongRunningEndpoint:
             raise NotFound("The result has expired, or was removed.", hint="Ask for the operation again.") from None
 
 
-def _methods(rest: list[str]) -> tuple[str, ...]:
+def _allowed(rest: list[str]) -> tuple[str, ...]:
+    """What can be done with an operation, or with what is below it."""
     return _METHODS if len(rest) == 1 else _METHODS[:2]
 
 
