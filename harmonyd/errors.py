@@ -91,6 +91,13 @@ class PayloadTooLarge(HarmonydError):
     title = "Request body too large"
 
 
+class RangeNotSatisfiable(HarmonydError):
+    """There is no such part (RFC 9110 section 15.5.17); ``extra['content_range']`` says what there is."""
+
+    fault = Fault.CALLER
+    title = "Range not satisfiable"
+
+
 class Forbidden(HarmonydError):
     """The configuration does not let this caller do this."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["UNWATCHED", "Progress"]
+__all__ = ["UNWATCHED", "Progress", "without_records"]
 
 
 class Progress(Protocol):
@@ -39,3 +39,13 @@ class _Unwatched:
 
 UNWATCHED: Progress = _Unwatched()
 """Nobody wants to know."""
+
+
+def without_records(progress: Progress) -> Progress:
+    """The same, but for the records: who asked counts them as they come to it."""
+    return progress if progress is UNWATCHED else _WithoutRecords(progress)
+
+
+class _WithoutRecords(_Unwatched):
+    def __init__(self, progress: Progress) -> None:
+        self.began, self.counted = progress.began, progress.counted  # type: ignore[method-assign]

@@ -136,8 +136,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     if getattr(pyfuncitem.obj, "_pytest_twisted_mark", None) and not hasattr(pyfuncitem.obj, "hypothesis"):
         pyfuncitem.obj = _cancelled_after(pyfuncitem.obj, secs)
         secs += 5
-    with _interrupted_after(secs):
+    with _interrupted_after(secs), _as_it_was(pyfuncitem.obj):
         return (yield)
+
+
+@contextmanager
+def _as_it_was(test: Any) -> Iterator[None]:
+    """pytest-twisted wraps what a Hypothesis test runs, and would wrap it again when the test gets another chance."""
+    handle = getattr(test, "hypothesis", None)
+    inner_test = getattr(handle, "inner_test", None)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.inner_test = inner_test
 
 
 def _cancelled_after(test: Callable[..., Awaitable[None]], secs: float) -> Callable[..., Awaitable[None]]:

@@ -40,12 +40,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "middleware": BASE | {"config"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
-    "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
+    "cache": BASE | {"waiters", "config", "dimse"},
+    "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "config", "services", "web"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
-EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {"cli", "check", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 SANS_IO = "harmonyd.dimse.native.core"
 SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}

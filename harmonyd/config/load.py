@@ -56,6 +56,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         supervision=sections.supervision(main.table("supervision")),
         spool=sections.spool(main.table("spool")),
         operations=sections.operations(main.table("operations")),
+        cache=sections.cache(main.table("cache")),
         control=controlled,
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),

@@ -134,6 +134,23 @@ class OperationsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """``[cache]``: what DICOMweb endpoints have retrieved, kept for the next who asks."""
+
+    enabled: bool = True
+    max_bytes: int = 5 * 1000**3
+    """Above that the least recently used goes."""
+    max_age_secs: float = 600.0
+    """Since the PACS was asked. It may have changed meanwhile, and does not tell."""
+    max_series_bytes: int = 2 * 1000**3
+    """A larger series, or study that was asked for as a whole, is not kept, and not retrieved ahead."""
+    min_free_bytes: int = 2000 * 1000**2
+    """With less free space than this below the storage path nothing is kept."""
+    max_prefetches: int = 2
+    """Series retrieved at once that nobody waits for; 0: none is."""
+
+
+@dataclass(frozen=True, slots=True)
 class ControlConfig:
     """``[control]``: where ``supervisorctl`` connects. Without an address there is no TCP port."""
 
@@ -343,6 +360,7 @@ class Config:
     supervision: SupervisionConfig = SupervisionConfig()
     spool: SpoolConfig = SpoolConfig()
     operations: OperationsConfig = OperationsConfig()
+    cache: CacheConfig = CacheConfig()
     control: ControlConfig = ControlConfig()
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from harmonyd.config import checks
 from harmonyd.config.errors import Report, nearest
 from harmonyd.config.fields import Section
 from harmonyd.config.model import (
+    CacheConfig,
     DicomDefaults,
     HttpListener,
     LimitsConfig,
@@ -24,6 +25,7 @@ from harmonyd.config.model import (
 )
 
 _LEVELS = {level: level for level in ("debug", "info", "warning", "error")} | {"trace": "debug", "warn": "warning"}
+_MINUTE_SECS = 60.0
 _HOUR_SECS = 3600.0
 _DAY_SECS = 24 * _HOUR_SECS
 _MB = 1000**2
@@ -180,6 +182,24 @@ def operations(section: Section) -> OperationsConfig:
         keep_secs=minutes * 60,
         max_bytes=round(section.number("max_gb", default.max_bytes / _GB, 0.0001, 1_000_000) * _GB),
     )
+    section.finish()
+    return result
+
+
+def cache(section: Section) -> CacheConfig:
+    """``[cache]``; sizes are in 10⁶ and 10⁹ bytes."""
+    default = CacheConfig()
+    minutes = section.number("max_age_minutes", default.max_age_secs / _MINUTE_SECS, 0.01, 60 * 24 * 365)
+    result = CacheConfig(
+        enabled=section.flag("enabled", default.enabled),
+        max_bytes=round(section.number("max_gb", default.max_bytes / _GB, 0.001, 1_000_000) * _GB),
+        max_age_secs=minutes * _MINUTE_SECS,
+        max_series_bytes=round(section.number("max_series_gb", default.max_series_bytes / _GB, 0.001, 1_000_000) * _GB),
+        min_free_bytes=section.integer("min_free_mb", default.min_free_bytes // _MB, 1, 1_000_000_000) * _MB,
+        max_prefetches=section.integer("max_prefetches", default.max_prefetches, 0, 100),
+    )
+    if section.sound and result.max_series_bytes > result.max_bytes:
+        result = replace(result, max_series_bytes=result.max_bytes)
     section.finish()
     return result
 

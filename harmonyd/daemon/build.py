@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
+from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import (
     Config,
     DicomBackendOptions,
@@ -122,6 +123,7 @@ class Builder:
         operations: Operations,
         documents: Mapping[str, Document],
         resources: Mapping[str, Resource],
+        cache: SeriesCache,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
@@ -131,6 +133,7 @@ class Builder:
         self.operations = operations
         self._documents = documents
         self._resources = resources
+        self._cache = cache
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -162,7 +165,7 @@ class Builder:
     ) -> dict[str, Backend]:
         """By name. Those in ``unchanged`` go on. Raises ``HarmonydError``."""
         resources = registry.Resources(
-            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread
+            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread, self._cache
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {

@@ -13,8 +13,10 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from harmonyd import config as configuration
+from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import Config
-from harmonyd.control.management import Management
+from harmonyd.control.cache import CacheMethods, CacheResource
+from harmonyd.control.management import Management, Resource
 from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
 from harmonyd.daemon.build import (
@@ -34,6 +36,7 @@ from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
 from harmonyd.operations.registry import Operations
 from harmonyd.spool.spool import DurableSpool
+from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.telemetry.health import CheckResult, DiskWritable, Health
 from harmonyd.telemetry.notify import Notifier
@@ -77,8 +80,9 @@ class Daemon:
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
         )
         self.operated = Operated(config, reactor, self.supervisor, self._reloader)
-        self._control = ControlServer(reactor, config.control, self.operated)
         self.operations = Operations(reactor, config.storage.path, config.operations)
+        self.cache = SeriesCache(reactor, config.storage.path, config.cache, partial(in_thread, reactor))
+        self._control = ControlServer(reactor, config.control, self.operated, CacheMethods(self.cache))
         self._management = Management(
             config,
             self.operated,
@@ -88,7 +92,11 @@ class Daemon:
             lambda: self.operations.running_ids,
         )
         self.spool = DurableSpool(reactor, config.storage.path, config.spool)
-        resources = {"spool": SpoolResource(self.spool, reactor.seconds)}
+        resources: dict[str, Resource] = {
+            "spool": SpoolResource(self.spool, reactor.seconds),
+            "cache": CacheResource(self.cache),
+        }
+        documents = self._management.documents
         self._builder = Builder(
             reactor,
             self.supervisor,
@@ -96,8 +104,9 @@ class Daemon:
             folders,
             self.spool,
             self.operations,
-            self._management.documents,
+            documents,
             resources,
+            self.cache,
         )
         self._parts = self._builder.all(config)
         self._disk = DiskWritable(reactor, config.storage.path)
@@ -123,6 +132,7 @@ class Daemon:
             await self.spool.start()
         await self.operations.start()
         await self._parts.engines.start()
+        await self.cache.start()
         for backend in self._parts.backends.values():
             await backend.start()
         for endpoint in self._parts.dicom_endpoints:
@@ -151,6 +161,7 @@ class Daemon:
         self.supervisor.configure(new.supervision)
         self.spool.configure(new.spool)
         self.operations.configure(new.operations, long_running(new))
+        self.cache.configure(new.cache)
         try:
             await takeover.finish()
         finally:
@@ -197,6 +208,7 @@ class Daemon:
         front_ends = [front_end.stop for front_end in parts.front_ends]
         operations = partial(self.operations.stop, grace_secs)
         await self._all([*front_ends, operations, partial(self._associations_end, grace_secs)])
+        await self._all([self.cache.stop])
         self.manager.step("receivers hand on what they have")
         await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
         await self._all([self.spool.stop])
@@ -243,6 +255,7 @@ class Daemon:
         return CheckResult(refusal is None, (refusal or "objects are accepted") + left)
 
     async def _clean_artifacts(self) -> None:
+        self.cache.sweep()
         storage = self.config.storage
         folders = {storage.path: frozenset[str](), **active_operations(self._parts.all_backends)}
         for folder, in_use in folders.items():

@@ -18,8 +18,8 @@ from harmonyd.daemon.build import asked_over_http, dicom_endpoints, listeners, r
 from harmonyd.services.dicom.inbound import scp_config
 
 _SETTINGS = (
-    *("id", "storage", "limits", "logging", "supervision", "spool", "management", "telemetry", "web"),
-    *("operations",),
+    *("id", "storage", "limits", "logging", "supervision", "spool", "operations", "cache", "management", "telemetry"),
+    *("web",),
 )
 _RESTART = "restart harmonyd to use this"
 

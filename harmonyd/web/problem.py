@@ -26,6 +26,7 @@ from harmonyd.errors import (
     NotAcceptable,
     NotFound,
     PayloadTooLarge,
+    RangeNotSatisfiable,
     RemoteError,
     StorageFull,
     Unavailable,
@@ -47,6 +48,7 @@ STATUS: Mapping[type[HarmonydError], int] = {
     Gone: 410,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
+    RangeNotSatisfiable: 416,
     HarmonydError: 500,
     RemoteError: 502,
     Unavailable: 503,
@@ -105,6 +107,8 @@ def _headers(error: HarmonydError, status: int) -> dict[str, str]:
     if "allow" in error.extra:
         allow = error.extra["allow"]
         headers["Allow"] = allow if isinstance(allow, str) else ", ".join(allow)
+    if "content_range" in error.extra:
+        headers["Content-Range"] = error.extra["content_range"]
     return headers
 
 

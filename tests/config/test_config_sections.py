@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harmonyd.config.model import LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.model import CacheConfig, LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
 
 PROXY = '[proxy]\nid = "x"\n'
 NETWORK = '[network.n.http]\nbind_address = "127.0.0.1"\nbind_port = 8080\n[network.d.dicom]\nbind_port = 11112\n'
@@ -21,6 +21,7 @@ def test_defaults(loaded, tmp_path):
     assert config.supervision == SupervisionConfig()
     assert config.spool == SpoolConfig()
     assert config.operations == OperationsConfig()
+    assert config.cache == CacheConfig()
     assert config.management.base_path == "/admin"
     assert config.telemetry.network is None
 
@@ -42,6 +43,13 @@ def test_values_reach_the_model(loaded, tmp_path):
     assert (supervision.backoff_initial_secs, supervision.backoff_max_secs, supervision.log_backups) == (2.0, 30.5, 0)
     assert (config.logging.format, config.logging.file) == ("json", tmp_path / "h.log")
     assert config.telemetry.network == "n"
+
+
+def test_the_cache_is_sized_in_units_of_people(loaded):
+    """Times and sizes in the file's units, in seconds and bytes in the model; nothing is larger than the whole."""
+    text = "[cache]\nenabled = false\nmax_gb = 1.5\nmax_age_minutes = 2\nmin_free_mb = 3\nmax_prefetches = 0\n"
+    config = loaded(main=PROXY + text)
+    assert config.cache == CacheConfig(False, 1_500_000_000, 120.0, 1_500_000_000, 3_000_000, 0)
 
 
 def test_the_spool_is_sized_in_units_of_people(loaded):
@@ -87,6 +95,11 @@ def test_operations_are_limited_in_units_of_people(loaded):
         ("[spool]\nretry_max_secs = 0.5\n", "spool", "retry_max_secs"),
         ("[spool]\nmax_unasked_gb = -1\n", "spool", "max_unasked_gb"),
         ("[spool]\nmin_free = 5\n", "spool", "min_free"),
+        ("[cache]\nmax_gb = 0\n", "cache", "max_gb"),
+        ("[cache]\nmax_age_minutes = 0\n", "cache", "max_age_minutes"),
+        ("[cache]\nmax_prefetches = -1\n", "cache", "max_prefetches"),
+        ("[cache]\nenabled = 1\n", "cache", "enabled"),
+        ("[cache]\nmax_age = 5\n", "cache", "max_age"),
         ("[telemetry]\nnetwork = 'm'\n", "telemetry", "network"),
         (NETWORK + "[telemetry]\nnetwork = 'd'\n", "telemetry", "network"),
         ("[telemetry]\nnetwork = 3\n", "telemetry", "network"),

@@ -10,6 +10,7 @@ from typing import Any
 from harmonyd.bodies import BytesBody
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.services.base import Ask, HttpRequest
+from harmonyd.services.dicom.keeping import AHEAD
 from harmonyd.services.dicom.request import RETRIEVE
 
 _ABOUT_THE_BODY = ("content-", "accept", "transfer-encoding", "expect", "if-", "range")
@@ -54,19 +55,29 @@ class Asker:
             await results.aclose()
             response.results = None
 
-    async def retrieve(self, level: str, uids: Mapping[str, str]) -> Results:
-        """C-GET or C-MOVE, as the backend is configured. Raises ``NotFound`` when nothing matches."""
+    async def retrieve(self, level: str, uids: Mapping[str, str], *, ahead: bool = True) -> Results:
+        """C-GET or C-MOVE, as the backend is configured, unless it is in the cache.
+
+        ``ahead``: the rest of the series may be asked for next. Raises ``NotFound`` when nothing matches.
+        """
         document = {**uids, "level": level, "query_model": "study"}
-        return results_of(await self._asked(RETRIEVE, document, None))
+        metadata = {} if ahead else {AHEAD: "false"}
+        return results_of(await self._asked(RETRIEVE, document, None, metadata))
 
     async def store(self, body: Body, metadata: Mapping[str, str]) -> Results:
         """C-STORE of what a body holds."""
         headers = {"content-type": self.request.headers.get("content-type", "")}
         return results_of(await self._ask(self._envelope("store", body, headers, metadata)))
 
-    async def _asked(self, operation: str, document: Mapping[str, Any], deadline: float | None) -> ResponseEnvelope:
+    async def _asked(
+        self,
+        operation: str,
+        document: Mapping[str, Any],
+        deadline: float | None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ResponseEnvelope:
         body = BytesBody(json.dumps(document).encode())
-        envelope = self._envelope(operation, body, {"content-type": "application/json"}, {})
+        envelope = self._envelope(operation, body, {"content-type": "application/json"}, metadata or {})
         envelope.deadline = deadline
         return await self._ask(envelope)
 

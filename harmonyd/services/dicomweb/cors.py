@@ -11,7 +11,10 @@ _EXPOSED = (
     "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Location, Content-Range, Content-Type, ETag, "
     "Location, Preference-Applied, Retry-After, Warning, X-Request-ID, X-Total-Count"
 )
-_ASKED = "Accept, Authorization, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, X-Request-ID"
+_ASKED = (
+    "Accept, Authorization, Cache-Control, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, "
+    "X-Request-ID"
+)
 
 
 def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
 from harmonyd.services.dicomweb.counted import Counted
 from harmonyd.services.dicomweb.exchange import Exchange
+from harmonyd.services.dicomweb.images import Images
 from harmonyd.services.dicomweb.resources import Resource, parse_path
 from harmonyd.services.dicomweb.urls import base_url
 from harmonyd.services.http.answers import ClosingIterator
@@ -49,6 +50,7 @@ class DicomwebEndpoint:
         self.public_prefix = options.public_url + options.path_prefix
         self._options = options
         self._seconds = seconds
+        self._images = Images()
         self._counted = Counted(seconds)
 
     def may_run_long(self, request: HttpRequest) -> bool:
@@ -68,7 +70,8 @@ class DicomwebEndpoint:
         asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
         url = base_url(request, self._options.public_url)
         try:
-            return await handler(Exchange(request, resource, asker, self._options, url, self._counted))
+            exchange = Exchange(request, resource, asker, self._options, url, self._counted, self._images)
+            return await handler(exchange)
         except AnsweredElsewhere as answered:
             return _passed_on(answered)
 

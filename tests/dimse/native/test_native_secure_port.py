@@ -304,6 +304,7 @@ def self_signed(folder: Path) -> Issued:
     return issued
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 @pytest.mark.parametrize(("least", "newest"), [("1.2", ssl.TLSVersion.TLSv1_1), ("1.3", ssl.TLSVersion.TLSv1_2)])
 @pytest_twisted.ensureDeferred
 async def test_old_versions(native: Any, server: Issued, ca: Authority, told: Any, least: str, newest: Any) -> None:
