@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,6 +108,10 @@ class RequestEnvelope:
     operation_id: str | None = None
     """UUID in hex that the operation and its artifact folder are named by; None: the backend makes one."""
     progress: Progress = UNWATCHED
+
+    def part(self, **changes: Any) -> RequestEnvelope:
+        """Return a request of its own on behalf of this one: its own metadata and artifacts, and ``changes``."""
+        return replace(self, **{"metadata": dict(self.metadata), "operation_id": None, **changes})
 
 
 @dataclass(slots=True)

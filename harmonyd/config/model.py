@@ -196,6 +196,10 @@ class HttpEndpointOptions:
     path_prefix: str
     methods: tuple[str, ...] = ()
     """Allowed HTTP methods; empty: any."""
+    path_backends: tuple[str, ...] = ()
+    """Backends that the first segment after the prefix may name: those of the pipeline, or none."""
+    backend_header: str = ""
+    """Header field that may name a backend; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +345,10 @@ class PipelineConfig:
     endpoints: tuple[str, ...]
     middleware: tuple[str, ...]
     backends: tuple[str, ...]
+    fan_out: bool = False
+    """Ask all backends, where no single one is chosen."""
+    fan_out_timeout_secs: float = 20.0
+    """For each of them, to answer a query."""
 
 
 @dataclass(frozen=True, slots=True)

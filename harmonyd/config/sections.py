@@ -40,11 +40,16 @@ def proxy(section: Section) -> tuple[str, str]:
     if level == "trace":
         section.warn("log_level", '"trace" is taken as "debug", the most there is')
     section.raw("pipelines_path")
-    section.ignore(["transforms_path"], "no middleware that transforms is built yet")
+    transforms_folder(section)
     section.ignore(["store_dir"], "[storage.options] path says where files go")
     section.ignore(["jwks_cache_dir"], "key sets are not fetched")
     section.finish()
     return identity, _LEVELS[level]
+
+
+def transforms_folder(section: Section) -> str:
+    """``[proxy] transforms_path``: where specifications are, relative to the configuration file."""
+    return section.text("transforms_path", "transforms", checks.path)
 
 
 def network(name: str, section: Section) -> NetworkConfig:

@@ -38,6 +38,7 @@ from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
 from harmonyd.services.dicom.backend import DicomBackend, move_receiver
+from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
 from harmonyd.spool.api import Spool
@@ -181,6 +182,7 @@ class Builder:
                 name,
                 [middleware_registry.build(config.middleware[link]) for link in item.middleware],
                 {backend: backends[backend] for backend in item.backends},
+                FanOut(self._reactor, item.fan_out_timeout_secs) if item.fan_out else None,
             )
             for name, item in config.pipelines.items()
         }

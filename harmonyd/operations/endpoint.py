@@ -17,7 +17,7 @@ from harmonyd.operations.operation import Operation, Owner, cancelled
 from harmonyd.operations.prefer import Preferences, parse_prefer
 from harmonyd.operations.registry import Operations
 from harmonyd.operations.result import kept
-from harmonyd.services.base import Ask, AskingEndpoint, HttpAnswer, HttpEndpoint, HttpRequest, RunsLong
+from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend, HttpAnswer, HttpEndpoint, HttpRequest, RunsLong
 from harmonyd.services.dicomweb.cors import preflight
 from harmonyd.services.http.answers import ClosingIterator
 from harmonyd.web.route import Route
@@ -61,6 +61,8 @@ class LongRunningEndpoint:
         if first == _SEGMENT:
             is_preflight = request.method == "OPTIONS" and self._asking is not None
             return preflight(request, _methods(rest)) if is_preflight else await self._about(request, rest)
+        if isinstance(self._inner, ChoosesBackend):
+            request = self._inner.choose(request)
         if not self._route.allows(request.method):
             allowed = self._route.allowed_at(request.path)
             raise MethodNotAllowed(f"{request.method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)

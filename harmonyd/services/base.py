@@ -98,6 +98,15 @@ class RunsLong(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosesBackend(Protocol):
+    """An endpoint half whose clients may name a backend."""
+
+    def choose(self, request: HttpRequest) -> HttpRequest:
+        """Return the request with its backend as ``?backend=``. Raises ``BadRequest``."""
+        ...
+
+
 class Lifecycle(Protocol):
     """Something that runs: started once with the daemon, stopped once."""
 

@@ -62,6 +62,38 @@ def test_a_choice_of_backends(tmp_path: Path) -> None:
     assert chosen.operations[0].parameters == ()
 
 
+def test_a_choice_by_header(tmp_path: Path) -> None:
+    """The header field that names a backend is a parameter like the query's."""
+    found = offered(tmp_path, {"a": PACS, "b": PACS}, backend_header="X-PACS")
+    for item in found.operations:
+        query, header = item.parameters[-2:]
+        assert (query.name, header.name, header.place, header.schema) == ("backend", "X-PACS", "header", query.schema)
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "answer"),
+    [
+        ({"apply": "left"}, {}, None),
+        ({"apply": "right", "content_type": "application/x+json"}, None, {"application/x+json": {}}),
+        ({"apply": "right", "per_record": True}, None, {"application/json": {}}),
+    ],
+)
+def test_what_is_reshaped(tmp_path: Path, options: Any, body: Any, answer: Any) -> None:
+    """Nothing is said about the shape of what a specification reads or makes."""
+    link = {"type": "transform", "spec": '[{"operation": "sort"}]', **options}
+    plain = {item.name: item for item in offered(tmp_path / "plain", {"a": PACS}).operations}
+    found = {item.name: item for item in offered(tmp_path / "made", {"a": PACS}, {"m": link}).operations}
+    assert plain["find"].body is not None and plain["find"].answers[200].media["application/json"]
+    if body is None:
+        assert found["find"].body == plain["find"].body
+    else:
+        assert found["find"].body == {"application/json": body}
+    if answer is None:
+        assert found["echo"].answers == plain["echo"].answers
+    else:
+        assert found["echo"].answers[200].media == answer
+
+
 def test_other_backends(tmp_path: Path) -> None:
     """A server behind has every path; a folder takes objects."""
     found = offered(tmp_path, {"server": SERVER}, methods=["GET", "HEAD", "PROPFIND", "POST"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from harmonyd.config.model import HttpEndpointOptions
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.services.base import HttpAnswer, HttpRequest
+from harmonyd.services.choosing import choose_backend
 from harmonyd.services.http.answers import ClosingIterator, serialise
 from harmonyd.services.http.headers import end_to_end
 
@@ -18,6 +19,11 @@ class HttpServiceEndpoint:
         self.name = name
         self.path_prefix = self.public_prefix = options.path_prefix
         self.methods = options.methods
+        self._options = options
+
+    def choose(self, request: HttpRequest) -> HttpRequest:
+        """See ``choose_backend``."""
+        return choose_backend(request, self._options)
 
     def request(self, request: HttpRequest) -> RequestEnvelope:
         """Protocol → envelope. Metadata comes from the configuration only, never from what a client sends."""
