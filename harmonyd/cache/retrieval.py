@@ -34,12 +34,13 @@ class Retrieval:
         """Why it ended."""
         self._summary: Mapping[str, Any] = {"success": False, "complete": False}
         self._store = store
+        self._grew: Callable[[Retrieval], None] = lambda _: None
         self._arrived: list[Instance] = []
         self._news: Waiters[None] = Waiters()
         self._running: Deferred[None] | None = None
         self.is_given_up = False
-        self._is_telling = False
-        """Others are called just now, and nothing is waited for that could be cancelled."""
+        self._is_busy = False
+        """Others are called just now, and nothing is waited for that could be cancelled; or it is at its end."""
 
     def begin(
         self,
@@ -57,7 +58,7 @@ class Retrieval:
     def cancel(self) -> None:
         """End it: nobody wants it."""
         self.is_given_up = True
-        if not self._is_telling:
+        if not self._is_busy:
             running, self._running = self._running, None
             if running is not None:
                 running.cancel()
@@ -129,14 +130,15 @@ class Retrieval:
                     raise CancelledError
             self._summary = results.summary()
         finally:
+            self._is_busy = True
             await results.aclose()
 
     def _tell(self, instance: Instance) -> None:
-        self._is_telling = True
+        self._is_busy = True
         self._store.grew(self.entry, instance.size_bytes)
         self._grew(self)
         self._news.fire(None)
-        self._is_telling = False
+        self._is_busy = False
 
     async def instances(self) -> AsyncIterator[Instance]:
         """Yield what has arrived, and what arrives, to the end. Raises what the operation raised."""
