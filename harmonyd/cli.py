@@ -1,4 +1,4 @@
-"""The command line: ``harmonyd run | check | demo | spool | version``."""
+"""The command line: ``harmonyd run | check | demo | spool | cache | version``."""
 
 from __future__ import annotations
 
@@ -112,6 +112,11 @@ Copy an object to FOLDER/ID.dcm, and what is known about it to FOLDER/ID.json. I
 holds patient data.
 """
 
+_CACHE = """\
+What DICOMweb clients have retrieved, and is kept for the next who asks: how much it is, or remove it all.
+Works while the daemon runs and when it does not. The PACS has everything that is here.
+"""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -138,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--once", action="store_true", help="end after the four requests")
     demo.add_argument("--engine", choices=["dcmtk", "native"], help="speak DIMSE with this engine")
     _add_spool(commands)
+    _add_cache(commands)
     commands.add_parser("version", help="print the version", description="Print the version of harmonyd.")
     return parser
 
@@ -181,6 +187,18 @@ def _add_spool(commands: Any) -> None:
     export.add_argument("folder", type=Path, metavar="FOLDER")
 
 
+def _add_cache(commands: Any) -> None:
+    cache = commands.add_parser(
+        "cache", help="see how much of what was retrieved is kept, empty it", description=_CACHE
+    )
+    below = cache.add_subparsers(dest="cache_command", required=True, metavar="COMMAND", title="commands")
+    for name, summary in (("show", "how much is kept"), ("clear", "remove it all")):
+        command = below.add_parser(name, help=summary, description=_CACHE)
+        which = "config.toml (default: %(default)s)"
+        command.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=which)
+        command.add_argument("--json", action="store_true", help="the answer as JSON")
+
+
 def _positive(text: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else 0
     if not number:
@@ -212,6 +230,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return demo(arguments.config, once=arguments.once, engine=arguments.engine)
     if arguments.command == "spool":
         return _run_spool(arguments)
+    if arguments.command == "cache":
+        from harmonyd import cache_command
+
+        return cache_command.run(arguments.config, arguments.cache_command, as_json=arguments.json)
     return _daemon(arguments.config)
 
 

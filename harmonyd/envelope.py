@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from harmonyd.progress import UNWATCHED, Progress
 
 
 class Body(Protocol):
@@ -103,6 +105,13 @@ class RequestEnvelope:
     """Correlation id: the client's ``X-Request-ID`` where given and sane."""
     deadline: float | None = None
     """Seconds on the reactor's clock, after which the work is ended; None: the backend's own limit."""
+    operation_id: str | None = None
+    """UUID in hex that the operation and its artifact folder are named by; None: the backend makes one."""
+    progress: Progress = UNWATCHED
+
+    def part(self, **changes: Any) -> RequestEnvelope:
+        """Return a request of its own on behalf of this one: its own metadata and artifacts, and ``changes``."""
+        return replace(self, **{"metadata": dict(self.metadata), "operation_id": None, **changes})
 
 
 @dataclass(slots=True)

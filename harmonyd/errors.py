@@ -63,6 +63,13 @@ class Conflict(HarmonydError):
     title = "Not possible in this state"
 
 
+class Gone(HarmonydError):
+    """It was there and never will be again (RFC 9110 section 15.5.11)."""
+
+    fault = Fault.CALLER
+    title = "No longer there"
+
+
 class NotAcceptable(HarmonydError):
     """None of the media types the client accepts can be produced (RFC 9110 section 12.5.1)."""
 
@@ -82,6 +89,13 @@ class PayloadTooLarge(HarmonydError):
 
     fault = Fault.CALLER
     title = "Request body too large"
+
+
+class RangeNotSatisfiable(HarmonydError):
+    """There is no such part (RFC 9110 section 15.5.17); ``extra['content_range']`` says what there is."""
+
+    fault = Fault.CALLER
+    title = "Range not satisfiable"
 
 
 class Forbidden(HarmonydError):

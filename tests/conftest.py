@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from hypothesis import HealthCheck, settings
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
@@ -31,6 +32,10 @@ ROOT = Path(__file__).parent.parent
 DEFAULT_DEADLINE_SECS = 120.0
 SETTLE_SECS = 10.0
 DESTINATIONS = ("HARMONY_SCU", "HARMONY_MOVE", "HARMONY_THIRD")
+
+# A busy machine is slow in making examples, too; what bounds a test is its deadline here.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _left_out = pytest.StashKey[list[str]]()
 _real_stderr = pytest.StashKey[int]()
@@ -59,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _long_ones_first(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In a parallel run files of few and long tests come first, so that the workers end at about the same time."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop"))
+        items.sort(key=lambda item: item.path.parent.name not in ("e2e", "interop", "viewer"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -131,8 +136,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     if getattr(pyfuncitem.obj, "_pytest_twisted_mark", None) and not hasattr(pyfuncitem.obj, "hypothesis"):
         pyfuncitem.obj = _cancelled_after(pyfuncitem.obj, secs)
         secs += 5
-    with _interrupted_after(secs):
+    with _interrupted_after(secs), _as_it_was(pyfuncitem.obj):
         return (yield)
+
+
+@contextmanager
+def _as_it_was(test: Any) -> Iterator[None]:
+    """pytest-twisted wraps what a Hypothesis test runs, and would wrap it again when the test gets another chance."""
+    handle = getattr(test, "hypothesis", None)
+    inner_test = getattr(handle, "inner_test", None)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.inner_test = inner_test
 
 
 def _cancelled_after(test: Callable[..., Awaitable[None]], secs: float) -> Callable[..., Awaitable[None]]:

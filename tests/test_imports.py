@@ -18,32 +18,36 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "envelope", "bodies", "mediatypes", "multipart", "describe"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
+    "progress": set(),
     "tls": set(),
     "acknowledge": set(),
     "identity": set(),
-    "envelope": {"errors"},
+    "jolt": {"errors"},
+    "envelope": {"errors", "progress"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "acknowledge", "identity"},
+    "config": {"errors", "tls", "acknowledge", "identity", "jolt"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "tls", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "dimse", "supervision"},
+    "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
-    "middleware": BASE | {"config"},
+    "middleware": BASE | {"config", "jolt"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
-    "services": BASE | {"config", "middleware", "pipeline", "dimse", "spool"},
+    "cache": BASE | {"waiters", "config", "dimse"},
+    "services": BASE | {"waiters", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
+    "operations": BASE | {"waiters", "config", "services", "web"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
-EVERYTHING = {"cli", "check", "spool_command", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {"cli", "check", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 SANS_IO = "harmonyd.dimse.native.core"
 SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}

@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 SYSTEMD = "systemd:"
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
+_MEANT = frozenset(
+    {"accept", "authorization", "connection", "content-length", "content-type", "cookie", "host", "origin", "prefer"}
+)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _RULE_SEGMENT = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
 
@@ -83,6 +86,15 @@ def http_method(value: str) -> str | None:
     return "not an HTTP method in upper case, such as GET or POST"
 
 
+def header_name(value: str) -> str | None:
+    """A field name (RFC 9110 section 5.1) that says nothing else already."""
+    if not _TOKEN.match(value):
+        return "not the name of a header field, such as X-PACS"
+    if value.lower() in _MEANT:
+        return "a header field that means something else"
+    return None
+
+
 def path_prefix(value: str) -> str | None:
     """A path as it is after percent-decoding: whole segments, none empty, no dot segments."""
     if not value.startswith("/"):
@@ -143,3 +155,12 @@ def plain_text(value: str) -> str | None:
     if not value.strip() or len(value) > 128:
         return "1 to 128 characters, not only spaces"
     return None if value.isprintable() else "no control characters"
+
+
+def json_media_type(value: str) -> str | None:
+    """A media type of JSON (RFC 6839 section 3.1), parameters allowed."""
+    essence = value.partition(";")[0].strip().lower()
+    kind, _, subtype = essence.partition("/")
+    if not value.isascii() or not value.isprintable() or not _TOKEN.match(kind) or not _TOKEN.match(subtype):
+        return "not a media type, such as application/fhir+json"
+    return None if essence == "application/json" or subtype.endswith("+json") else "not a media type of JSON"

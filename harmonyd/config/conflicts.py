@@ -22,7 +22,7 @@ from harmonyd.config.pipelines import Parts
 from harmonyd.tls import TlsServer
 
 BUILT_IN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
-_OWN_FOLDERS = ("spool", "quarantine", "run", "log")
+_OWN_FOLDERS = ("spool", "quarantine", "run", "log", "operations", "cache")
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _DEFAULTS = (("local_aet", "aet"), ("bind_addr", "bind_address"), ("port", "bind_port"))
 """Key of a dicom endpoint, and the key of ``[network.NAME.dicom]`` that is its default."""

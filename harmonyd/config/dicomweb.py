@@ -25,7 +25,7 @@ def _apply_bridge(parts: Parts, item: PipelineConfig) -> None:
             section = parts.tables["endpoints"][endpoint.name].table("options")
             if options.methods:
                 section.problem("methods", "a DICOMweb endpoint decides by itself", "remove the key")
-            made = DicomwebEndpointOptions(options.path_prefix)
+            made = DicomwebEndpointOptions(options.path_prefix, backend_header=options.backend_header)
             parts.endpoints[endpoint.name] = EndpointConfig(endpoint.name, "dicomweb", made)
         bridged = bridged or endpoint.service in ("http", "dicomweb")
     if not bridged:
@@ -50,6 +50,18 @@ def _check_backend(parts: Parts, item: PipelineConfig) -> None:
         section.problem("backends", what, 'add a backend with service = "dicom"')
     for name in item.backends:
         _check_model(parts, name)
+    for name in item.middleware:
+        _check_transform(parts, item, name, names[0])
+
+
+def _check_transform(parts: Parts, item: PipelineConfig, name: str, endpoint: str) -> None:
+    """A DICOMweb answer is made of the records of several questions, which therefore have to stay records."""
+    link = parts.middleware.get(name)
+    if link is None or link.type != "transform" or link.options["apply"] == "left" or link.options["per_record"]:
+        return
+    what = f'"{name}" transforms whole answers, and endpoint "{endpoint}" needs the single records'
+    remedy = 'set its per_record = true, or apply = "left"'
+    parts.tables["pipelines"][item.name].problem("middleware", what, remedy)
 
 
 def _check_model(parts: Parts, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harmonyd.config import conflicts, control, dicomweb, middleware, pipelines, sections, services
+from harmonyd.config import conflicts, control, dicomweb, fan_out, middleware, pipelines, sections, services
 from harmonyd.config.errors import ConfigError, Report
 from harmonyd.config.fields import Section
 from harmonyd.config.model import Config, ControlConfig
@@ -55,6 +55,8 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         logging=sections.logging(main.table("logging"), base, level),
         supervision=sections.supervision(main.table("supervision")),
         spool=sections.spool(main.table("spool")),
+        operations=sections.operations(main.table("operations")),
+        cache=sections.cache(main.table("cache")),
         control=controlled,
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),
@@ -68,7 +70,8 @@ def _parts(layers: Layers, base: Path) -> Parts:
     tables = {kind: {n: s for n, s in found.items() if s.is_table} for kind, found in layers.definitions.items()}
     endpoints = {name: services.endpoint(name, section, base) for name, section in tables["endpoints"].items()}
     backends = {name: services.backend(name, section, base) for name, section in tables["backends"].items()}
-    links = {name: middleware.middleware(name, section) for name, section in tables["middleware"].items()}
+    folders = (base / sections.transforms_folder(layers.main.table("proxy")), base)
+    links = {name: middleware.middleware(name, section, folders) for name, section in tables["middleware"].items()}
     networks = {name: sections.network(name, section) for name, section in tables["network"].items()}
     items = {name: pipelines.pipeline(name, section) for name, section in tables["pipelines"].items()}
     return Parts(
@@ -86,6 +89,7 @@ def _check_together(
 ) -> None:
     pipelines.check_references(parts)
     dicomweb.settle(parts)
+    fan_out.settle(parts)
     conflicts.apply_network_defaults(parts)
     conflicts.check_once(parts)
     conflicts.check_ports(parts, main.table("control"), controlled)

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from harmonyd.config import checks, keywords, route
+from harmonyd.config import checks, keywords, route, transform
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import MiddlewareConfig
 
 DIMSE_OPERATIONS = ("echo", "find", "get", "move", "store")
 
-_NOT_BUILT_TYPES = (
-    *("basic_auth", "jwt_auth", "jwtauth", "json_extractor", "json", "transform", "metadata_transform"),
-)
+_NOT_BUILT_TYPES = ("basic_auth", "jwt_auth", "jwtauth")
 BRIDGES = ("dicomweb_bridge", "dicomweb")
 """Harmony's names for what makes DICOMweb endpoints of the http endpoints of its pipeline."""
 _OUT_OF_SCOPE_TYPES = ("auth", "connect", "jmix_builder")
 _FIRST_GROUP = 0x0008
 
 
-def middleware(name: str, section: Section) -> MiddlewareConfig | None:
-    """``[middleware.NAME]``; None when a mistake was noted."""
+def middleware(name: str, section: Section, folders: Sequence[Path]) -> MiddlewareConfig | None:
+    """``[middleware.NAME]``; None when a mistake was noted. ``folders``: where files that it names may be."""
     section.require("type")
     kind = section.text("type")
-    if kind in _PARSERS:
-        options = _PARSERS[kind](_merged(section))
+    parsers = _PARSERS | {known: partial(parser, folders) for known, parser in _WITH_FILES.items()}
+    if kind in parsers:
+        options = parsers[kind](_merged(section))
         return MiddlewareConfig(name, kind, options) if section.sound else None
     if kind in _NOT_BUILT_TYPES:
-        section.problem("type", NOT_BUILT, f"available: {listing(_PARSERS)}")
+        section.problem("type", NOT_BUILT, f"available: {listing(parsers)}")
     elif kind in _OUT_OF_SCOPE_TYPES:
-        section.problem("type", "out of scope", f"available: {listing(_PARSERS)}")
+        section.problem("type", "out of scope", f"available: {listing(parsers)}")
     elif isinstance(section.raw("type"), str):
-        section.problem("type", "unknown middleware type", f"available: {listing(_PARSERS)}", nearest(kind, _PARSERS))
+        section.problem("type", "unknown middleware type", f"available: {listing(parsers)}", nearest(kind, parsers))
     return None
 
 
@@ -125,10 +126,13 @@ def chosen_backends(link: MiddlewareConfig) -> list[tuple[str, str]]:
     return [] if names is None else [("backend", name.strip()) for name in str(names).split(",")]
 
 
-_PARSERS: Mapping[str, Callable[[Section], Mapping[str, Any]]] = {
-    "passthru": _passthru,
-    **dict.fromkeys(BRIDGES, _passthru),
+_PARSERS: dict[str, Callable[[Section], Mapping[str, Any]]] = {
+    **dict.fromkeys(("passthru", *BRIDGES, "json_extractor", "json"), _passthru),
     "path_filter": _path_filter,
     "metadata": _metadata,
     "route": route.options,
+}
+_WITH_FILES: Mapping[str, Callable[[Sequence[Path], Section], Mapping[str, Any]]] = {
+    "transform": transform.options,
+    "metadata_transform": transform.metadata_options,
 }

@@ -118,6 +118,39 @@ class SpoolConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OperationsConfig:
+    """``[operations]``: what clients started with ``Prefer: respond-async``."""
+
+    max_running: int = 50
+    """That have not ended; one more is refused."""
+    max_kept: int = 1000
+    """Those that have ended, and wait for their result to be fetched, included."""
+    max_watchers: int = 100
+    """Open event streams, of all operations together."""
+    keep_secs: float = 3600.0
+    """How long state and result are kept after the end."""
+    max_bytes: int = 10 * 1000**3
+    """Of all results on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """``[cache]``: what DICOMweb endpoints have retrieved, kept for the next who asks."""
+
+    enabled: bool = True
+    max_bytes: int = 5 * 1000**3
+    """Above that the least recently used goes."""
+    max_age_secs: float = 600.0
+    """Since the PACS was asked. It may have changed meanwhile, and does not tell."""
+    max_series_bytes: int = 2 * 1000**3
+    """A larger series, or study that was asked for as a whole, is not kept, and not retrieved ahead."""
+    min_free_bytes: int = 2000 * 1000**2
+    """With less free space than this below the storage path nothing is kept."""
+    max_prefetches: int = 2
+    """Series retrieved at once that nobody waits for; 0: none is."""
+
+
+@dataclass(frozen=True, slots=True)
 class ControlConfig:
     """``[control]``: where ``supervisorctl`` connects. Without an address there is no TCP port."""
 
@@ -163,6 +196,10 @@ class HttpEndpointOptions:
     path_prefix: str
     methods: tuple[str, ...] = ()
     """Allowed HTTP methods; empty: any."""
+    path_backends: tuple[str, ...] = ()
+    """Backends that the first segment after the prefix may name: those of the pipeline, or none."""
+    backend_header: str = ""
+    """Header field that may name a backend; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +345,10 @@ class PipelineConfig:
     endpoints: tuple[str, ...]
     middleware: tuple[str, ...]
     backends: tuple[str, ...]
+    fan_out: bool = False
+    """Ask all backends, where no single one is chosen."""
+    fan_out_timeout_secs: float = 20.0
+    """For each of them, to answer a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +367,8 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     spool: SpoolConfig = SpoolConfig()
+    operations: OperationsConfig = OperationsConfig()
+    cache: CacheConfig = CacheConfig()
     control: ControlConfig = ControlConfig()
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

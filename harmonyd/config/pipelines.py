@@ -56,6 +56,8 @@ def pipeline(name: str, section: Section) -> PipelineConfig:
         section.strings("endpoints"),
         section.strings("middleware"),
         section.strings("backends"),
+        section.flag("fan_out", False),
+        section.milliseconds("fan_out_timeout_ms", 20.0),
     )
     section.finish()
     if section.sound and not result.endpoints:

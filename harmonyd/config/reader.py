@@ -16,7 +16,8 @@ DEFINITIONS = ("network", "pipelines", "endpoints", "backends", "middleware")
 REGISTRATIONS = ("services", "middleware_types")
 """Harmony's registrations, which any file may repeat."""
 MAIN_ONLY = (
-    *("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool", "web"),
+    *("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool"),
+    *("operations", "cache", "web"),
 )
 OUT_OF_SCOPE = ("targets",)
 WITHOUT_EFFECT = ("cloud", "jmix", "runbeam", "transforms", "wireguard")

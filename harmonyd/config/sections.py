@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from harmonyd.config import checks
 from harmonyd.config.errors import Report, nearest
 from harmonyd.config.fields import Section
 from harmonyd.config.model import (
+    CacheConfig,
     DicomDefaults,
     HttpListener,
     LimitsConfig,
     LoggingConfig,
     ManagementConfig,
     NetworkConfig,
+    OperationsConfig,
     SpoolConfig,
     StorageConfig,
     SupervisionConfig,
@@ -23,6 +25,7 @@ from harmonyd.config.model import (
 )
 
 _LEVELS = {level: level for level in ("debug", "info", "warning", "error")} | {"trace": "debug", "warn": "warning"}
+_MINUTE_SECS = 60.0
 _HOUR_SECS = 3600.0
 _DAY_SECS = 24 * _HOUR_SECS
 _MB = 1000**2
@@ -37,11 +40,16 @@ def proxy(section: Section) -> tuple[str, str]:
     if level == "trace":
         section.warn("log_level", '"trace" is taken as "debug", the most there is')
     section.raw("pipelines_path")
-    section.ignore(["transforms_path"], "no middleware that transforms is built yet")
+    transforms_folder(section)
     section.ignore(["store_dir"], "[storage.options] path says where files go")
     section.ignore(["jwks_cache_dir"], "key sets are not fetched")
     section.finish()
     return identity, _LEVELS[level]
+
+
+def transforms_folder(section: Section) -> str:
+    """``[proxy] transforms_path``: where specifications are, relative to the configuration file."""
+    return section.text("transforms_path", "transforms", checks.path)
 
 
 def network(name: str, section: Section) -> NetworkConfig:
@@ -164,6 +172,39 @@ def spool(section: Section) -> SpoolConfig:
         retry_max_secs=section.number("retry_max_secs", default.retry_max_secs, 1, _DAY_SECS),
         max_unasked_bytes=round(section.number("max_unasked_gb", default.max_unasked_bytes / _GB, 0, 1_000_000) * _GB),
     )
+    section.finish()
+    return result
+
+
+def operations(section: Section) -> OperationsConfig:
+    """``[operations]``; the size is in 10⁹ bytes."""
+    default = OperationsConfig()
+    minutes = section.number("keep_minutes", default.keep_secs / 60, 0.01, 7 * 24 * 60)
+    result = OperationsConfig(
+        max_running=section.integer("max_running", default.max_running, 1, 10_000),
+        max_kept=section.integer("max_kept", default.max_kept, 1, 100_000),
+        max_watchers=section.integer("max_watchers", default.max_watchers, 1, 100_000),
+        keep_secs=minutes * 60,
+        max_bytes=round(section.number("max_gb", default.max_bytes / _GB, 0.0001, 1_000_000) * _GB),
+    )
+    section.finish()
+    return result
+
+
+def cache(section: Section) -> CacheConfig:
+    """``[cache]``; sizes are in 10⁶ and 10⁹ bytes."""
+    default = CacheConfig()
+    minutes = section.number("max_age_minutes", default.max_age_secs / _MINUTE_SECS, 0.01, 60 * 24 * 365)
+    result = CacheConfig(
+        enabled=section.flag("enabled", default.enabled),
+        max_bytes=round(section.number("max_gb", default.max_bytes / _GB, 0.001, 1_000_000) * _GB),
+        max_age_secs=minutes * _MINUTE_SECS,
+        max_series_bytes=round(section.number("max_series_gb", default.max_series_bytes / _GB, 0.001, 1_000_000) * _GB),
+        min_free_bytes=section.integer("min_free_mb", default.min_free_bytes // _MB, 1, 1_000_000_000) * _MB,
+        max_prefetches=section.integer("max_prefetches", default.max_prefetches, 0, 100),
+    )
+    if section.sound and result.max_series_bytes > result.max_bytes:
+        result = replace(result, max_series_bytes=result.max_bytes)
     section.finish()
     return result
 

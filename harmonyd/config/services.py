@@ -62,9 +62,11 @@ def _service(section: Section, base: Path, parsers: Mapping[str, _Parser[_T]]) -
 
 def _http_endpoint(section: Section, base: Path) -> EndpointOptions:
     section.require("path_prefix")
+    section.flag("backend_in_path", False)  # see config.fan_out
     options = HttpEndpointOptions(
         section.text("path_prefix", "/", checks.path_prefix).rstrip("/"),
         section.strings("methods", checks.http_method),
+        backend_header=section.text("backend_header", "", checks.header_name),
     )
     section.finish()
     return options
@@ -72,8 +74,10 @@ def _http_endpoint(section: Section, base: Path) -> EndpointOptions:
 
 def _dicomweb_endpoint(section: Section, base: Path) -> EndpointOptions:
     section.require("path_prefix")
+    section.flag("backend_in_path", False)
     options = DicomwebEndpointOptions(
         path_prefix=section.text("path_prefix", "/", checks.path_prefix).rstrip("/"),
+        backend_header=section.text("backend_header", "", checks.header_name),
         public_url=section.text("public_url", "", checks.base_url).rstrip("/"),
         max_results=section.integer("max_results", 10000, 1, 1_000_000),
         search_timeout_secs=section.milliseconds("search_timeout_ms", 60.0),

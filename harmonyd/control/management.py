@@ -50,14 +50,19 @@ class Management:
         refresh: Callable[[], Awaitable[None]],
         operations: Callable[[], Mapping[str, Collection[str]]],
         now: Callable[[], float],
+        asynchronous: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        """``refresh`` brings the figures of children up to date; ``operations``: ids of what runs, by backend."""
+        """``refresh`` brings the figures of children up to date; ``operations``: ids of what runs, by backend.
+
+        ``asynchronous``: ids of those that do not end with their request.
+        """
         self.config = config
         """The one in force; a reload sets it anew."""
         self._daemon = daemon
         self._refresh = refresh
         self._operations = operations
         self._now = now
+        self._asynchronous = asynchronous
         self._started_at = now()
 
     @property
@@ -160,6 +165,7 @@ class Management:
             "operation": child.group.removesuffix("scu") if child else None,
             "child": full_name(child) if child else None,
             "pid": child.pid if child else None,
+            "asynchronous": identifier in self._asynchronous(),
             "runs_since_secs": self._secs_since(child.started_at) if child else None,
         }
 

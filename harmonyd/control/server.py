@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -37,11 +38,12 @@ class ControlServer:
 
     _log = Logger("harmonyd.control")
 
-    def __init__(self, reactor: Any, config: ControlConfig, daemon: Controlled) -> None:
+    def __init__(self, reactor: Any, config: ControlConfig, daemon: Controlled, *own: object) -> None:
+        """``own``: parts of the namespace ``harmonyd``."""
         self._reactor = reactor
         self._config = config
         self._daemon = daemon
-        self._dispatcher = Dispatcher(_methods(daemon, reactor))
+        self._dispatcher = Dispatcher(_methods(daemon, reactor, own))
         self._factories: list[ControlFactory] = []
         self._ports: list[Any] = []
         self._followers: set[Follower] = set()
@@ -186,10 +188,10 @@ def _require(request: ControlRequest, method: str) -> None:
         raise Refused(405, f"Only {method} is possible here.", {"Allow": method})
 
 
-def _methods(daemon: Controlled, reactor: Any) -> dict[str, Method]:
+def _methods(daemon: Controlled, reactor: Any, own: Sequence[object]) -> dict[str, Method]:
     known = Known()
     parts = (DaemonMethods(daemon, known), ProcessMethods(daemon, reactor, known), LogMethods(daemon, reactor))
-    table = public_methods("supervisor", *parts)
+    table = public_methods("supervisor", *parts) | public_methods("harmonyd", *own)
     dispatcher = Dispatcher(table)
 
     async def call(name: str, parameters: tuple[Any, ...]) -> Any:

@@ -10,13 +10,17 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
+from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import (
     Config,
     DicomBackendOptions,
     DicomEndpointOptions,
     DicomwebEndpointOptions,
+    EndpointConfig,
+    HttpEndpointOptions,
     HttpListener,
     NetworkConfig,
+    PipelineConfig,
 )
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
@@ -25,11 +29,16 @@ from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.middleware import registry as middleware_registry
+from harmonyd.operations.describing import with_operations
+from harmonyd.operations.endpoint import LongRunningEndpoint
+from harmonyd.operations.operation import Owner
+from harmonyd.operations.registry import Operations
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
 from harmonyd.services.dicom.backend import DicomBackend, move_receiver
+from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
 from harmonyd.spool.api import Spool
@@ -44,6 +53,10 @@ from harmonyd.web.route import Route
 
 KEPT = "received"
 """Name of the backend that keeps the objects of a pipeline without one."""
+
+
+LONG_RUNNING = ("http", "dicomweb")
+"""Services whose requests may be answered later, where dicom backends answer them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +121,20 @@ class Builder:
         health: Health,
         folders: Folders,
         spool: Spool,
+        operations: Operations,
         documents: Mapping[str, Document],
         resources: Mapping[str, Resource],
+        cache: SeriesCache,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
         self._health = health
         self._folders = folders
         self._spool = spool
+        self.operations = operations
         self._documents = documents
         self._resources = resources
+        self._cache = cache
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -149,7 +166,7 @@ class Builder:
     ) -> dict[str, Backend]:
         """By name. Those in ``unchanged`` go on. Raises ``HarmonydError``."""
         resources = registry.Resources(
-            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread
+            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread, self._cache
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -165,6 +182,7 @@ class Builder:
                 name,
                 [middleware_registry.build(config.middleware[link]) for link in item.middleware],
                 {backend: backends[backend] for backend in item.backends},
+                FanOut(self._reactor, item.fan_out_timeout_secs) if item.fan_out else None,
             )
             for name, item in config.pipelines.items()
         }
@@ -199,14 +217,8 @@ class Builder:
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network."""
-        compresses = config.web.compression
         routes = [
-            Route(
-                registry.HTTP_ENDPOINTS[endpoint.service](endpoint),
-                pipelines[pipeline.name].handle,
-                compresses=compresses,
-                described=described(config, pipeline, endpoint),
-            )
+            self._route(config, pipeline, endpoint, pipelines[pipeline.name])
             for pipeline in config.pipelines.values()
             if network in pipeline.networks
             for endpoint in map(config.endpoints.__getitem__, pipeline.endpoints)
@@ -214,7 +226,7 @@ class Builder:
         ]
         if config.management.enabled and config.management.network == network:
             managed = management_route(config.management.base_path, self._documents, self._resources)
-            routes.append(replace(managed, compresses=compresses))
+            routes.append(replace(managed, compresses=config.web.compression))
         return routes + (self._documentation(config, network, routes) if config.web.documentation else [])
 
     def _documentation(self, config: Config, network: str, routes: Sequence[Route]) -> list[Route]:
@@ -222,6 +234,21 @@ class Builder:
         probes = health_routes(health).values() if health is not None else ()
         everything = [*routes, *probes]
         return documentation(config.id, everything, _origins(config, network), compresses=config.web.compression)
+
+    def _route(self, config: Config, item: PipelineConfig, endpoint: EndpointConfig, pipeline: Pipeline) -> Route:
+        route = Route(
+            registry.HTTP_ENDPOINTS[endpoint.service](endpoint),
+            pipeline.handle,
+            compresses=config.web.compression,
+            described=described(config, item, endpoint),
+        )
+        if endpoint.service not in LONG_RUNNING or not _is_dimse(config, item):
+            return route
+        return replace(
+            route,
+            endpoint=LongRunningEndpoint(route, self.operations),
+            described=with_operations(described(config, item, endpoint)),
+        )
 
     def health_on(self, config: Config, network: str) -> Health | None:
         """What /livez and /readyz of a network tell; None where they are not served."""
@@ -243,6 +270,26 @@ def dicom_endpoints(config: Config) -> dict[str, tuple[DicomEndpointOptions, str
         for name in pipeline.endpoints
         if isinstance(options := config.endpoints[name].options, DicomEndpointOptions)
     }
+
+
+def long_running(config: Config) -> frozenset[Owner]:
+    """The endpoints whose requests may be answered later: what they ask for goes to dicom backends and nowhere else.
+
+    An HTTP server behind a pipeline has paths and preferences of its own.
+    """
+    return frozenset(
+        Owner(name, options.path_prefix)
+        for pipeline in config.pipelines.values()
+        if _is_dimse(config, pipeline)
+        for name in pipeline.endpoints
+        if config.endpoints[name].service in LONG_RUNNING
+        and isinstance(options := config.endpoints[name].options, HttpEndpointOptions)
+    )
+
+
+def _is_dimse(config: Config, pipeline: PipelineConfig) -> bool:
+    services = {config.backends[name].service for name in pipeline.backends}
+    return "dicom" in services and services <= {"dicom", "storage"}
 
 
 def asked_over_http(config: Config) -> frozenset[str]:

@@ -13,11 +13,20 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from harmonyd import config as configuration
+from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import Config
-from harmonyd.control.management import Management
+from harmonyd.control.cache import CacheMethods, CacheResource
+from harmonyd.control.management import Management, Resource
 from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
-from harmonyd.daemon.build import Builder, Folders, active_operations, dicom_endpoints, operations_by_backend
+from harmonyd.daemon.build import (
+    Builder,
+    Folders,
+    active_operations,
+    dicom_endpoints,
+    long_running,
+    operations_by_backend,
+)
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import RunLock
 from harmonyd.daemon.manager import ServiceManager
@@ -25,7 +34,9 @@ from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
+from harmonyd.operations.registry import Operations
 from harmonyd.spool.spool import DurableSpool
+from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.telemetry.health import CheckResult, DiskWritable, Health
 from harmonyd.telemetry.notify import Notifier
@@ -69,14 +80,33 @@ class Daemon:
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
         )
         self.operated = Operated(config, reactor, self.supervisor, self._reloader)
-        self._control = ControlServer(reactor, config.control, self.operated)
+        self.operations = Operations(reactor, config.storage.path, config.operations)
+        self.cache = SeriesCache(reactor, config.storage.path, config.cache, partial(in_thread, reactor))
+        self._control = ControlServer(reactor, config.control, self.operated, CacheMethods(self.cache))
         self._management = Management(
-            config, self.operated, self.operated.sampler.refresh, self._operations, reactor.seconds
+            config,
+            self.operated,
+            self.operated.sampler.refresh,
+            self._operations,
+            reactor.seconds,
+            lambda: self.operations.running_ids,
         )
         self.spool = DurableSpool(reactor, config.storage.path, config.spool)
-        resources = {"spool": SpoolResource(self.spool, reactor.seconds)}
+        resources: dict[str, Resource] = {
+            "spool": SpoolResource(self.spool, reactor.seconds),
+            "cache": CacheResource(self.cache),
+        }
+        documents = self._management.documents
         self._builder = Builder(
-            reactor, self.supervisor, self.health, folders, self.spool, self._management.documents, resources
+            reactor,
+            self.supervisor,
+            self.health,
+            folders,
+            self.spool,
+            self.operations,
+            documents,
+            resources,
+            self.cache,
         )
         self._parts = self._builder.all(config)
         self._disk = DiskWritable(reactor, config.storage.path)
@@ -100,7 +130,9 @@ class Daemon:
         await self._disk.start()
         if self._parts.endpoints or self.spool.exists:
             await self.spool.start()
+        await self.operations.start()
         await self._parts.engines.start()
+        await self.cache.start()
         for backend in self._parts.backends.values():
             await backend.start()
         for endpoint in self._parts.dicom_endpoints:
@@ -128,6 +160,8 @@ class Daemon:
         self.config = self.operated.config = self._management.config = new
         self.supervisor.configure(new.supervision)
         self.spool.configure(new.spool)
+        self.operations.configure(new.operations, long_running(new))
+        self.cache.configure(new.cache)
         try:
             await takeover.finish()
         finally:
@@ -172,13 +206,16 @@ class Daemon:
         parts = self._parts
         self.manager.step(f"requests and inbound associations have up to {grace_secs:g} s to end")
         front_ends = [front_end.stop for front_end in parts.front_ends]
-        await self._all([*front_ends, partial(self._associations_end, grace_secs)])
+        operations = partial(self.operations.stop, grace_secs)
+        await self._all([*front_ends, operations, partial(self._associations_end, grace_secs)])
+        await self._all([self.cache.stop])
         self.manager.step("receivers hand on what they have")
         await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
         await self._all([self.spool.stop])
         await self._all(backend.stop for backend in parts.all_backends)
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
+        await self._all([self.operations.close])
         await self._all([parts.engines.close, self._control.stop])
         self.manager.close()
         self._lock.release()
@@ -218,6 +255,7 @@ class Daemon:
         return CheckResult(refusal is None, (refusal or "objects are accepted") + left)
 
     async def _clean_artifacts(self) -> None:
+        self.cache.sweep()
         storage = self.config.storage
         folders = {storage.path: frozenset[str](), **active_operations(self._parts.all_backends)}
         for folder, in_use in folders.items():

@@ -17,7 +17,10 @@ from harmonyd.control.api import Changes
 from harmonyd.daemon.build import asked_over_http, dicom_endpoints, listeners, receiving_backends
 from harmonyd.services.dicom.inbound import scp_config
 
-_SETTINGS = ("id", "storage", "limits", "logging", "supervision", "spool", "management", "telemetry", "web")
+_SETTINGS = (
+    *("id", "storage", "limits", "logging", "supervision", "spool", "operations", "cache", "management", "telemetry"),
+    *("web",),
+)
 _RESTART = "restart harmonyd to use this"
 
 

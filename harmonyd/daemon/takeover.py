@@ -107,6 +107,7 @@ class Takeover:
         parts, leaving = self._parts, list(self._parts.leaving.backends)
         for front_end in parts.front_ends:
             await front_end.present_requests_end()
+        await self._builder.operations.present_end()
         for endpoint in parts.dicom_endpoints:
             await endpoint.present_deliveries_end()
         for backend in leaving:

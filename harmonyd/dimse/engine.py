@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
+from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.tls import TlsClient, TlsServer
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class OperationContext:
     """Where the artifact folder goes; None: the engine's own storage path."""
     slots: AssociationSlots | None = None
     """The engine holds one slot while it has an association open for this operation."""
+    progress: Progress = UNWATCHED
 
 
 @dataclass(frozen=True, slots=True)

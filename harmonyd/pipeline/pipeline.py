@@ -28,20 +28,35 @@ class TakesMany(Protocol):
         ...
 
 
+class Together(Protocol):
+    """Answers a request from several backends."""
+
+    async def send(self, request: RequestEnvelope, backends: Mapping[str, Any]) -> ResponseEnvelope:
+        """Raises a ``HarmonydError`` when there is nothing to answer."""
+        ...
+
+
 class Pipeline:
     """Runs requests and inbound objects through one configured chain.
 
     The caller keeps and closes ``request.body``. A middleware that replaces a response takes over the old one's stream.
     """
 
-    def __init__(self, name: str, middleware: Sequence[Middleware], backends: Mapping[str, Backend]) -> None:
-        """``backends`` in the configuration's order: the first is the default."""
+    def __init__(
+        self,
+        name: str,
+        middleware: Sequence[Middleware],
+        backends: Mapping[str, Backend],
+        together: Together | None = None,
+    ) -> None:
+        """``backends`` in the configuration's order: the first is the default, unless ``together`` asks them all."""
         self.name = name
         self.middleware = tuple(middleware)
         self.backends = dict(backends)
+        self.together = together
 
     async def handle(self, request: RequestEnvelope) -> ResponseEnvelope:
-        """Answer a request from one backend, or from the middleware that answers first.
+        """Answer a request from one backend, from all of them together, or from the middleware that answers first.
 
         Raises what middleware and backend raise, ``Forbidden`` for a ``?backend=`` that is not allowed, ``NotFound``
         when the pipeline has no backend, and ``UnknownBackend`` when middleware names one that is not there.
@@ -144,18 +159,23 @@ class Pipeline:
                 f"Pipeline {self.name} has no backend that could answer.",
                 hint="Name a backend in the pipeline's `backends`, or let middleware answer.",
             )
-        name = self._chosen(request)
-        return ResponseEnvelope(status=204) if name is None else await self.backends[name].send(request)
+        names = self._chosen(request)
+        if not names:
+            return ResponseEnvelope(status=204)
+        if self.together is not None and len(names) > 1:
+            return await self.together.send(request, {name: self.backends[name] for name in names})
+        return await self.backends[names[0]].send(request)
 
-    def _chosen(self, request: RequestEnvelope) -> str | None:
+    def _chosen(self, request: RequestEnvelope) -> tuple[str, ...]:
+        """Those that middleware left and, where the client chose, of these the one."""
         left = self._left(request)
         asked = request.query.get("backend", [])
         if len(asked) > 1:
             raise BadRequest("The query names more than one backend.", hint="Give `backend` once.")
         if asked and asked[0] not in left:
             # The same answer whether the backend exists or not: names are the operator's business.
-            raise Forbidden("This request may not choose that backend.", hint="Leave `backend` out of the query.")
-        return asked[0] if asked else next(iter(left), None)
+            raise Forbidden("This request may not choose that backend.", hint="Name another one, or none.")
+        return (asked[0],) if asked else left
 
     def _left(self, request: RequestEnvelope) -> tuple[str, ...]:
         if _skips_backends(request):

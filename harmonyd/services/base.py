@@ -86,6 +86,27 @@ class AskingEndpoint(Protocol):
         ...
 
 
+@runtime_checkable
+class RunsLong(Protocol):
+    """An endpoint half some of whose requests may be answered later (``Prefer: respond-async``, RFC 7240)."""
+
+    public_prefix: str
+    """What stands before the paths of its resources in the URLs of answers."""
+
+    def may_run_long(self, request: HttpRequest) -> bool:
+        """Tell whether this request may. Raises what is wrong with its path."""
+        ...
+
+
+@runtime_checkable
+class ChoosesBackend(Protocol):
+    """An endpoint half whose clients may name a backend."""
+
+    def choose(self, request: HttpRequest) -> HttpRequest:
+        """Return the request with its backend as ``?backend=``. Raises ``BadRequest``."""
+        ...
+
+
 class Lifecycle(Protocol):
     """Something that runs: started once with the daemon, stopped once."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from harmonyd.config.model import Config, EndpointConfig, HttpEndpointOptions, MiddlewareConfig, PipelineConfig
-from harmonyd.describe import Description, Parameter
+from harmonyd.describe import Answer, Description, Media, Parameter
 from harmonyd.middleware.metadata import Metadata
 from harmonyd.middleware.path_filter import PathFilter
 from harmonyd.services.dicom import describing as dimse
@@ -32,11 +33,40 @@ def described(config: Config, pipeline: PipelineConfig, endpoint: EndpointConfig
         return Description(endpoint.name, pipeline.description, ())
     found = _offered(endpoint, options, config.backends[backends[0]].service, fixed.get("dimse_op"))
     kept = _allowed(found, links, options.methods)
+    for link in links:
+        if link.type == "transform":
+            kept = _reshaped(kept, link.options)
     if len(backends) > 1:
-        which = Parameter("backend", f"Instead of {backends[0]}", {"enum": backends})
-        kept = kept.having(parameters=[which], problems=[403])
+        instead = "Instead of all" if pipeline.fan_out else f"Instead of {backends[0]}"
+        which = [Parameter("backend", instead, {"enum": backends})]
+        if options.backend_header:
+            which.append(Parameter(options.backend_header, instead, {"enum": backends}, "header"))
+        kept = kept.having(parameters=which, problems=[403])
     said = pipeline.description.strip().rstrip(".")
     return replace(kept, text=f"{said}. {found.text}" if said else found.text)
+
+
+def _reshaped(found: Description, options: Mapping[str, Any]) -> Description:
+    """What bodies look like that a specification makes, or reads, is for it to know."""
+    operations = found.operations
+    if options["apply"] in ("left", "both"):
+        operations = tuple(item if item.body is None else replace(item, body=_open(item.body)) for item in operations)
+    if options["apply"] in ("right", "both"):
+        made: Media | None = None if options["per_record"] else {options["content_type"]: {}}
+        operations = tuple(replace(item, answers=_answers(item.answers, made)) for item in operations)
+    return replace(found, operations=operations)
+
+
+def _answers(answers: Mapping[int, Answer], made: Media | None) -> dict[int, Answer]:
+    """Answers of 2xx with the one form that is ``made``, or (None) with all their forms, of whatever shape."""
+    return {
+        status: replace(answer, media=made or _open(answer.media)) if answer.media and status < 300 else answer
+        for status, answer in answers.items()
+    }
+
+
+def _open(media: Media) -> Media:
+    return {name: {} for name in media}
 
 
 def _offered(

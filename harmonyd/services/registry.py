@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import (
     BackendConfig,
     DicomBackendOptions,
@@ -36,6 +37,7 @@ class Resources:
     """Names of backends that an HTTP client can reach."""
     in_thread: Callable[..., Awaitable[Any]]
     """Runs blocking work in the reactor's thread pool."""
+    cache: SeriesCache | None = None
 
 
 def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
@@ -61,6 +63,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         resources.reactor,
         resources.storage,
         has_retrievers=config.name in resources.asked_over_http,
+        cache=resources.cache,
     )
 
 

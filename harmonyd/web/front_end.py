@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from harmonyd.config.model import LimitsConfig, NetworkConfig
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
-from harmonyd.services.base import Ask, AskingEndpoint
+from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
 from harmonyd.telemetry.health import Health
 from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import merged
@@ -294,6 +294,8 @@ class HttpFrontEnd:
         endpoint = match.target.endpoint
         exchange.body = request.take_body()
         asked, ask = request.as_http(match, exchange.body), exchange.asking(match.target.handle)
+        if isinstance(endpoint, ChoosesBackend):
+            asked = endpoint.choose(asked)
         if isinstance(endpoint, AskingEndpoint):
             if not match.target.compresses:
                 asked = replace(asked, headers={**asked.headers, "accept-encoding": "identity"})

@@ -15,14 +15,17 @@ PROBLEM_JSON = "application/problem+json"
 _ALWAYS = (400, 500, 503)
 _WITH_BODY = (413, 415)
 _NO_WORD = re.compile(r"[^0-9A-Za-z]+")
-_PROBLEMS: Mapping[int, str] = {
+PROBLEMS: Mapping[int, str] = {
     400: "The request is wrong; key names the part of it where that is known.",
     403: "The configuration does not let this caller do this.",
     404: "Nothing is there, or nothing matched.",
+    405: "The path takes other methods; Allow says which.",
     406: "Nothing that the client accepts can be had; offered says what can.",
     409: "It cannot be done in this state.",
+    410: "It was there, and is no more.",
     413: "The body is larger than its limit.",
     415: "The body is of a kind that is not read here.",
+    416: "There is no such range; Content-Range says how many bytes there are.",
     500: "A fault of harmonyd; its log has the details.",
     502: "The node behind cannot be reached, refused, broke off, or failed.",
     503: "Not now: shutting down, too much at once, or a part is not ready.",
@@ -146,7 +149,7 @@ def _problem(status: int) -> dict[str, Any]:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = {"description": "Seconds", "schema": {"type": "string"}}
     return {
-        "description": _PROBLEMS[status],
+        "description": PROBLEMS[status],
         "headers": headers,
         "content": {PROBLEM_JSON: {"schema": ref("Problem")}},
     }

@@ -20,11 +20,13 @@ from harmonyd.errors import (
     DeadlinePassed,
     Fault,
     Forbidden,
+    Gone,
     HarmonydError,
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
     PayloadTooLarge,
+    RangeNotSatisfiable,
     RemoteError,
     StorageFull,
     Unavailable,
@@ -43,8 +45,10 @@ STATUS: Mapping[type[HarmonydError], int] = {
     MethodNotAllowed: 405,
     NotAcceptable: 406,
     Conflict: 409,
+    Gone: 410,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
+    RangeNotSatisfiable: 416,
     HarmonydError: 500,
     RemoteError: 502,
     Unavailable: 503,
@@ -103,6 +107,8 @@ def _headers(error: HarmonydError, status: int) -> dict[str, str]:
     if "allow" in error.extra:
         allow = error.extra["allow"]
         headers["Allow"] = allow if isinstance(allow, str) else ", ".join(allow)
+    if "content_range" in error.extra:
+        headers["Content-Range"] = error.extra["content_range"]
     return headers
 
 

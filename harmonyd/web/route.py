@@ -36,11 +36,11 @@ class Route:
 
     def allowed_at(self, path: str) -> list[str]:
         """The methods that ``path`` (after the prefix) takes, where its description has it; else ``allowed``."""
-        if self.described is None or isinstance(self.endpoint, AskingEndpoint):
-            return self.allowed
         segments = segments_of(path)
-        found = [item.method for item in self.described.operations if item.variables(segments) is not None]
-        return _with_head(found) or self.allowed
+        operations = self.described.operations if self.described is not None else ()
+        found = [item.method for item in operations if item.variables(segments) is not None]
+        asking = ["OPTIONS"] if "OPTIONS" in self.endpoint.methods else []
+        return _with_head([*found, *asking]) if found else self.allowed
 
     def allows(self, method: str) -> bool:
         """Tell whether the endpoint takes ``method``."""

@@ -23,7 +23,7 @@ KEYS = sorted(
 TEXTS = ["http", "dicom", "echo", "passthru", "metadata", "path_filter", "a", "b", "/a", "127.0.0.1", "find", "\n", "ä"]
 TEXTS += ["route", "storage"]
 TABLES = ["proxy", "network", "storage", "limits", "logging", "management", "telemetry", "control", "supervision"]
-TABLES += ["spool"]
+TABLES += ["spool", "operations"]
 DEFINITIONS = ["pipelines", "endpoints", "backends", "middleware", "services", "middleware_types", "cloud", "x"]
 
 plain = st.one_of(st.sampled_from(TEXTS), st.integers(-1, 70000), st.booleans(), st.floats(), st.sampled_from([[]]))

@@ -222,7 +222,7 @@ def test_endpoints_of_different_titles_share_a_port(loaded, problems):
     assert problems(scp("a", own + "'A'") + scp("b", "port = 104") + pipes)
 
 
-@pytest.mark.parametrize("folder", ["tmp/spool", "tmp/quarantine/x", "tmp/run", "tmp/log"])
+@pytest.mark.parametrize("folder", ["tmp/spool", "tmp/quarantine/x", "tmp/run", "tmp/log", "tmp/operations"])
 def test_objects_are_not_kept_among_our_own_files(problems, folder):
     """Neither a storage backend nor an endpoint keeps objects where spool, quarantine, locks or logs are."""
     backend = f'[backends.b]\nservice = "storage"\noptions = {{ path = "{folder}" }}\n'

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harmonyd.config import ConfigError, load
-from harmonyd.config.model import LimitsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.model import CacheConfig, LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
 
 PAGE = (Path(__file__).parents[2] / "docs/configuration.md").read_text("utf-8")
 WRONG_PIPELINES = {
@@ -80,6 +80,38 @@ def test_documented_defaults_are_those_of_the_model(model):
     """Each key of [limits] and [supervision] is in a table with its default."""
     for key in model.__slots__:
         assert f"| `{key}` | `{getattr(model, key):.15g}` |" in PAGE
+
+
+def test_documented_defaults_of_operations():
+    """Each key of [operations] is in its table with the default, in its unit."""
+    operations = OperationsConfig()
+    documented = {
+        "max_running": operations.max_running,
+        "max_kept": operations.max_kept,
+        "max_watchers": operations.max_watchers,
+        "keep_minutes": operations.keep_secs / 60,
+        "max_gb": operations.max_bytes / 1e9,
+    }
+    assert len(documented) == len(operations.__slots__)
+    for key, value in documented.items():
+        assert f"| `{key}` | `{value:.15g}` |" in PAGE
+
+
+def test_documented_defaults_of_the_cache():
+    """Each key of [cache] is in its table with the default, in its unit."""
+    cache = CacheConfig()
+    documented = {
+        "max_gb": cache.max_bytes / 1e9,
+        "max_age_minutes": cache.max_age_secs / 60,
+        "max_series_gb": cache.max_series_bytes / 1e9,
+        "min_free_mb": cache.min_free_bytes / 1e6,
+        "max_prefetches": cache.max_prefetches,
+    }
+    assert len(documented) + len(["enabled"]) == len(cache.__slots__)
+    for key, value in documented.items():
+        assert f"| `{key}` | `{value:.15g}` |" in PAGE
+    assert cache.enabled
+    assert "| `enabled` | `true` |" in PAGE
 
 
 def test_documented_defaults_of_the_spool():

@@ -163,5 +163,5 @@ def test_a_harmony_configuration_loads_with_warnings(loaded):
     assert config.endpoints["scp"].options.port == 11119
     assert config.logging.level == "warning"
     told = "\n".join(config.warnings)
-    for word in ("enable_wireguard", "transforms_path", "runbeam", "[services]", "[middleware_types]"):
+    for word in ("enable_wireguard", "runbeam", "[services]", "[middleware_types]"):
         assert word in told

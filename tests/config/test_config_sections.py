@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harmonyd.config.model import LimitsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.model import CacheConfig, LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
 
 PROXY = '[proxy]\nid = "x"\n'
 NETWORK = '[network.n.http]\nbind_address = "127.0.0.1"\nbind_port = 8080\n[network.d.dicom]\nbind_port = 11112\n'
@@ -20,6 +20,8 @@ def test_defaults(loaded, tmp_path):
     assert config.limits == LimitsConfig()
     assert config.supervision == SupervisionConfig()
     assert config.spool == SpoolConfig()
+    assert config.operations == OperationsConfig()
+    assert config.cache == CacheConfig()
     assert config.management.base_path == "/admin"
     assert config.telemetry.network is None
 
@@ -43,11 +45,24 @@ def test_values_reach_the_model(loaded, tmp_path):
     assert config.telemetry.network == "n"
 
 
+def test_the_cache_is_sized_in_units_of_people(loaded):
+    """Times and sizes in the file's units, in seconds and bytes in the model; nothing is larger than the whole."""
+    text = "[cache]\nenabled = false\nmax_gb = 1.5\nmax_age_minutes = 2\nmin_free_mb = 3\nmax_prefetches = 0\n"
+    config = loaded(main=PROXY + text)
+    assert config.cache == CacheConfig(False, 1_500_000_000, 120.0, 1_500_000_000, 3_000_000, 0)
+
+
 def test_the_spool_is_sized_in_units_of_people(loaded):
     """Megabytes, gigabytes and hours become bytes and seconds."""
     text = "[spool]\nmin_free_mb = 5\nballast_mb = 0\nmax_waiting = 7\nmax_waiting_gb = 1.5\nmax_attempts = 2\n"
     config = loaded(main=PROXY + text + "give_up_after_hours = 0.5\nretry_max_secs = 60\nmax_unasked_gb = 0\n")
     assert config.spool == SpoolConfig(5_000_000, 0, 7, 1_500_000_000, 2, 1800.0, 60.0, 0)
+
+
+def test_operations_are_limited_in_units_of_people(loaded):
+    """Minutes and gigabytes become seconds and bytes."""
+    text = "[operations]\nmax_running = 1\nmax_kept = 2\nmax_watchers = 3\nkeep_minutes = 0.5\nmax_gb = 0.25\n"
+    assert loaded(main=PROXY + text).operations == OperationsConfig(1, 2, 3, 30.0, 250_000_000)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +84,9 @@ def test_the_spool_is_sized_in_units_of_people(loaded):
         ("[supervision]\nbackoff_initial_secs = 70\n", "supervision", "backoff_initial_secs"),
         ("[supervision]\nprobe_misses = 1.5\n", "supervision", "probe_misses"),
         ("[spool]\nmin_free_mb = 0\n", "spool", "min_free_mb"),
+        ("[operations]\nmax_running = 0\n", "operations", "max_running"),
+        ("[operations]\nmax_gb = 0\n", "operations", "max_gb"),
+        ("[operations]\nkeep_secs = 5\n", "operations", "keep_secs"),
         ("[spool]\nballast_mb = -1\n", "spool", "ballast_mb"),
         ("[spool]\nmax_waiting = 0\n", "spool", "max_waiting"),
         ("[spool]\nmax_waiting_gb = '1'\n", "spool", "max_waiting_gb"),
@@ -77,6 +95,11 @@ def test_the_spool_is_sized_in_units_of_people(loaded):
         ("[spool]\nretry_max_secs = 0.5\n", "spool", "retry_max_secs"),
         ("[spool]\nmax_unasked_gb = -1\n", "spool", "max_unasked_gb"),
         ("[spool]\nmin_free = 5\n", "spool", "min_free"),
+        ("[cache]\nmax_gb = 0\n", "cache", "max_gb"),
+        ("[cache]\nmax_age_minutes = 0\n", "cache", "max_age_minutes"),
+        ("[cache]\nmax_prefetches = -1\n", "cache", "max_prefetches"),
+        ("[cache]\nenabled = 1\n", "cache", "enabled"),
+        ("[cache]\nmax_age = 5\n", "cache", "max_age"),
         ("[telemetry]\nnetwork = 'm'\n", "telemetry", "network"),
         (NETWORK + "[telemetry]\nnetwork = 'd'\n", "telemetry", "network"),
         ("[telemetry]\nnetwork = 3\n", "telemetry", "network"),

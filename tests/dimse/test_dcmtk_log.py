@@ -142,6 +142,21 @@ def test_bytes_that_are_no_text() -> None:
     assert log.complaints == ["\ufffd\ufffd\0"]
 
 
+def test_a_pending_response_is_never_the_final_one() -> None:
+    """Where pending responses are in the log, the latest says how far it is, and it is no outcome."""
+    log = ToolLog()
+    for status, completed in (("0xff00: Pending", 1), ("0xff01: Pending", 2)):
+        log.feed(b"@DEBUG|===================== INCOMING DIMSE MESSAGE ====================")
+        for line in ("Message Type : C-MOVE RSP", f"Completed Suboperations : {completed}", f"DIMSE Status : {status}"):
+            log.feed(f"@DEBUG|{line}".encode())
+        log.feed(b"@DEBUG|======================= END DIMSE MESSAGE =======================")
+        assert log.latest is not None
+        assert log.latest.suboperations.completed == completed
+    assert log.final("C-MOVE RSP") is None
+    assert ": 0xff00: " in log_config()
+    assert ": 0xff00: " not in log_config(pending=True)
+
+
 def test_the_configuration_drops_what_repeats_a_query() -> None:
     """A query's values are patient data: the blocks that dump them are filtered before anything else is let through."""
     text = log_config()

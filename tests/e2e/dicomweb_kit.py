@@ -26,12 +26,15 @@ def pacs_options(pacs: RunningPacs, engine: str, **options: Any) -> dict[str, An
 
 
 @contextmanager
-def dicomweb_over(folder: Path, backend: dict[str, Any], **options: Any) -> Iterator[Gateway]:
-    """A daemon with a DICOMweb endpoint over one backend."""
+def dicomweb_over(
+    folder: Path, backend: dict[str, Any], sections: dict[str, Any] | None = None, **options: Any
+) -> Iterator[Gateway]:
+    """A daemon with a DICOMweb endpoint over one backend; ``sections`` are tables of config.toml."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     endpoint = {"service": "dicomweb", "path_prefix": PREFIX, "public_url": f"http://127.0.0.1:{port}", **options}
-    config = write_config(folder, http_port=port, backends={"pacs": backend}, endpoints={"web": endpoint})
+    endpoints = {"web": endpoint}
+    config = write_config(folder, http_port=port, backends={"pacs": backend}, endpoints=endpoints, sections=sections)
     with RunningDaemon(config) as running:
         yield Gateway(running, port)
 

@@ -70,8 +70,8 @@ def receiving(daemon: RunningDaemon, name: str = "inbound") -> list[Path]:
 
 def settle(running: RunningDaemon) -> None:
     """Wait until all is handed on. Transfers that were cut may be kept as damaged; they are discarded here."""
-    wait_until(lambda: not receiving(running), "nothing lies where it was received", 30)
-    left = wait_until(lambda: only_damaged(running), "nothing waits for its delivery", 30)
+    wait_until(lambda: not receiving(running), "nothing lies where it was received", 60)
+    left = wait_until(lambda: only_damaged(running), "nothing waits for its delivery", 60)
     with SpoolFolder(storage(running)) as spool:
         assert spool.discard([info.entry.id for info in left[1]]) == len(left[1])
         assert spool.summary().entries == 0
@@ -229,7 +229,7 @@ def acknowledged(of: Collection[Sender]) -> dict[str, Path]:
     return {uid: path for sender in of for uid, path in sender.acknowledged.copy().items()}
 
 
-def wait_more(of: Collection[Sender], count: int, timeout_secs: float = 30.0) -> None:
+def wait_more(of: Collection[Sender], count: int, timeout_secs: float = 60.0) -> None:
     """Wait until so many more objects were acknowledged."""
     goal = sum(len(sender.acknowledged) for sender in of) + count
     what = f"{count} more objects are acknowledged"

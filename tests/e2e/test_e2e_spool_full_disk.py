@@ -102,9 +102,9 @@ def alarms(running: RunningDaemon) -> str:
 
 def settle(running: RunningDaemon) -> None:
     """Wait until it receives again, and all that is whole is handed on."""
-    wait_until(lambda: not refusal(running), "it is ready again", 30)
+    wait_until(lambda: not refusal(running), "it is ready again", 60)
     # What could not be taken is offered again by a sweep, every 30 s.
-    wait_until(lambda: len(spooled(running)) == len(entries(running)) and not waiting(running), "all is handed on", 70)
+    wait_until(lambda: len(spooled(running)) == len(entries(running)) and not waiting(running), "all is handed on", 120)
 
 
 def waiting(running: RunningDaemon) -> list[Any]:
@@ -164,7 +164,7 @@ def test_senders_that_go_on(tmp_path: Path, disk: Path, mode: str) -> None:
                 with full(disk):
                     wait_until(lambda: "receiving" in refusal(running), "it is not ready")
                     assert_refused(port, mode)
-                wait_until(lambda: not refusal(running), "it is ready again", 30)
+                wait_until(lambda: not refusal(running), "it is ready again", 60)
             wait_more(sending, 40)
         settle(running)
         told = alarms(running)

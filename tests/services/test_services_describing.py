@@ -13,7 +13,8 @@ from harmonyd.describe import Description
 from harmonyd.services.describing import described
 from harmonyd.services.http.describing import echoing
 from harmonyd.testing.config_files import write_config
-from harmonyd.web.openapi import openapi
+from harmonyd.web.openapi import PROBLEMS, openapi
+from harmonyd.web.problem import STATUS
 
 PACS = {"engine": "native", "aet": "PACS", "host": "127.0.0.1", "port": 104}
 SERVER = {"service": "http", "base_url": "http://127.0.0.1:8888"}
@@ -61,6 +62,38 @@ def test_a_choice_of_backends(tmp_path: Path) -> None:
     assert chosen.operations[0].parameters == ()
 
 
+def test_a_choice_by_header(tmp_path: Path) -> None:
+    """The header field that names a backend is a parameter like the query's."""
+    found = offered(tmp_path, {"a": PACS, "b": PACS}, backend_header="X-PACS")
+    for item in found.operations:
+        query, header = item.parameters[-2:]
+        assert (query.name, header.name, header.place, header.schema) == ("backend", "X-PACS", "header", query.schema)
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "answer"),
+    [
+        ({"apply": "left"}, {}, None),
+        ({"apply": "right", "content_type": "application/x+json"}, None, {"application/x+json": {}}),
+        ({"apply": "right", "per_record": True}, None, {"application/json": {}}),
+    ],
+)
+def test_what_is_reshaped(tmp_path: Path, options: Any, body: Any, answer: Any) -> None:
+    """Nothing is said about the shape of what a specification reads or makes."""
+    link = {"type": "transform", "spec": '[{"operation": "sort"}]', **options}
+    plain = {item.name: item for item in offered(tmp_path / "plain", {"a": PACS}).operations}
+    found = {item.name: item for item in offered(tmp_path / "made", {"a": PACS}, {"m": link}).operations}
+    assert plain["find"].body is not None and plain["find"].answers[200].media["application/json"]
+    if body is None:
+        assert found["find"].body == plain["find"].body
+    else:
+        assert found["find"].body == {"application/json": body}
+    if answer is None:
+        assert found["echo"].answers == plain["echo"].answers
+    else:
+        assert found["echo"].answers[200].media == answer
+
+
 def test_other_backends(tmp_path: Path) -> None:
     """A server behind has every path; a folder takes objects."""
     found = offered(tmp_path, {"server": SERVER}, methods=["GET", "HEAD", "PROPFIND", "POST"])
@@ -72,6 +105,11 @@ def test_dicomweb(tmp_path: Path) -> None:
     """A bridge of Harmony's makes DICOMweb of an http endpoint."""
     bridge = {"m": {"type": "dicomweb_bridge"}}
     assert ("GET", "/studies/{study}/metadata") in operations(offered(tmp_path, {"pacs": PACS}, bridge))
+
+
+def test_each_status_of_a_problem_has_its_words() -> None:
+    """A service may describe any of them."""
+    assert set(STATUS.values()) <= PROBLEMS.keys()
 
 
 def test_two_endpoints_with_almost_the_same_name() -> None:

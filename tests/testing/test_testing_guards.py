@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent.parent
 BROKEN = '''
 import subprocess, time
 import pytest, pytest_twisted
+from hypothesis import given, strategies as st
 from twisted.internet import defer, reactor
 from twisted.logger import Logger
 
@@ -54,6 +55,14 @@ async def test_ends_clean():
     done = defer.Deferred()
     reactor.callLater(0.01, done.callback, None)
     await done
+
+attempts = []
+
+@pytest.mark.flaky(reruns=1)
+@given(st.booleans())
+def test_gets_another_chance(value):
+    attempts.append(value)
+    assert len(attempts) > 1
 
 @pytest.mark.root
 def test_needs_root():
@@ -98,9 +107,9 @@ def test_what_breaks_a_rule_fails(run: str, said: str) -> None:
     assert said in run
 
 
-@pytest.mark.parametrize("name", ["test_expects_a_logged_failure", "test_ends_clean"])
+@pytest.mark.parametrize("name", ["test_expects_a_logged_failure", "test_ends_clean", "test_gets_another_chance"])
 def test_what_keeps_the_rules_passes(run: str, name: str) -> None:
-    """Clean tests, and those that take out the failures they expected, pass."""
+    """Clean tests pass, those that take out the failures they expected, and those that fail the first time alone."""
     assert f"test_broken.py::{name} PASSED" in run
     assert f"ERROR test_broken.py::{name}" not in run
 

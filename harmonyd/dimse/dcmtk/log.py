@@ -16,6 +16,7 @@ _REFUSAL_HEADS = ("Association Rejected:", "Association Request Failed:")
 _COMMENT = re.compile(r"\(0000,0902\) LO \[(.*?)(?:\]\s+#.*)?$")
 _ECHO_RESPONSE = re.compile(r"Received Echo Response \((?:(Success)|.*?0x([0-9a-fA-F]{1,4}))\)")
 _FIND_RESPONSE = re.compile(r"Received Find Response (\d+)")
+_PENDING = (0xFF00, 0xFF01)
 _STATUS_LINE_KEYS = {
     "Completed Suboperations": "completed",
     "Failed Suboperations": "failed",
@@ -43,6 +44,8 @@ class ToolLog:
     """What a tool said so far. Feed it every line of its output."""
 
     responses: list[Response] = field(default_factory=list)
+    latest: Response | None = None
+    """The last response, pending ones included: where those are in the log, nothing else is made of them."""
     find_responses: int = 0
     """Pending C-FIND responses the tool received."""
     accepted: bool = False
@@ -106,7 +109,9 @@ class ToolLog:
 
     def _message_line(self, text: str, fields: dict[str, str]) -> None:
         if "END DIMSE MESSAGE" in text:
-            self.responses.append(_response(fields))
+            self.latest = _response(fields)
+            if self.latest.status not in _PENDING:
+                self.responses.append(self.latest)
             self._fields = None
             return
         key, colon, value = text.partition(":")

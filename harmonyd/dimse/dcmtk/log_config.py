@@ -27,9 +27,6 @@ log4cplus.appender.A.layout.ConversionPattern = {MARK}%p|%m%n
 _DROPPED = (
     "Request Identifiers:",
     "query keys:",
-    # Pending responses: one block of ten lines for each result, and the files tell the same.
-    ": 0xff00: ",
-    ": 0xff01: ",
     ": C-STORE RQ",
     "Received C-STORE Request",
     "Sending C-STORE Response",
@@ -39,6 +36,8 @@ _DROPPED = (
     "Sending file:",
     "Converting transfer syntax",
 )
+_PENDING = (": 0xff00: ", ": 0xff01: ")
+"""Pending responses: a block of ten lines for each result. The files tell of the same, but not how much is left."""
 _LOOKED_UP = {0x00080005: "CS", 0x00080016: "UI", 0x00080018: "UI", 0x7FE00010: "ox"}
 """Tag and VR, in DCMTK's spelling: Specific Character Set, SOP Class and Instance UID, Pixel Data."""
 _KEPT = (
@@ -51,9 +50,10 @@ _KEPT = (
 )
 
 
-def log_config() -> str:
-    """The text of the configuration file."""
-    filters = [("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "false"}) for text in _DROPPED]
+def log_config(*, pending: bool = False) -> str:
+    """The text of the configuration file; ``pending``: with the pending responses."""
+    dropped = _DROPPED if pending else (*_PENDING, *_DROPPED)
+    filters = [("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "false"}) for text in dropped]
     filters += [("StringMatchFilter", {"StringToMatch": text, "AcceptOnMatch": "true"}) for text in _KEPT]
     filters += [("LogLevelRangeFilter", {"LogLevelMin": "INFO", "AcceptOnMatch": "true"}), ("DenyAllFilter", {})]
     return _HEAD + _filter_lines(filters)
@@ -124,6 +124,11 @@ def support_files(folder: Path) -> tuple[Path, Path]:
     return folder / "dcmtk-log.cfg", folder / "dcmtk-small.dic"
 
 
+def watched_log_file(folder: Path) -> Path:
+    """Where the log configuration for an operation whose progress is watched is in ``folder``."""
+    return folder / "dcmtk-watched-log.cfg"
+
+
 def receiver_log_file(folder: Path) -> Path:
     """Where the log configuration for ``storescp --inetd`` is in ``folder``."""
     return folder / "dcmtk-receiver-log.cfg"
@@ -139,6 +144,7 @@ def write_support_files(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config, dictionary = support_files(folder)
     config.write_text(log_config(), encoding="ascii")
+    watched_log_file(folder).write_text(log_config(pending=True), encoding="ascii")
     receiver_log_file(folder).write_text(receiver_log_config(), encoding="ascii")
     kept_log_file(folder).write_text(kept_log_config(), encoding="ascii")
     dictionary.write_text(small_dictionary(), encoding="ascii")

@@ -42,7 +42,7 @@ def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: Oper
         try:
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["getscu"].path
-                command = argv.getscu(tool, box.log_config, remote, query.model, request, folder)
+                command = argv.getscu(tool, box.log_config_for(op), remote, query.model, request, folder)
                 await run.start(command, small_dictionary=True)
                 stream.folder = folder
                 async with aclosing(_instances(box, run, intake, folder, None)) as instances:
@@ -80,7 +80,9 @@ def move(
                 with box.query_on_disk(op, query) as request:
                     tool = box.tools["movescu"].path
                     target = folder if own else None
-                    command = argv.movescu(tool, box.log_config, remote, query.model, receiver, request, target)
+                    command = argv.movescu(
+                        tool, box.log_config_for(op), remote, query.model, receiver, request, target
+                    )
                     if delivery is not None:
                         delivery.listen(run.offer)
                     await run.start(command, small_dictionary=not own)

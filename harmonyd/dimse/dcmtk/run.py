@@ -14,10 +14,12 @@ from twisted.logger import Logger
 
 from harmonyd.dimse import query_file
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
-from harmonyd.dimse.dcmtk.log import ToolLog
+from harmonyd.dimse.dcmtk.log import Response, ToolLog
+from harmonyd.dimse.dcmtk.log_config import watched_log_file
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import OperationContext, Query
 from harmonyd.errors import DeadlinePassed
+from harmonyd.progress import UNWATCHED
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 
 T = TypeVar("T")
@@ -49,6 +51,10 @@ class Toolbox:
         if not self.verbose:
             return None
         return lambda line: _log.info("{line}", line=line.decode("utf-8", "replace"), child=child)
+
+    def log_config_for(self, op: OperationContext) -> Path:
+        """Pending responses are logged only where somebody wants to know of them."""
+        return self.log_config if op.progress is UNWATCHED else watched_log_file(self.scratch)
 
     @contextmanager
     def query_on_disk(self, op: OperationContext, query: Query) -> Iterator[Path]:
@@ -83,13 +89,24 @@ class ToolRun:
     """
 
     def __init__(
-        self, box: Toolbox, op: OperationContext, *, folder: Path | None = None, watched: bool = True
+        self,
+        box: Toolbox,
+        op: OperationContext,
+        *,
+        folder: Path | None = None,
+        watched: bool = True,
+        answered: Callable[[Response], None] | None = None,
     ) -> None:
-        """``folder`` is made once there is a slot, and watched unless the files arrive elsewhere (``offer``)."""
+        """``folder`` is made once there is a slot, and watched unless the files arrive elsewhere (``offer``).
+
+        ``answered`` is told each response; by default the sub-operations that it counts are progress.
+        """
         self.log = ToolLog()
         self.record: ExitRecord | None = None
         self._box = box
         self._op = op
+        self._answered = answered or self._counted
+        self._latest: Response | None = None
         self._child: OnceChild | None = None
         self._line_fields: dict[str, str] = {}
         self._names: list[str] = []
@@ -113,6 +130,7 @@ class ToolRun:
         if self._op.slots is not None:
             await self._op.slots.acquire(self._op.deadline)
             self._holds_slot = True
+        self._op.progress.began()
         if self._folder is not None:
             self._folder.mkdir(parents=True)
             if self._watched:
@@ -184,8 +202,17 @@ class ToolRun:
 
     def _line(self, line: bytes) -> None:
         self.log.feed(line)
+        latest = self.log.latest
+        if latest is not None and latest is not self._latest:
+            self._latest = latest
+            self._answered(latest)
         if self._box.verbose:
             _log.info("{line}", line=line.decode("utf-8", "replace"), **self._line_fields)
+
+    def _counted(self, response: Response) -> None:
+        if response.kind in ("C-GET RSP", "C-MOVE RSP"):
+            counts = response.suboperations
+            self._op.progress.counted(counts.completed, counts.failed, counts.warning, counts.remaining)
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.dcmtk import argv, verdict
-from harmonyd.dimse.dcmtk.log import ToolLog
+from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
 from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
 from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.streams import ItemStream
+from harmonyd.dimse.tally import Tally
 from harmonyd.dimse.uid import is_uid
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
@@ -28,12 +29,13 @@ def store(
 
     async def produce(stream: ItemStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
         answered = 0
+        tally = Tally(op.progress, len(files))
         late: DeadlinePassed | None = None
         for number, batch in enumerate(_batches(files)):
             headers = await box.in_thread(lambda paths=batch: [read_header(path) for path in paths])
             log = ToolLog()
             if late is None:
-                run, late = await _run(box, remote, batch, headers, op, number)
+                run, late = await _run(box, remote, batch, headers, op, number, tally)
                 log = run.log
             results = _results(log, headers, late)
             answered += sum(result.status is not None for result in results)
@@ -53,10 +55,16 @@ async def _run(
     headers: Sequence[InstanceHeader],
     op: OperationContext,
     number: int,
+    tally: Tally,
 ) -> tuple[ToolRun, DeadlinePassed | None]:
     """The run, over; and the deadline's error when that ended it, for some files may have been stored by then."""
     profile = box.scratch / f"profile_{op.id}_{number}.cfg"
-    run = ToolRun(box, op, folder=None)
+
+    def answered(response: Response) -> None:
+        if response.kind == "C-STORE RSP":
+            tally.add(response.status)
+
+    run = ToolRun(box, op, folder=None, answered=answered)
     late = None
     try:
         profile.write_text(association_profile(headers), encoding="ascii")

@@ -5,6 +5,8 @@ Nothing is taken over: until it is told Success the object is the sender's, so w
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -31,8 +33,14 @@ async def delivered(
         raise Refused(answers.deadline, f"not delivered within {answers.timeout_secs:g} s") from None
     except Stopped:
         raise Refused(answers.deadline, "not delivered before the association had to end") from None
-    await in_thread(reactor, arrival.instance.path.unlink)
+    await in_thread(reactor, _remove, arrival.instance.path)
     return SUCCESS, ""
+
+
+def _remove(path: Path) -> None:
+    """Whether or not that works, the object was delivered; the next start removes what lies there. Blocking."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def _status(answers: PipelineAnswers, error: NotDelivered) -> int:

@@ -136,6 +136,7 @@ class Exchange:
         if self._op.slots is not None and not self._holds_slot:
             await self._op.slots.acquire(self._op.deadline)
             self._holds_slot = True
+        self._op.progress.began()
 
     def use(self, association: ClientAssociation) -> None:
         """From now on the deadline, and ``end``, are about this association."""
@@ -184,6 +185,8 @@ class Exchange:
         status = response.status
         self.association.was_idle = False
         self._is_final = status is not None and not is_pending(status)
+        if response.field in (core.CommandField.C_GET_RSP, core.CommandField.C_MOVE_RSP):
+            self._op.progress.counted(response.completed, response.failed, response.warning, response.remaining)
 
     async def end(self) -> None:
         """Cancel the operation if it still runs; give the association back, or end it; then the slot."""

@@ -22,6 +22,7 @@ from harmonyd.dimse.native.client import ClientAssociation
 from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending
 from harmonyd.dimse.native.files import Conversion, DataSet, NotConvertible, ReadAhead
 from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.tally import Tally
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
 _IDLE_SECS = 0.5
@@ -87,12 +88,15 @@ class Sending:
 
     _exchange: Exchange
 
-    def __init__(self, means: Means, remote: RemoteNode, files: Sequence[Outgoing], op: OperationContext) -> None:
+    def __init__(
+        self, means: Means, remote: RemoteNode, files: Sequence[Outgoing], op: OperationContext, tally: Tally
+    ) -> None:
         self.results: list[StoreResult] = []
         self._means = means
         self._remote = remote
         self._files = files
         self._op = op
+        self._tally = tally
         self._association: ClientAssociation | None = None
         self._ahead = ReadAhead(means.in_thread)
 
@@ -124,10 +128,10 @@ class Sending:
         """Add the next result; or nothing, when it has to be tried again."""
         file = self._files[len(self.results)]
         if file.header is None:
-            self.results.append(_result(file, None, f"not sent: it cannot be read ({file.problem})"))
+            self._add(_result(file, None, f"not sent: it cannot be read ({file.problem})"))
             return
         if file.pair is None:
-            self.results.append(_result(file, None, "not sent: its SOP class or transfer syntax is no UID"))
+            self._add(_result(file, None, "not sent: its SOP class or transfer syntax is no UID"))
             return
         if self._association is not None and not self._exchange.is_reusable:
             self._exchange.let_go()
@@ -136,18 +140,22 @@ class Sending:
         context = association.contexts.find(file.header.sop_class_uid, *_syntaxes(file.header.transfer_syntax_uid))
         if context is None:
             text = "not sent: the PACS accepts no presentation context for it"
-            self.results.append(_result(file, None, text))
+            self._add(_result(file, None, text))
             return
         try:
             answer = await self._one(file, file.header, context)
-            self.results.append(_answered(file, answer))
+            self._add(_answered(file, answer))
         except AssociationAborted:
             if not association.was_idle:
                 raise
         except (OSError, NotConvertible, _Shorter) as error:
             what = "converted" if isinstance(error, NotConvertible) else "read"
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            self.results.append(_result(file, None, f"not sent: it cannot be {what} ({why})"))
+            self._add(_result(file, None, f"not sent: it cannot be {what} ({why})"))
+
+    def _add(self, result: StoreResult) -> None:
+        self.results.append(result)
+        self._tally.add(result.status)
 
     async def _associate(self) -> ClientAssociation:
         await self._exchange.slot()

@@ -12,6 +12,7 @@ from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.sending import Outgoing, Sending, contexts_for
 from harmonyd.dimse.part10 import DamagedFile, read_header
 from harmonyd.dimse.streams import ItemStream
+from harmonyd.dimse.tally import Tally
 from harmonyd.errors import HarmonydError
 
 _FILES_AT_ONCE = 500
@@ -23,11 +24,12 @@ def store(means: Means, remote: RemoteNode, files: Sequence[Path], op: Operation
 
     async def produce(stream: ItemStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
         answered = False
+        tally = Tally(op.progress, len(files))
         failure: HarmonydError | None = None
         for first in range(0, len(files), _FILES_AT_ONCE):
             headers = await means.in_thread(_headers, files[first : first + _FILES_AT_ONCE])
             for group in _groups(headers):
-                sending = Sending(means, remote, group, op)
+                sending = Sending(means, remote, group, op, tally)
                 if failure is None:
                     failure = await sending.run()
                 answered = answered or any(result.status is not None for result in sending.results)

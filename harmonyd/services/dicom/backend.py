@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +13,9 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from harmonyd.cache.cache import SeriesCache, Source
+from harmonyd.cache.key import Key
+from harmonyd.cache.results import kept_in
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
     Engine,
@@ -27,15 +29,17 @@ from harmonyd.dimse.engine import (
 )
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.waiting import AssociationSlots
-from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.errors import HarmonydError, NotFound
+from harmonyd.progress import UNWATCHED, without_records
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
-from harmonyd.services.http.media import negotiate
+from harmonyd.services.http.media import JSON, negotiate
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 T = TypeVar("T", Match, Instance)
@@ -64,6 +68,7 @@ class DicomBackend:
         storage: Path,
         *,
         has_retrievers: bool,
+        cache: SeriesCache | None = None,
     ) -> None:
         """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE."""
         self.name = name
@@ -73,6 +78,7 @@ class DicomBackend:
         self._engine = engine
         self._reactor = reactor
         self._has_retrievers = has_retrievers
+        self._cache = cache
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.receiver = move_receiver(options)
         self.remote = RemoteNode(
@@ -109,10 +115,13 @@ class DicomBackend:
             return await self._store(request)
         document = await dicom_request.read_document(request)
         operation = dicom_request.settle_operation(in_path, document, fixed=fixed)
-        if operation == dicom_request.RETRIEVE:
+        may_be_kept = operation == dicom_request.RETRIEVE
+        if may_be_kept:
             operation = self.options.dimse_retrieve_mode
         request.metadata["dimse_op"] = operation
         try:
+            if may_be_kept and self._cache is not None and (key := key_of(self.remote, request, document)):
+                return await self._retrieve_kept(operation, self._cache, key, request)
             return await self._perform(operation, request, document)
         except HarmonydError as error:
             error.extra.setdefault("operation", operation)
@@ -128,7 +137,8 @@ class DicomBackend:
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
         async with self._recorded("store", self._context(requests[0])) as (op, summary):
-            answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread)
+            async with self._changing() as studies:
+                answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, studies)
             failed_at = [answer for answer in answers if isinstance(answer, Exception)]
             summary.update(success=not failed_at, complete=not failed_at, stored=len(answers) - len(failed_at))
             if failed_at:
@@ -153,8 +163,40 @@ class DicomBackend:
         op = self._context(request)
         if operation == "find":
             found = self._engine.find(self.remote, query, op)
-            return await self._respond(operation, media_type, "matches", found, op, MatchRecord)
+
+            def record(match: Match) -> MatchRecord:
+                op.progress.arrived(len(match.json))
+                return MatchRecord(match)
+
+            return await self._respond(operation, media_type, "matches", found, op, record)
         return await self._retrieve(operation, media_type, query, op)
+
+    async def _retrieve_kept(
+        self, operation: str, cache: SeriesCache, asked: Key, request: RequestEnvelope
+    ) -> ResponseEnvelope:
+        async def perform(key: Key, id_: str, storage: Path | None) -> Results:
+            query = dicom_request.build_query(request, document_for(key), operation, self.options)
+            op = self._context(request, id_, storage)
+            if storage is not None:  # its records are counted as the request comes to them
+                op = replace(op, progress=without_records(request.progress) if key == asked else UNWATCHED)
+            response = await self._retrieve(operation, JSON, query, op)
+            assert response.results is not None
+            return response.results
+
+        source = Source(operation, new_id, perform)
+        fresh = wants_fresh(request)
+        ahead = request.metadata.get(AHEAD) != "false" and self._runs_several_retrieves
+        results = await cache.retrieve(asked, source, fresh=fresh, ahead=ahead)
+        if (kept := kept_in(results)) is not None:
+            kept.progress = request.progress
+        return ResponseEnvelope(results=results)
+
+    @property
+    def _runs_several_retrieves(self) -> bool:
+        """Whether one in the background leaves room for another."""
+        options = self.options
+        takes_turns = options.dimse_retrieve_mode == "move" and options.store_scp in ("persistent", "transient")
+        return options.max_associations > 1 and not takes_turns
 
     async def _retrieve(self, operation: str, media_type: str, query: Query, op: OperationContext) -> ResponseEnvelope:
         if operation == "get":
@@ -163,6 +205,7 @@ class DicomBackend:
             stream = self._engine.move(self.remote, self.receiver, query, op)
 
         def record(instance: Instance) -> InstanceRecord:
+            op.progress.arrived(instance.size_bytes)
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(operation, media_type, "instances", stream, op, record)
@@ -185,13 +228,26 @@ class DicomBackend:
         try:
             async with self._recorded("store", self._context(request)) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
-                results = await store(self._engine, self.remote, request, op, self.storage, self._in_thread)
+                async with self._changing() as studies:
+                    results = await store(
+                        self._engine, self.remote, request, op, self.storage, self._in_thread, studies
+                    )
                 summary.update(results.summary())
         except HarmonydError as error:
             error.extra.setdefault("operation", "store")
             error.extra.setdefault("backend", self.name)
             raise
         return ResponseEnvelope(results=results)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[set[str]]:
+        """What is stored changes studies, whatever comes of it; they are to be added to the set."""
+        studies: set[str] = set()
+        try:
+            yield studies
+        finally:
+            if self._cache is not None:
+                self._cache.invalidate(studies)
 
     @asynccontextmanager
     async def _recorded(
@@ -248,18 +304,21 @@ class DicomBackend:
         )
         return ResponseEnvelope(results=results)
 
-    def _context(self, request: RequestEnvelope) -> OperationContext:
+    def _context(
+        self, request: RequestEnvelope, id_: str | None = None, storage: Path | None = None
+    ) -> OperationContext:
         now = self._reactor.seconds()
         deadline = now + self.options.operation_timeout_secs
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
         op = OperationContext(
-            uuid.uuid4().hex,
+            id_ or request.operation_id or new_id(),
             request.id,
             deadline,
             self.options.max_results,
-            storage=self.options.storage_dir,
+            storage=storage or self.options.storage_dir,
             slots=self._slots,
+            progress=request.progress,
         )
         self.active.add(op.id)
         return op

@@ -36,10 +36,12 @@ async def store_request(
     op: OperationContext,
     storage: Path,
     in_thread: InThread,
+    studies: set[str] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> FixedResults:
     """Store what the body holds, once all of it is there: a slow client holds no association, and uses up no deadline.
 
+    ``studies`` gets the UIDs of those that the objects belong to, before any is sent.
     Raises ``BadRequest`` for a part that is not DICOM, ``DimseFailure`` if all failed.
     """
     folder = storage / f"dcmtk_store_{op.id}"
@@ -48,7 +50,7 @@ async def store_request(
         began = now()
         files = await request_files(request, folder, in_thread)
         op = replace(op, deadline=op.deadline + now() - began)
-        await in_thread(_check, files)
+        await in_thread(_check, files, studies)
         stored = await _store(engine.store(remote, files, op))
     finally:
         await in_thread(shutil.rmtree, folder, True)
@@ -75,14 +77,21 @@ async def _collect(stream: OperationStream[StoreResult], stored: list[StoreResul
 
 
 async def store_objects(
-    engine: Engine, remote: RemoteNode, paths: Sequence[Path], op: OperationContext, in_thread: InThread
+    engine: Engine,
+    remote: RemoteNode,
+    paths: Sequence[Path],
+    op: OperationContext,
+    in_thread: InThread,
+    studies: set[str] | None = None,
 ) -> list[ResponseEnvelope | Exception]:
     """Store received objects over one association; one answer, or what was wrong, for each.
+
+    ``studies`` gets the UIDs of those that the objects belong to, before any is sent.
 
     Where the association fails, the object it failed at is told the reason, and those after it were ``NotTried``. A
     file that cannot be read is nobody else's problem. Raises only ``CancelledError``.
     """
-    wrong: dict[Path, Exception] = await in_thread(_unreadable, paths)
+    wrong: dict[Path, Exception] = await in_thread(_unreadable, paths, studies)
     sent = [path for path in paths if path not in wrong]
     stored: list[StoreResult] = []
     failure: Exception | None = None
@@ -97,7 +106,7 @@ async def store_objects(
     return [wrong[path] if path in wrong else next(answers) for path in paths]
 
 
-def _unreadable(paths: Sequence[Path]) -> dict[Path, Exception]:
+def _unreadable(paths: Sequence[Path], studies: set[str] | None) -> dict[Path, Exception]:
     wrong: dict[Path, Exception] = {}
     for path in paths:
         try:
@@ -108,6 +117,8 @@ def _unreadable(paths: Sequence[Path]) -> dict[Path, Exception]:
             if not header.sop_instance_uid.isprintable():
                 # As in ``_check``: it would come back in the log of storescu.
                 wrong[path] = DamagedFile("its SOP Instance UID has control characters")
+            if studies is not None:
+                studies.add(header.study_instance_uid)
     return wrong
 
 
@@ -189,7 +200,7 @@ async def request_files(request: RequestEnvelope, folder: Path, in_thread: InThr
     return [target]
 
 
-def _check(files: list[Path]) -> None:
+def _check(files: list[Path], studies: set[str] | None) -> None:
     for number, path in enumerate(files, 1):
         try:
             header = check_complete(path)
@@ -204,3 +215,5 @@ def _check(files: list[Path]) -> None:
         if not header.sop_instance_uid.isprintable():
             # It comes back in the log of storescu, where a line break would begin a line of its own.
             raise BadRequest(f"Object {number} of {len(files)}: its SOP Instance UID has control characters")
+        if studies is not None:
+            studies.add(header.study_instance_uid)

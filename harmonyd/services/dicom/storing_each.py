@@ -42,10 +42,12 @@ async def store_each(
     op: OperationContext,
     storage: Path,
     in_thread: InThread,
+    studies: set[str] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> FixedResults:
     """Store what can be stored of the body over one association; one result for each object, in order.
 
+    ``studies`` gets the UIDs of those that the objects belong to, before any is sent.
     The body is on disk before the association begins. Raises ``BadRequest`` for a body that is not well formed or
     empty, and what the operation raises where it failed before any object was answered.
     """
@@ -55,6 +57,8 @@ async def store_each(
         began = now()
         files = await request_files(request, folder, in_thread)
         objects = await in_thread(_looked_at, files, request.metadata.get(STUDY, ""))
+        if studies is not None:
+            studies.update(each.header.study_instance_uid for each in objects if each.header is not None)
         await _send(engine, remote, objects, replace(op, deadline=op.deadline + now() - began))
     finally:
         await in_thread(shutil.rmtree, folder, True)

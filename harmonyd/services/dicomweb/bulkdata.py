@@ -11,15 +11,23 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from twisted.internet.threads import deferToThread
 
-from harmonyd.bodies import CHUNK_BYTES
 from harmonyd.dimse.part10 import read_header
 from harmonyd.errors import NotFound
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import ANY, OCTETS, Offer, accepted, choose
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.frames import answer_frames
-from harmonyd.services.dicomweb.pixel_file import PixelFile, judged
-from harmonyd.services.dicomweb.results import Held, Part, headers, multipart, one_instance
+from harmonyd.services.dicomweb.pixel_file import judged
+from harmonyd.services.dicomweb.results import Held, one_instance
+from harmonyd.services.dicomweb.single import (
+    Content,
+    Data,
+    FilePiece,
+    cache_headers,
+    has_already,
+    not_modified,
+    single,
+)
 from harmonyd.services.dicomweb.transcoding import swapped
 from harmonyd.services.http.answers import ClosingIterator
 
@@ -41,55 +49,41 @@ async def answer(exchange: Exchange) -> HttpAnswer:
     held = await one_instance(exchange)
     try:
         if exchange.resource.bulk == (_PIXEL_DATA,):
-            image = await deferToThread(PixelFile, held.path)
+            image = await exchange.images.open(held.path, is_kept=held.is_kept)
             if image.is_compressed:
-                frames = range(1, image.frame_count + 1)
-                return await answer_frames(image, frames, ranges, held.results.aclose)
+                return await answer_frames(exchange, held, image, range(1, image.frame_count + 1), ranges)
         offer = choose([each for each in ranges if each.essence != ANY or each.multipart], OFFERS)
+        tag = await held.tag(exchange, str(offer))
+        if has_already(exchange.request, tag):
+            return await not_modified(tag, held.results.aclose)
+        content: Content
         if exchange.resource.bulk == (_PIXEL_DATA,) and image.is_plain:
-            start, length = await deferToThread(image.extent)
-            return streamed(offer, held, start, length)
-        value = await deferToThread(bulk_value, held.path, exchange.resource.bulk)
+            content = FilePiece(held.path, *await deferToThread(image.extent))
+        else:
+            content = Data(await deferToThread(bulk_value, held.path, exchange.resource.bulk))
         if offer.multipart:
-            return await multipart(offer, _one(value), held.results.aclose)
-        await held.results.aclose()
-        return HttpAnswer(200, headers(OCTETS), _chunk(value), len(value))
+            return streamed(offer, held, content, tag)
+        return await single(exchange.request, OCTETS, content, tag, held.results.aclose)
     except BaseException:
         await held.results.aclose()
         raise
 
 
-async def _one(value: bytes) -> AsyncGenerator[Part, None]:
-    yield OCTETS, value
-
-
-async def _chunk(value: bytes) -> AsyncGenerator[bytes, None]:
-    yield value
-
-
-def streamed(offer: Offer, held: Held, start: int, length: int) -> HttpAnswer:
-    """Send a piece of the file as it is, of whatever size."""
-    content_type, head, tail = OCTETS, b"", b""
-    if offer.multipart:
-        boundary = f"harmonyd-{secrets.token_hex(16)}"
-        content_type = f"{offer}; boundary={boundary}"
-        fields = f"--{boundary}\r\nContent-Type: {OCTETS}\r\nContent-Length: {length}\r\n\r\n"
-        head, tail = fields.encode("ascii"), f"\r\n--{boundary}--\r\n".encode("ascii")
+def streamed(offer: Offer, held: Held, content: Content, tag: str | None) -> HttpAnswer:
+    """Send it as the one part of a multipart answer, of whatever size it is."""
+    boundary = f"harmonyd-{secrets.token_hex(16)}"
+    fields = f"--{boundary}\r\nContent-Type: {OCTETS}\r\nContent-Length: {content.length}\r\n\r\n"
+    head, tail = fields.encode("ascii"), f"\r\n--{boundary}--\r\n".encode("ascii")
 
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield head
-        for offset in range(start, start + length, CHUNK_BYTES):
-            yield await deferToThread(_piece, held.path, offset, min(CHUNK_BYTES, start + length - offset))
+        async for chunk in content.chunks(0, content.length):
+            yield chunk
         yield tail
 
     whole = ClosingIterator(chunks(), held.results.aclose)
-    return HttpAnswer(200, headers(content_type), whole, len(head) + length + len(tail))
-
-
-def _piece(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
+    headers = cache_headers(f"{offer}; boundary={boundary}", f"W/{tag}" if tag else None)
+    return HttpAnswer(200, headers, whole, len(head) + content.length + len(tail))
 
 
 def bulk_value(path: Path, place: Sequence[str]) -> bytes:

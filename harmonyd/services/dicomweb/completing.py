@@ -56,7 +56,7 @@ class Completer:
             before = dict(record)
             await complete(record)
             known = {tag: element for tag, element in record.items() if before.get(tag) != element}
-            if known:
+            if known and not self._asker.failed:
                 self._counted.put(key, known)
         for tag, element in known.items():
             if not record.get(tag, {}).get("Value"):

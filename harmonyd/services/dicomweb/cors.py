@@ -11,7 +11,10 @@ _EXPOSED = (
     "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Location, Content-Range, Content-Type, ETag, "
     "Location, Preference-Applied, Retry-After, Warning, X-Request-ID, X-Total-Count"
 )
-_ASKED = "Accept, Authorization, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, X-Request-ID"
+_ASKED = (
+    "Accept, Authorization, Cache-Control, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, "
+    "X-Request-ID"
+)
 
 
 def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
@@ -29,13 +32,13 @@ def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
     }
 
 
-def preflight(request: HttpRequest, methods: Sequence[str]) -> HttpAnswer:
+def preflight(request: HttpRequest, methods: Sequence[str], backend_header: str = "") -> HttpAnswer:
     """Answer OPTIONS at a path that takes ``methods``. Who may read it is in the common fields."""
     headers = {"Allow": ", ".join([*methods, "OPTIONS"])}
     if "access-control-request-method" in request.headers:
         headers |= {
             "Access-Control-Allow-Methods": ", ".join(methods),
-            "Access-Control-Allow-Headers": _ASKED,
+            "Access-Control-Allow-Headers": f"{_ASKED}, {backend_header}" if backend_header else _ASKED,
             "Access-Control-Max-Age": str(_MAX_AGE_SECS),
         }
     return HttpAnswer(204, headers)

@@ -201,9 +201,13 @@ def _get(
         path,
         name,
         f"{summary} (WADO-RS)",
-        {200: Answer(said, media)},
+        {
+            200: Answer(said, media, {"ETag": "For If-None-Match and If-Range; only where the answer is known whole"}),
+            206: Answer("The range that was asked for.", media, {"Content-Range": "Which bytes, of how many"}),
+            304: Answer("It is what the client has (If-None-Match)."),
+        },
         parameters=(*above, *parameters, _accept(media)),
-        problems=(404, 406, *_REMOTE, 507),
+        problems=(404, 406, 416, *_REMOTE, 507),
     )
 
 

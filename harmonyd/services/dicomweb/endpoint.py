@@ -9,11 +9,13 @@ from twisted.python.runtime import seconds as clock_seconds
 from harmonyd.config.model import DicomwebEndpointOptions
 from harmonyd.errors import HarmonydError, MethodNotAllowed
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
+from harmonyd.services.choosing import choose_backend
 from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching, storing
 from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
 from harmonyd.services.dicomweb.counted import Counted
 from harmonyd.services.dicomweb.exchange import Exchange
+from harmonyd.services.dicomweb.images import Images
 from harmonyd.services.dicomweb.resources import Resource, parse_path
 from harmonyd.services.dicomweb.urls import base_url
 from harmonyd.services.http.answers import ClosingIterator
@@ -30,6 +32,7 @@ _GET: Mapping[str, _Handler] = {
     "rendered": rendered.rendered,
     "thumbnail": rendered.thumbnail,
 }
+_RETRIEVES = ("study", "series-of", "instance", "metadata")
 _POST: Mapping[str, _Handler] = dict.fromkeys(("studies", "study"), storing.answer)
 
 
@@ -45,9 +48,19 @@ class DicomwebEndpoint:
         """``seconds`` is the reactor's clock."""
         self.name = name
         self.path_prefix = options.path_prefix
+        self.public_prefix = options.public_url + options.path_prefix
         self._options = options
         self._seconds = seconds
+        self._images = Images()
         self._counted = Counted(seconds)
+
+    def may_run_long(self, request: HttpRequest) -> bool:
+        """Tell whether the request retrieves instances, or stores some."""
+        return parse_path(request.path).kind in (_RETRIEVES if request.method == "GET" else _POST)
+
+    def choose(self, request: HttpRequest) -> HttpRequest:
+        """See ``choose_backend``."""
+        return choose_backend(request, self._options)
 
     def common_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return what lets pages of the configured origins read the answer."""
@@ -56,15 +69,18 @@ class DicomwebEndpoint:
     async def serve(self, request: HttpRequest, ask: Ask) -> HttpAnswer:
         """Answer a request. Raises ``HarmonydError``."""
         if request.method == "OPTIONS":
-            return preflight(request, _options(request.path))
+            return preflight(request, _options(request.path), self._options.backend_header)
         resource = parse_path(request.path)
         handler = _handler(request.method, resource)
         asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
         url = base_url(request, self._options.public_url)
+        exchange = Exchange(request, resource, asker, self._options, url, self._counted, self._images)
         try:
-            return await handler(Exchange(request, resource, asker, self._options, url, self._counted))
+            answer = await handler(exchange)
         except AnsweredElsewhere as answered:
             return _passed_on(answered)
+        searching.add_warnings(answer, searching.failures(exchange), exchange)
+        return answer
 
 
 def _handler(method: str, resource: Resource) -> _Handler:

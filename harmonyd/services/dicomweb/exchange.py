@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harmonyd.config.model import DicomwebEndpointOptions
 from harmonyd.services.base import HttpRequest
 from harmonyd.services.dicomweb.asking import Asker
 from harmonyd.services.dicomweb.counted import Counted
+from harmonyd.services.dicomweb.images import Images
 from harmonyd.services.dicomweb.resources import Resource
 
 
@@ -22,3 +23,4 @@ class Exchange:
     base_url: str
     """What stands before ``/studies`` in the URLs of the answer."""
     counted: Counted
+    images: Images = field(default_factory=Images)

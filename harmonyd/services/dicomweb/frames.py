@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from twisted.internet.threads import deferToThread
 
@@ -10,7 +10,8 @@ from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import ANY, OCTETS, Accepted, Offer, accepted, not_acceptable
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.pixel_file import PixelFile
-from harmonyd.services.dicomweb.results import Part, headers, multipart, one_instance
+from harmonyd.services.dicomweb.results import Held, Part, multipart, one_instance
+from harmonyd.services.dicomweb.single import Data, has_already, not_modified, single
 
 _UNCOMPRESSED = ("1.2.840.10008.1.2.1", "*")
 
@@ -20,26 +21,29 @@ async def answer(exchange: Exchange) -> HttpAnswer:
     ranges = accepted(exchange.request)
     held = await one_instance(exchange)
     try:
-        image = await deferToThread(PixelFile, held.path)
-        return await answer_frames(image, exchange.resource.frames, ranges, held.results.aclose)
+        image = await exchange.images.open(held.path, is_kept=held.is_kept)
+        return await answer_frames(exchange, held, image, exchange.resource.frames, ranges)
     except BaseException:
         await held.results.aclose()
         raise
 
 
 async def answer_frames(
-    image: PixelFile, frames: Sequence[int], ranges: Sequence[Accepted], close: Callable[[], Awaitable[None]]
+    exchange: Exchange, held: Held, image: PixelFile, frames: Sequence[int], ranges: Sequence[Accepted]
 ) -> HttpAnswer:
-    """Send ``frames`` of ``image``; ``close`` is awaited at the end."""
+    """Send ``frames`` of ``image``, which is what is held."""
     image.require(frames)
+    close = held.results.aclose
     offer, as_stored = chosen_form(image, ranges)
     content_type = offer.essence if not as_stored else f"{offer.essence}; transfer-syntax={image.syntax}"
+    tag = await held.tag(exchange, content_type)
+    if has_already(exchange.request, tag):
+        return await not_modified(tag, close)
     parts = _parts(image, frames, content_type, as_stored=as_stored)
     if offer.multipart or len(frames) > 1:
-        return await multipart(Offer(offer.essence, multipart=True), parts, close)
-    (_, content) = await anext(parts)
-    await close()
-    return HttpAnswer(200, headers(content_type), _one(content), len(content))
+        return await multipart(Offer(offer.essence, multipart=True), parts, close, tag)
+    _, content = await anext(parts)
+    return await single(exchange.request, content_type, Data(content), tag, close)
 
 
 def chosen_form(image: PixelFile, ranges: Sequence[Accepted]) -> tuple[Offer, bool]:
@@ -74,7 +78,3 @@ async def _parts(
 ) -> AsyncGenerator[Part, None]:
     for frame in frames:
         yield content_type, await deferToThread(image.stored if as_stored else image.octets, frame)
-
-
-async def _one(content: bytes) -> AsyncGenerator[bytes, None]:
-    yield content

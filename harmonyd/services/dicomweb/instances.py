@@ -9,12 +9,15 @@ from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 
+from harmonyd.cache.results import KeptResults, kept_in
+from harmonyd.dimse.engine import Instance
 from harmonyd.envelope import Record, Results
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb import metadata
 from harmonyd.services.dicomweb.accept import DICOM, ZIP, Offer, accepted, choose, syntaxes
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.results import MappedResults, as_http, closing_on_error, retrieve
+from harmonyd.services.dicomweb.single import FilePiece, single, tag_of
 from harmonyd.services.dicomweb.transcoding import transcoded
 from harmonyd.services.http.dicom_answers import multipart_answer, single_answer
 from harmonyd.services.http.parts import file_of
@@ -38,10 +41,23 @@ async def answer(exchange: Exchange) -> HttpAnswer:
         return await metadata.answer(exchange)
     wanted = syntaxes(ranges, offer)
     results = await retrieve(exchange)
+    kept = kept_in(results)
+    if kept is not None and offer == Offer(DICOM) and "*" in wanted:
+        async with closing_on_error(kept):
+            instances = await kept.whole()
+            if instances is not None and len(instances) == 1:
+                return await _file(exchange, kept, instances[0])
     if "*" not in wanted:
         results = transcoding(results, wanted)
     async with closing_on_error(results):
         return as_http(await _WRITERS[offer](results))
+
+
+async def _file(exchange: Exchange, kept: KeptResults, instance: Instance) -> HttpAnswer:
+    """Send one instance from the cache, or a part of it."""
+    content = FilePiece(instance.path, 0, instance.size_bytes)
+    tag = tag_of(await kept.made.fingerprint(instance))
+    return await single(exchange.request, DICOM, content, tag, kept.aclose)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydicom import Dataset, dcmread
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from harmonyd.dimse.elements import MalformedDataset
@@ -23,6 +23,8 @@ MAX_FRAME_BYTES = 1 << 29
 """Largest frame that is decoded: what an image says of its size decides how much memory that takes."""
 _PIXEL_DATA = 0x7FE00010
 _KINDS = ((_PIXEL_DATA, "PixelData"), (0x7FE00008, "FloatPixelData"), (0x7FE00009, "DoubleFloatPixelData"))
+_EXTENT_BYTES = 150
+"""What begin and end of a frame take in memory."""
 _RLE = "image/dicom-rle"
 STORED_TYPES: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.5": (_RLE, "image/x-dicom-rle"),
@@ -57,9 +59,12 @@ class PixelFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         with judged(), path.open("rb") as file:
-            self.ds: Dataset = dcmread(file, stop_before_pixels=True)
+            whole = dcmread(file, stop_before_pixels=True)
             self._at = file.tell()
-        self.syntax = UID(self.ds.file_meta.TransferSyntaxUID)
+            self.ds: Dataset = _about_pixels(whole)
+        self.syntax = UID(whole.file_meta.TransferSyntaxUID)
+        self._frames: list[tuple[int, int]] | None = None
+        """Where stored frames begin and end, once that was looked for; empty where it cannot be told."""
         if "Rows" not in self.ds or "Columns" not in self.ds:
             raise NotFound("This instance has no pixels, so it has no frames.")
 
@@ -78,6 +83,13 @@ class PixelFile:
         with self._path.open("rb") as file:
             length = self._seek(file)
             return file.tell(), min(length, self._path.stat().st_size - file.tell())
+
+    @property
+    def weight(self) -> int:
+        """About so many bytes of memory, with where its frames are."""
+        values = (self.ds.get_item(tag) for tag in self.ds.keys())  # noqa: SIM118 - iterating would decode them
+        sizes = (len(each.value) if isinstance(getattr(each, "value", None), bytes) else 200 for each in values if each)
+        return 4096 + sum(sizes) + (_EXTENT_BYTES * self.frame_count if self.is_compressed else 0)
 
     @property
     def frame_count(self) -> int:
@@ -100,6 +112,12 @@ class PixelFile:
         with judged(), self._path.open("rb") as file:
             self._seek(file)
             extended = self._extended_offsets()
+            if self._frames is None:
+                self._frames = frame_extents(file, self.frame_count) if extended is None else []
+            if self._frames:
+                start, end = self._frames[frame - 1]
+                file.seek(start)
+                return _joined(file.read(end - start))
             return get_frame(file, frame - 1, number_of_frames=self.frame_count, extended_offsets=extended)
 
     def octets(self, frame: int) -> bytes:
@@ -204,6 +222,52 @@ class PixelFile:
     def _extended_offsets(self) -> tuple[bytes, bytes] | None:
         offsets, lengths = self.ds.get("ExtendedOffsetTable"), self.ds.get("ExtendedOffsetTableLengths")
         return (offsets, lengths) if offsets and lengths else None
+
+
+def _about_pixels(whole: Dataset) -> Dataset:
+    """The elements that say what the pixels mean; the rest may be megabytes."""
+    ds = whole[0x00280000:0x00290000]
+    for tag in (0x7FE00001, 0x7FE00002):
+        if tag in whole:
+            ds[tag] = whole[tag]
+    ds.file_meta = whole.file_meta
+    return ds
+
+
+def frame_extents(file: BinaryIO, count: int) -> list[tuple[int, int]]:
+    """Return begin and end of each frame's fragments in ``file``, which is at the value of Pixel Data (PS3.5 A.4).
+
+    Empty where neither the Basic Offset Table nor the number of fragments tells. The position stays.
+    """
+    begin = file.tell()
+    offsets = parse_basic_offsets(file)
+    first = file.tell()
+    found, fragments = parse_fragments(file)
+    file.seek(fragments[-1] if found else first)
+    last = file.read(8)
+    end = (fragments[-1] if found else first) + 8 + int.from_bytes(last[4:8], "little")
+    file.seek(begin)
+    if count == 1 and found:
+        starts = [first]
+    elif found == count:
+        starts = list(fragments)
+    elif len(offsets) == count:
+        starts = [first + offset for offset in offsets]
+    else:
+        return []
+    ends = [*starts[1:], end]
+    is_sound = all(start < stop for start, stop in zip(starts, ends, strict=True))
+    return list(zip(starts, ends, strict=True)) if is_sound else []
+
+
+def _joined(fragments: bytes) -> bytes:
+    """The items of a frame without their headers."""
+    data, at = [], 0
+    while at + 8 <= len(fragments):
+        length = int.from_bytes(fragments[at + 4 : at + 8], "little")
+        data.append(fragments[at + 8 : at + 8 + length])
+        at += 8 + length
+    return data[0] if len(data) == 1 else b"".join(data)
 
 
 def _shifted(data: bytes, skip: int, bits: int) -> bytes:

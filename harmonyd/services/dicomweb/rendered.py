@@ -23,12 +23,12 @@ from harmonyd.services.dicomweb.results import (
     Held,
     Part,
     closing_on_error,
-    headers,
     multipart,
     one_instance,
     retrieve,
 )
 from harmonyd.services.dicomweb.searching import warning
+from harmonyd.services.dicomweb.single import Data, has_already, not_modified, single
 from harmonyd.services.http.parts import file_of, require_whole
 
 _SINGLE = (Offer(JPEG), Offer(PNG))
@@ -52,7 +52,7 @@ async def rendered(exchange: Exchange) -> HttpAnswer:
         answer = await _all_of(exchange, how, _form(ranges, several=True))
     elif resource.frames:
         offer = _form(ranges, several=len(resource.frames) > 1)
-        answer = await _frames_of(await one_instance(exchange), resource.frames, how, offer)
+        answer = await _frames_of(exchange, await one_instance(exchange), resource.frames, how, offer)
     else:
         answer = await _instance(exchange, how, ranges)
     return _with_warnings(answer, warnings, exchange)
@@ -66,7 +66,8 @@ async def thumbnail(exchange: Exchange) -> HttpAnswer:
     how, warnings = parse_rendering(exchange.request.query, thumbnail=True)
     offer = _form(accepted(exchange.request), several=False)
     uids = exchange.resource.uids if exchange.resource.instance else await _representative(exchange)
-    answer = await _frames_of(await one_instance(exchange, uids), exchange.resource.frames[:1] or (1,), how, offer)
+    held = await one_instance(exchange, uids, ahead=False)
+    answer = await _frames_of(exchange, held, exchange.resource.frames[:1] or (1,), how, offer)
     return _with_warnings(answer, warnings, exchange)
 
 
@@ -84,27 +85,33 @@ def _with_warnings(answer: HttpAnswer, warnings: Sequence[str], exchange: Exchan
 
 
 async def _instance(exchange: Exchange, how: Rendering, ranges: Sequence[Accepted]) -> HttpAnswer:
-    choose(ranges, (*_SINGLE, _DOCUMENT))  # what no instance is rendered as is refused before the PACS is asked
+    # What no instance is rendered as is refused before the PACS is asked.
+    choose(ranges, (*_SINGLE, *_SEVERAL, _DOCUMENT))
     held = await one_instance(exchange)
     async with closing_on_error(held.results):
         header = await deferToThread(read_header, held.path)
         if header.sop_class_uid != _ENCAPSULATED_PDF_STORAGE:
-            return await _frames_of(held, (1,), how, _form(ranges, several=False))
+            return await _frames_of(exchange, held, (1,), how, _form(ranges, several=False))
         choose(ranges, (_DOCUMENT,))
         data = await deferToThread(bulk_value, held.path, (_ENCAPSULATED_DOCUMENT,))
-        await held.results.aclose()
-        return HttpAnswer(200, headers(_DOCUMENT.essence), _one(data), len(data))
+        tag = await held.tag(exchange, str(_DOCUMENT))
+        return await single(exchange.request, _DOCUMENT.essence, Data(data), tag, held.results.aclose)
 
 
-async def _frames_of(held: Held, frames: Sequence[int], how: Rendering, offer: Offer) -> HttpAnswer:
+async def _frames_of(
+    exchange: Exchange, held: Held, frames: Sequence[int], how: Rendering, offer: Offer
+) -> HttpAnswer:
+    close = held.results.aclose
     async with closing_on_error(held.results):
-        image = await deferToThread(PixelFile, held.path)
+        tag = await held.tag(exchange, how, str(offer))
+        if has_already(exchange.request, tag):
+            return await not_modified(tag, close)
+        image = await exchange.images.open(held.path, is_kept=held.is_kept)
         image.require(frames)
         if offer.multipart:
-            return await multipart(offer, _pictures(image, frames, how, offer.essence), held.results.aclose)
+            return await multipart(offer, _pictures(image, frames, how, offer.essence), close, tag)
         data = await deferToThread(render, image, frames[0], offer.essence, how)
-        await held.results.aclose()
-        return HttpAnswer(200, headers(offer.essence), _one(data), len(data))
+        return await single(exchange.request, offer.essence, Data(data), tag, close)
 
 
 async def _all_of(exchange: Exchange, how: Rendering, offer: Offer) -> HttpAnswer:
@@ -128,10 +135,6 @@ async def _pictures(
 ) -> AsyncGenerator[Part, None]:
     for frame in frames:
         yield media_type, await deferToThread(partial(render, image, frame, media_type, how))
-
-
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
 
 
 async def _representative(exchange: Exchange) -> Mapping[str, str]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harmonyd.cache.results import kept_in
 from harmonyd.envelope import Record, Results
 from harmonyd.errors import NotFound
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import Offer
 from harmonyd.services.dicomweb.exchange import Exchange
+from harmonyd.services.dicomweb.single import cache_headers, tag_of
 from harmonyd.services.http.answers import ClosingIterator
 from harmonyd.services.http.parts import Answer, file_of, require_whole
 
@@ -64,6 +66,20 @@ class Held:
     path: Path
     results: Results
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the file is in the cache, and so never changes."""
+        return kept_in(self.results) is not None
+
+    async def tag(self, exchange: Exchange, *parts: object) -> str | None:
+        """Return an entity-tag for what the path and ``parts`` make of it; None for one that comes anew each time."""
+        instances = await kept.whole() if (kept := kept_in(self.results)) else None
+        if kept is None or not instances:
+            return None
+        resource = exchange.resource
+        fingerprint = await kept.made.fingerprint(instances[0])
+        return tag_of(fingerprint, resource.kind, resource.frames, resource.bulk, *parts)
+
 
 @asynccontextmanager
 async def closing_on_error(results: Results) -> AsyncIterator[None]:
@@ -75,9 +91,12 @@ async def closing_on_error(results: Results) -> AsyncIterator[None]:
         raise
 
 
-async def one_instance(exchange: Exchange, uids: Mapping[str, str] | None = None) -> Held:
-    """Retrieve one instance whole. Raises ``NotFound``, ``IncompleteAnswer`` and what the operation raises."""
-    results = await exchange.asker.retrieve("IMAGE", uids or exchange.resource.uids)
+async def one_instance(exchange: Exchange, uids: Mapping[str, str] | None = None, *, ahead: bool = True) -> Held:
+    """Retrieve one instance whole; ``ahead``: more of its series may be asked for next.
+
+    Raises ``NotFound``, ``IncompleteAnswer`` and what the operation raises.
+    """
+    results = await exchange.asker.retrieve("IMAGE", uids or exchange.resource.uids, ahead=ahead)
     async with closing_on_error(results):
         paths = [file_of(record) async for record in results]
         require_whole(results)
@@ -91,7 +110,7 @@ Part = tuple[str, bytes]
 
 
 async def multipart(
-    offer: Offer, parts: AsyncGenerator[Part, None], close: Callable[[], Awaitable[None]]
+    offer: Offer, parts: AsyncGenerator[Part, None], close: Callable[[], Awaitable[None]], tag: str | None = None
 ) -> HttpAnswer:
     """Answer with one part each (RFC 2387); the closing boundary only when the parts ended without an error.
 
@@ -114,7 +133,8 @@ async def multipart(
         await close_all()
         raise
     chunks = ClosingIterator(_framed(first, parts, boundary), close_all)
-    return HttpAnswer(200, headers(f"{offer}; boundary={boundary}"), chunks)
+    weak = f"W/{tag}" if tag else None  # the boundary is another one each time
+    return HttpAnswer(200, cache_headers(f"{offer}; boundary={boundary}", weak), chunks)
 
 
 async def _framed(first: Part, parts: AsyncIterator[Part], boundary: str) -> AsyncGenerator[bytes, None]:
@@ -132,7 +152,7 @@ def _part(before: bytes, boundary: str, part: Part) -> bytes:
 
 def headers(content_type: str) -> dict[str, str]:
     """Return the header of an answer: what is in an archive about a patient is not for a cache on the way."""
-    return {"Content-Type": content_type, "Cache-Control": "no-store"}
+    return cache_headers(content_type, None)
 
 
 def as_http(answer: Answer) -> HttpAnswer:

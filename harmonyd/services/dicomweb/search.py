@@ -46,7 +46,7 @@ async def search(asker: Asker, query: SearchQuery, uids: Mapping[str, str], max_
                 page.records.append(record)
             seen += 1
         else:
-            page.total = None if walk.cuts else seen
+            page.total = None if walk.cuts or asker.failed else seen
     except DeadlinePassed:
         if not page.records:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from twisted.internet.threads import deferToThread
@@ -12,6 +12,7 @@ from twisted.internet.threads import deferToThread
 from harmonyd.bodies import CHUNK_BYTES
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import DICOM_JSON, DICOM_XML, JSON, Offer, accepted, choose
+from harmonyd.services.dicomweb.asking import BACKEND
 from harmonyd.services.dicomweb.completing import Completer
 from harmonyd.services.dicomweb.entities import fill, first_value, json_key
 from harmonyd.services.dicomweb.exchange import Exchange
@@ -35,7 +36,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
     if exchange.options.complete_attributes:
         await Completer(exchange.asker, exchange.counted).complete(page, level)
     for record in page.records:
-        _finish(record, level, exchange.base_url)
+        _finish(record, level, exchange)
     headers = {"Cache-Control": "no-store"}
     if page.warnings:
         headers["Warning"] = ", ".join(warning(text, exchange) for text in page.warnings)
@@ -54,7 +55,22 @@ def warning(text: str, exchange: Exchange) -> str:
     return f'299 {exchange.base_url or "harmonyd"} "{clean}"'
 
 
-def _finish(record: dict[str, Any], level: str, base_url: str) -> None:
+def add_warnings(answer: HttpAnswer, texts: Sequence[str], exchange: Exchange) -> None:
+    """Add ``texts`` to the Warning field."""
+    if texts:
+        there = [answer.headers["Warning"]] if "Warning" in answer.headers else []
+        answer.headers["Warning"] = ", ".join([*there, *(warning(text, exchange) for text in texts)])
+
+
+def failures(exchange: Exchange) -> list[str]:
+    """Return what has to be said about backends that failed, where several were asked."""
+    return [f"The PACS {name} did not answer: {why}" for name, why in exchange.asker.failed.items()]
+
+
+def _finish(record: dict[str, Any], level: str, exchange: Exchange) -> None:
+    backend = record.pop(BACKEND, None)
+    below = f"/{backend}" if backend in exchange.options.path_backends else ""
+    base_url = exchange.base_url + below
     fill(record, level)
     study, series, instance = (
         first_value(record, keyword) or "" for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def transcoded(source: Path, wanted: Sequence[str]) -> Path:
         return source
     reasons = []
     for uid in wanted:
-        target = source.with_name(f"{source.name}.transcoded")
+        target = source.with_name(f"{source.name}.{uuid.uuid4().hex}.transcoded")
         try:
             _write(source, target, UID(uid))
         except OSError:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from harmonyd.config.model import HttpEndpointOptions
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.services.base import HttpAnswer, HttpRequest
+from harmonyd.services.choosing import choose_backend
 from harmonyd.services.http.answers import ClosingIterator, serialise
 from harmonyd.services.http.headers import end_to_end
 
@@ -16,8 +17,13 @@ class HttpServiceEndpoint:
 
     def __init__(self, name: str, options: HttpEndpointOptions) -> None:
         self.name = name
-        self.path_prefix = options.path_prefix
+        self.path_prefix = self.public_prefix = options.path_prefix
         self.methods = options.methods
+        self._options = options
+
+    def choose(self, request: HttpRequest) -> HttpRequest:
+        """See ``choose_backend``."""
+        return choose_backend(request, self._options)
 
     def request(self, request: HttpRequest) -> RequestEnvelope:
         """Protocol → envelope. Metadata comes from the configuration only, never from what a client sends."""
@@ -32,6 +38,10 @@ class HttpServiceEndpoint:
             metadata={"path": request.path},
             id=request.id,
         )
+
+    def may_run_long(self, request: HttpRequest) -> bool:
+        """Tell whether the request is an operation."""
+        return request.method == "POST"
 
     async def answer(self, request: RequestEnvelope, response: ResponseEnvelope) -> HttpAnswer:
         """Envelope → protocol; waits for the first record of a result.

@@ -28,7 +28,7 @@ RECEIVER = MoveReceiver("transient", "US", 11114)
 class NoListeners:
     """Claims of ports that nothing listens on; also the listener of each."""
 
-    def claim_for_moves(self, place: Any, deliveries: MoveDeliveries) -> NoListeners:
+    def claim_for_moves(self, place: Any, deliveries: MoveDeliveries, tls: Any = None) -> NoListeners:
         return self
 
     def release_moves(self, place: Any, deliveries: MoveDeliveries) -> None: ...

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from raw_scu import ABORT, ASSOCIATE_AC, P_DATA, RELEASE_RP, RawScu, data_set_of, p_data, pdu, store_rq
-from test_native_hostile import status_of
+from sender_kit import status_of
 from test_native_storing import stored
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -112,7 +112,7 @@ async def test_others_go_on_while_one_waits(native: Any, eventually: Any, study:
         for number in (1, 2, 3):
             uid, content = study.sop_uids[number].encode(), data_set_of(study.files[number])
             assert await running.in_thread(stored, running.port, uid, content) == 0
-        assert running.sessions == 1
+        assert running.associations == 1
         end.waiting[study.sop_uids[0]].callback(None)
         kind, answer = await running.in_thread(slow.receive)
         assert (kind, status_of(answer)) == (P_DATA, 0)
@@ -148,7 +148,7 @@ async def test_a_sender_that_does_not_wait(
     async with sending(running, study) as scu:
         await eventually(lambda: end.waiting)
         scu.send(goodbye)
-    await eventually(lambda: not running.sessions)
+    await eventually(lambda: not running.associations)
     assert end.cancelled == [study.sop_uids[0]]
     assert not list(running.incoming.iterdir())
 
@@ -162,7 +162,7 @@ async def test_a_sender_that_was_gone_before(native: Any, eventually: Any, study
         assert (await running.in_thread(scu.associate))[0] == ASSOCIATE_AC
         message = store_rq(study.sop_uids[0].encode()) + p_data(data_set_of(study.files[0]), 2)
         scu.send(message + pdu(ABORT, bytes(4)))
-        await eventually(lambda: not running.sessions)
+        await eventually(lambda: not running.associations)
     assert end.cancelled == [arrival.instance.sop_instance_uid for arrival in end.arrivals]
     assert not list(running.incoming.iterdir())
 

@@ -22,8 +22,8 @@ from pydicom import dcmread
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelMove
 from raw_scu import ABORT, ASSOCIATE_AC, RawScu, data_set_of
-from test_native_scp import ENV
-from test_native_scp import storescu as plain_storescu
+from sender_kit import ENV
+from sender_kit import storescu as plain_storescu
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
@@ -304,6 +304,7 @@ def self_signed(folder: Path) -> Issued:
     return issued
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 @pytest.mark.parametrize(("least", "newest"), [("1.2", ssl.TLSVersion.TLSv1_1), ("1.3", ssl.TLSVersion.TLSv1_2)])
 @pytest_twisted.ensureDeferred
 async def test_old_versions(native: Any, server: Issued, ca: Authority, told: Any, least: str, newest: Any) -> None:

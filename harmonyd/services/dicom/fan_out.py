@@ -1,0 +1,94 @@
+"""Several nodes asked as if they were one: queries go to all of them, retrieves to those that have it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+from harmonyd.bodies import BytesBody
+from harmonyd.dimse.levels import UNIQUE_KEYS
+from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.errors import RemoteError
+from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.dicom.locating import Locator, Places
+from harmonyd.services.dicom.merging import MergedResults, Source
+from harmonyd.services.http.media import negotiate
+
+LEFT_OUT = "fan_out_left_out"
+"""Metadata: names of backends (with commas) that failed a question of the same request before."""
+
+
+class FanOut:
+    """Implements ``pipeline.Together`` for dicom backends. ``timeout_secs``: for each to answer a query."""
+
+    def __init__(self, reactor: Any, timeout_secs: float) -> None:
+        self._reactor = reactor
+        self._timeout_secs = timeout_secs
+        self._places = Places(reactor.seconds)
+
+    async def send(self, request: RequestEnvelope, backends: Mapping[str, Any]) -> ResponseEnvelope:
+        """A find is asked of all, a retrieve goes where the study is, and all else to the first.
+
+        Raises what is wrong with the request, ``NoBackendAnswered``, and what a retrieve raises.
+        """
+        nodes = cast(Mapping[str, DicomBackend], backends)
+        first = next(iter(nodes.values()))
+        fixed = "dimse_op" in request.metadata
+        in_path = dicom_request.operation_in_path(request)
+        if in_path in ("store", "echo"):
+            return await first.send(request)
+        document = await dicom_request.read_document(request)
+        request.body = BytesBody(b"" if document is None else json.dumps(document).encode())  # for each to read
+        operation = dicom_request.settle_operation(in_path, document, fixed=fixed)
+        if operation == "find":
+            return await self._find(request, document, nodes)
+        if operation in ("get", "move", dicom_request.RETRIEVE):
+            asked = "get" if operation == dicom_request.RETRIEVE else operation
+            query = dicom_request.build_query(request, document, asked, first.options)
+            return await Locator(self, request, operation, nodes, self._places).retrieve(query)
+        return await first.send(request)
+
+    async def _find(
+        self, request: RequestEnvelope, document: Any, nodes: Mapping[str, DicomBackend]
+    ) -> ResponseEnvelope:
+        first = next(iter(nodes.values()))
+        media_type = negotiate("find", request.headers.get("accept"))
+        query = dicom_request.build_query(request, document, "find", first.options)
+        results = self.ask(request, nodes, media_type, f"{UNIQUE_KEYS[query.level][0]:08X}")
+        request.metadata["dimse_op"] = "find"
+        try:
+            await results.begin()
+        except BaseException:
+            await results.aclose()
+            raise
+        return ResponseEnvelope(results=results)
+
+    def find(
+        self, request: RequestEnvelope, nodes: Mapping[str, DicomBackend], document: Mapping[str, Any]
+    ) -> MergedResults:
+        """Ask these nodes a question of our own on behalf of ``request``; what several have comes several times."""
+        body, headers = BytesBody(json.dumps(document).encode()), {"content-type": "application/json"}
+        metadata = {name: value for name, value in request.metadata.items() if not name.startswith("identifier.")}
+        asked = request.part(body=body, headers=headers, metadata={**metadata, "dimse_op": "find"})
+        return self.ask(asked, nodes, "application/json", None)
+
+    def ask(
+        self, request: RequestEnvelope, nodes: Mapping[str, DicomBackend], media_type: str, unique: str | None
+    ) -> MergedResults:
+        """Begin to ask all nodes, but for those that failed before. The body of ``request`` is one in memory."""
+        left_out = request.metadata.get(LEFT_OUT, "").split(",")
+        sources = [self._source(request, name, node, left_out=name in left_out) for name, node in nodes.items()]
+        return MergedResults(sources, media_type, unique)
+
+    def _source(self, request: RequestEnvelope, name: str, node: DicomBackend, *, left_out: bool) -> Source:
+        async def ask() -> ResponseEnvelope:
+            if left_out:
+                raise RemoteError("It failed a question of this request before.", backend=name)
+            deadline = self._reactor.seconds() + self._timeout_secs
+            if request.deadline is not None:
+                deadline = min(deadline, request.deadline)
+            return await node.send(request.part(deadline=deadline))
+
+        return Source(name, node.options.aet, ask)
