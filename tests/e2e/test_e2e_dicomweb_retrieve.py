@@ -139,7 +139,7 @@ def test_what_the_pacs_does_not_have_is_404(web: Gateway) -> None:
 
 
 def test_an_instance_of_another_series(web: Gateway, pacs: RunningPacs) -> None:
-    """dcmqrscp sends it whatever series is named; who asks below the wrong one gets 404, before and after it is kept."""
+    """dcmqrscp sends it whatever series is named; below the wrong one it is 404, before and after it is kept."""
     one = next(ds for ds in originals(list(pacs.files)).values() if ds.Modality == "CT")
     wrong = path_of(one).replace(f"/series/{one.SeriesInstanceUID}/", "/series/1.2.3/")
     for _ in range(2):
