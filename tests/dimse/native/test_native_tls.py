@@ -297,7 +297,7 @@ async def test_a_peer_that_has_closed_already(
         time.sleep(0.2)
         return made
 
-    monkeypatch.setattr("harmonyd.dimse.native.ping.secured", slowly)
+    monkeypatch.setattr("harmonyd.dimse.native.blocking.secured", slowly)
     running = secure_scp(context=server_context(server, client_ca=ca.cert))
     with pytest.raises(OurCertificateRefused) as error:
         await scu.means.in_thread(ping, scu.node(running, tls=TlsClient(ca.cert)))
