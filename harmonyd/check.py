@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harmonyd import config as configuration
@@ -16,9 +16,9 @@ from harmonyd.daemon.build import asked_over_http
 from harmonyd.daemon.engines import NATIVE, needs_dcmtk
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
-from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.native.ping import ping
 from harmonyd.errors import HarmonydError
+from harmonyd.services.dicom.node import remote_node
 from harmonyd.supervision.ports import holder_text
 
 _PROBE_SECS = 10.0
@@ -142,15 +142,10 @@ def _probes(config: Config, tools: dict[str, Tool] | None) -> Iterator[Finding]:
 
 def _native_probe(name: str, options: DicomBackendOptions) -> Finding:
     where = f"{options.aet} at {options.host}:{options.port}"
-    remote = RemoteNode(
-        name,
-        options.aet,
-        options.host,
-        options.port,
-        options.local_aet,
+    remote = replace(
+        remote_node(name, options),
         connect_timeout_secs=min(options.connect_timeout_secs, _PROBE_SECS),
         association_timeout_secs=min(options.association_timeout_secs, _PROBE_SECS),
-        tls=options.tls,
     )
     try:
         ping(remote)

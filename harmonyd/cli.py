@@ -1,4 +1,4 @@
-"""The command line: ``harmonyd run | check | demo | spool | cache | version``."""
+"""The command line: ``harmonyd run | check | doctor | demo | spool | cache | version``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ EXIT_INTERRUPTED = 130
 _DIGITS = 19
 """A number of fewer digits is one that SQLite can hold."""
 
+_LEAST_SECS, _MOST_SECS = 0.1, 3600.0
+
 _DESCRIPTION = """\
 harmonyd is a gateway between HTTP and DICOM networks. An HTTP client asks, harmonyd performs the
 DIMSE operation (C-ECHO, C-FIND, C-GET, C-MOVE, C-STORE) at a PACS and streams the answer back.
@@ -28,6 +30,7 @@ first steps, from a checkout:
   harmonyd demo  --config examples/default/config.toml    a PACS, harmonyd, four requests and their answers
   harmonyd check --config FILE                            what is wrong with a configuration, starting nothing
   harmonyd run   --config FILE                            the daemon, in the foreground
+  harmonyd doctor --config FILE                           why a PACS does not answer, and who has to change what
 
 harmonyd COMMAND --help says more about each. All keys of the configuration: docs/configuration.md.
 
@@ -62,6 +65,21 @@ example:
   harmonyd check --probe --config examples/default/config.toml
 
 exit status: 0 all is well; 1 a check found an error; 2 the configuration is wrong
+"""
+
+_DOCTOR = """\
+Walk the way to the node of each dicom backend, or of one: name, TCP, TLS, association and what is accepted in it,
+C-ECHO, a C-FIND for one row, and a C-MOVE of nothing, which shows whether the PACS knows where to deliver. Says what is
+wrong, on which side, and what to enter there. Nothing is changed, and no patient data is shown. It works beside a
+running daemon.
+"""
+
+_DOCTOR_EPILOG = """\
+examples:
+  harmonyd doctor                                       all dicom backends
+  harmonyd doctor pacs --config FILE --json             one, as JSON
+
+exit status: 0 no error, perhaps warnings; 1 an error; 2 the configuration is wrong, or has no such backend
 """
 
 _DEMO = """\
@@ -139,6 +157,16 @@ def _parser() -> argparse.ArgumentParser:
     add("run", "run the daemon in the foreground", _RUN, _RUN_EPILOG)
     check = add("check", "check a configuration and this machine, start nothing", _CHECK, _CHECK_EPILOG)
     check.add_argument("--probe", action="store_true", help="also send a C-ECHO to the node of every dicom backend")
+    doctor = add("doctor", "why a PACS does not answer, and which side has to change what", _DOCTOR, _DOCTOR_EPILOG)
+    doctor.add_argument("backend", nargs="?", metavar="BACKEND", help="a dicom backend (default: all)")
+    doctor.add_argument("--json", action="store_true", help="the same as JSON")
+    doctor.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="wait at most so long at once, and no longer than the backend's timeouts (default: 30)",
+    )
     demo = add("demo", "a PACS, harmonyd, and four requests with their answers", _DEMO, _DEMO_EPILOG)
     demo.add_argument("--once", action="store_true", help="end after the four requests")
     demo.add_argument("--engine", choices=["dcmtk", "native"], help="speak DIMSE with this engine")
@@ -206,6 +234,16 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not _LEAST_SECS <= seconds <= _MOST_SECS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {_LEAST_SECS:g} to {_MOST_SECS:g}")
+    return seconds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status. Wrong usage, and ``--help``, raise ``SystemExit``."""
     arguments = _parser().parse_args(argv)
@@ -224,6 +262,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from harmonyd.check import check
 
         return check(arguments.config, probe=arguments.probe)
+    if arguments.command == "doctor":
+        from harmonyd.doctor import doctor
+
+        return doctor(arguments.config, arguments.backend, as_json=arguments.json, timeout_secs=arguments.timeout)
     if arguments.command == "demo":
         from harmonyd.demo import demo
 

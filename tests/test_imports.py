@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "operations": BASE | {"waiters", "config", "services", "web"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
-EVERYTHING = {"cli", "check", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 SANS_IO = "harmonyd.dimse.native.core"
 SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}

@@ -62,6 +62,11 @@ def established(port: int) -> int:
     return sum(found.state == _ESTABLISHED for found in sockets(port))
 
 
+def is_listened_on(port: int) -> bool:
+    """Does any process listen on this port of ours? False also where /proc does not tell."""
+    return any(found.state == _LISTEN for found in sockets(port))
+
+
 def open_sockets(pid: int) -> int:
     """How many sockets a process has open; 0 also where we may not see them."""
     return sum(name.startswith("socket:") for name in _open_files(pid))

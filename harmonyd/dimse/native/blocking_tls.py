@@ -65,3 +65,20 @@ def _context(remote: RemoteNode, settings: TlsClient) -> ssl.SSLContext:
             hint="harmonyd check says more; files must be replaced together.",
         ) from error
     return context
+
+
+def certificate_of(sock: socket.socket, remote: RemoteNode, settings: TlsClient, timeout_secs: float) -> bytes | None:
+    """The peer's certificate (DER), trusted or not, to be looked at; nothing is said to it. Closes the socket.
+
+    None: the handshake fails for another reason.
+    """
+    with sock:
+        sock.settimeout(timeout_secs)
+        try:
+            context = _context(remote, settings)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            with context.wrap_socket(sock, server_hostname=expected_name(settings, remote.host)) as made:
+                return made.getpeercert(binary_form=True)
+        except (OSError, ValueError, EngineFailed):
+            return None

@@ -25,7 +25,6 @@ from harmonyd.dimse.engine import (
     OperationContext,
     OperationStream,
     Query,
-    RemoteNode,
 )
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.waiting import AssociationSlots
@@ -34,6 +33,7 @@ from harmonyd.errors import HarmonydError, NotFound
 from harmonyd.progress import UNWATCHED, without_records
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
+from harmonyd.services.dicom.node import remote_node
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord
@@ -81,20 +81,7 @@ class DicomBackend:
         self._cache = cache
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.receiver = move_receiver(options)
-        self.remote = RemoteNode(
-            name,
-            options.aet,
-            options.host,
-            options.port,
-            options.local_aet,
-            options.connect_timeout_secs,
-            options.association_timeout_secs,
-            options.max_pdu,
-            options.max_associations,
-            options.association_idle_secs,
-            options.tls,
-            options.user_identity,
-        )
+        self.remote = remote_node(name, options)
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""

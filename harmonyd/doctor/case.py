@@ -1,0 +1,69 @@
+"""A backend under examination, and what is known of it so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from harmonyd.config.model import DicomBackendOptions
+from harmonyd.dimse.engine import QueryModel, RemoteNode
+from harmonyd.dimse.native import names
+from harmonyd.dimse.native.blocking import BlockingAssociation, connected
+from harmonyd.services.dicom.node import remote_node
+
+SERVICES = (names.VERIFICATION, *names.FIND.values(), *names.GET.values(), *names.MOVE.values())
+
+
+@dataclass(slots=True)
+class Case:
+    """One dicom backend."""
+
+    name: str
+    options: DicomBackendOptions
+    asked_over_http: bool
+    """Queries and retrieves are asked of it; else it is only sent to."""
+    remote: RemoteNode
+    addresses: list[str] = field(default_factory=list)
+    address: str | None = None
+    """The one that is used: the first that took a connection."""
+    our_address: str = "OUR-ADDRESS"
+    """By which the PACS sees us, unless there is NAT in between."""
+    association: BlockingAssociation | None = None
+
+    def open(self) -> BlockingAssociation:
+        """The association for the services, a new one if there is none any more. Raises as that does."""
+        if self.association is not None and self.association.is_open:
+            self.association.begin_step()
+            return self.association
+        self.close()
+        proposed = [(uid, names.UNCOMPRESSED) for uid in SERVICES]
+        self.association = BlockingAssociation(connected(self.remote, self.address), self.remote, proposed)
+        return self.association
+
+    def release(self) -> None:
+        """End it in good order, so that a PACS with room for one association has it again."""
+        if self.association is not None:
+            self.association.release()
+        self.association = None
+
+    def close(self) -> None:
+        """End it at once. Safe to call twice."""
+        if self.association is not None:
+            self.association.close()
+        self.association = None
+
+    @property
+    def model(self) -> QueryModel:
+        """In which studies are asked for."""
+        patient = self.options.query_model == QueryModel.PATIENT_ROOT.value
+        return QueryModel.PATIENT_ROOT if patient else QueryModel.STUDY_ROOT
+
+
+def case_of(name: str, options: DicomBackendOptions, limit_secs: float, *, asked_over_http: bool) -> Case:
+    """``limit_secs``: at most so long is waited at once, and never longer than the backend's own timeouts say."""
+    remote = remote_node(name, options)
+    remote = replace(
+        remote,
+        connect_timeout_secs=min(remote.connect_timeout_secs, limit_secs),
+        association_timeout_secs=min(remote.association_timeout_secs, limit_secs),
+    )
+    return Case(name, options, asked_over_http, remote)
