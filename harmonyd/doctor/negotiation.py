@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pydicom.uid import UID
 
 from harmonyd.dimse.engine import QueryModel
+from harmonyd.dimse.errors import NonsenseAnswer
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.blocking import BlockingAssociation, connected
 from harmonyd.doctor.case import Case
@@ -17,11 +19,16 @@ from harmonyd.errors import HarmonydError
 
 _ROOTS = {QueryModel.STUDY_ROOT: "Study Root", QueryModel.PATIENT_ROOT: "Patient Root"}
 _KINDS = {"FIND": names.FIND, "GET": names.GET, "MOVE": names.MOVE}
-_SYNTAXES = (
-    *(names.IMPLICIT_VR_LE, names.EXPLICIT_VR_LE, "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"),
-    *("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"),
-)
-"""Uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE."""
+_SYNTAXES = {
+    names.IMPLICIT_VR_LE: "Implicit VR LE",
+    names.EXPLICIT_VR_LE: "Explicit VR LE",
+    "1.2.840.10008.1.2.4.50": "JPEG Baseline",
+    "1.2.840.10008.1.2.4.70": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless",
+    "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
+    "1.2.840.10008.1.2.4.91": "JPEG 2000",
+    "1.2.840.10008.1.2.5": "RLE",
+}
 _CLASSES = {
     "CT": "2",
     "Enhanced CT": "2.1",
@@ -54,11 +61,7 @@ def association(case: Case) -> Step:
     try:
         accepted = case.open().accepted
     except HarmonydError as error:
-        reason = str(error.extra.get("reject_reason", ""))
-        us = (case.remote.local_aet, case.our_address, case.options.incoming_store_port)
-        lines = lines_for(*us) if "AE Title" in reason else {}
-        step = failed("association", error)
-        return Step("association", step.result, step.text, step.hint, step.side, lines, step.details)
+        return _not_associated(case, error)
     details = {"contexts": [_context(context) for context in accepted.contexts], **_peer(accepted)}
     offered = {context.abstract_syntax for context in accepted.contexts.accepted()}
     who = accepted.user_information.implementation_version_name or "a PACS without a name"
@@ -66,6 +69,15 @@ def association(case: Case) -> Step:
     text = f"{_offer_text(offered)}; {who}, {size}"
     result, hint, side = _judged(case, offered)
     return Step("association", result, text, hint, side, details=details)
+
+
+def _not_associated(case: Case, error: HarmonydError) -> Step:
+    step = failed("association", error)
+    if isinstance(error, NonsenseAnswer):
+        return replace(step, side=Side.HARMONYD)  # most probably host and port are those of something else
+    if "AE Title" not in str(error.extra.get("reject_reason", "")):
+        return step
+    return replace(step, lines=lines_for(case.remote.local_aet, case.our_address, case.options.incoming_store_port))
 
 
 def _peer(accepted: core.Accepted) -> dict[str, Any]:
@@ -141,9 +153,9 @@ def storage(case: Case) -> Step:
     if not taken and not returned:
         hint = "Enable storage for our AE title at the PACS, if objects are to be sent to it or come back in a C-GET."
         return Step("storage", Result.WARNING, "accepts no storage class", hint, Side.PACS, details=details)
-    syntaxes = [uid for uid in _SYNTAXES if any(uid in one["store"] for one in taken)]
+    syntaxes = [name for uid, name in _SYNTAXES.items() if any(uid in one["store"] for one in taken)]
     text = f"takes {len(taken)} of {len(found)} common storage classes"
-    text += f" in {', '.join(UID(uid).name for uid in syntaxes)}" if syntaxes else ""
+    text += f" in {', '.join(syntaxes)}" if syntaxes else ""
     text += f"; sends {len(returned)} of them in a C-GET"
     return Step("storage", Result.OK, text, details=details)
 

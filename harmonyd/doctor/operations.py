@@ -22,7 +22,9 @@ from harmonyd.doctor.report import Result, Side, Step, failed
 from harmonyd.errors import HarmonydError
 from harmonyd.supervision.ports import is_listened_on, visible_holder
 
-_UNKNOWN_DESTINATION = 0xA801
+_UNKNOWN_DESTINATION, _NOT_DELIVERED = 0xA801, 0xA702
+"""PS3.4 table C.4-2."""
+_NOBODY_ASKS = "no HTTP client can ask for a C-MOVE from this backend"
 _MAX_ROWS_AFTER_CANCEL = 500
 """That were under way when the PACS read our C-CANCEL; one that sends more ignores it."""
 
@@ -118,12 +120,12 @@ def receiver(case: Case) -> Step:
     port = case.options.incoming_store_port
     details = {"port": port, "aet": case.options.move_destination_aet, "listening": is_listened_on(port)}
     if not case.asked_over_http:
-        return Step("receiver", Result.SKIPPED, "no HTTP client can ask for a C-MOVE from this backend")
+        return Step("receiver", Result.SKIPPED, _NOBODY_ASKS, details=details)
     if details["listening"]:
         holder = visible_holder(port) or "a process that we may not see"
         return Step("receiver", Result.OK, f"port {port}: {holder} listens", details={**details, "holder": holder})
-    hint = "Right while harmonyd does not run. It listens from its start, if incoming_store_port is set; else, and with "
-    hint += 'store_scp = "transient", while a C-MOVE runs.'
+    hint = "Right while harmonyd does not run. It listens from its start, if incoming_store_port is set, else from the "
+    hint += 'first C-MOVE on; with store_scp = "transient" only while one runs.'
     result = Result.WARNING if _moves(case) else Result.SKIPPED
     text = f"nobody listens on port {port}, where C-MOVE delivers"
     return Step("receiver", result, text, hint, Side.HARMONYD, details=details)
@@ -137,6 +139,8 @@ def move(case: Case) -> Step:
     """
     destination = case.options.move_destination_aet
     control = None
+    if not case.asked_over_http:
+        return Step("move", Result.SKIPPED, _NOBODY_ASKS)
     try:
         association = case.open()
         if association.accepted.contexts.find(names.MOVE[case.model]) is None:
@@ -168,6 +172,9 @@ def _judged(case: Case, status: int, control: int | None) -> Step:
         text = f"the PACS does not know the move destination {destination} (0xA801)"
         return Step("move", result, text, hint, Side.PACS, lines, details)
     failure = failures.failure_status("move", status, None, SubOperations(), case.remote)
+    if status == _NOT_DELIVERED and control != status:
+        result = Result.ERROR if _moves(case) else Result.WARNING
+        return Step("move", result, failure.detail, failure.hint, Side.PACS, lines, {**details, "known": True})
     if control == _UNKNOWN_DESTINATION:
         text = f"the PACS knows {destination}; it has to have it at {case.our_address} port {port}{secured}"
         text += ", which only the move of a real study shows"

@@ -45,8 +45,7 @@ class Table:
             side = f"{_SIDES[step.side]}: " if step.side is not None else ""
             yield from (_INDENT + line for line in self._wrapped(f"-> {side}{clean(step.hint)}"))
         for kind, line in step.lines.items():
-            yield f"{_INDENT}   {kind}:"
-            yield f"{_INDENT}      {line}"
+            yield f"{_INDENT}   {kind + ':':<31} {line}"
 
     def _wrapped(self, text: str) -> list[str]:
         line = text.replace("\n", " ")
