@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from dataclasses import replace
 from datetime import date
 
 from pydicom.dataset import Dataset
@@ -12,6 +13,7 @@ from pydicom.dataset import Dataset
 from harmonyd.dimse import failures
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.engine import Query, QueryLevel, QueryModel, SubOperations
+from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.blocking import BlockingAssociation
 from harmonyd.dimse.query_file import identifier
@@ -43,6 +45,15 @@ def echo(case: Case) -> Step:
     return Step("echo", Result.OK, f"answered in {latency:g} ms", details={"latency_ms": latency})
 
 
+def _broken_off(step: str, case: Case, error: HarmonydError) -> Step:
+    found = failed(step, error)
+    if not isinstance(error, AssociationAborted):
+        return found
+    us = case.remote.local_aet
+    hint = f"{found.hint} Orthanc, for one, does so with a caller whom it does not know: enter {us} there, as below."
+    return replace(found, hint=hint, lines=lines_for(us, case.our_address, case.options.incoming_store_port))
+
+
 # --- C-FIND
 
 
@@ -63,7 +74,7 @@ def find(case: Case) -> Step:
         except HarmonydError as error:
             refusal = refusal or error
             if "dimse_status" not in error.extra:
-                return failed("find", error, key=key)
+                return _broken_off("find", case, error)
             continue
         return _found(case, key, status, rows, refusal)
     assert refusal is not None
@@ -149,7 +160,7 @@ def move(case: Case) -> Step:
         if status != _UNKNOWN_DESTINATION:
             control = _moved_nothing(case.open(), case, f"NOBODY{secrets.token_hex(4).upper()}")
     except HarmonydError as error:
-        return failed("move", error, destination=destination)
+        return _broken_off("move", case, error)
     return _judged(case, status, control)
 
 
@@ -179,12 +190,12 @@ def _judged(case: Case, status: int, control: int | None) -> Step:
         text = f"the PACS knows {destination}; it has to have it at {case.our_address} port {port}{secured}"
         text += ", which only the move of a real study shows"
         return Step("move", Result.OK, text, details={**details, "known": True})
-    if status == control == dimse_status.SUCCESS:
-        text = f"not known: the PACS answers Success for {destination}, and for a destination that does not exist, too"
-        hint = f"See that the host table of the PACS has this entry{secured}; the move of a small study shows it."
-        return Step("move", Result.WARNING, text, hint, Side.PACS, lines, details)
-    text = f"not known whether the PACS can deliver to {destination}: {failure.detail}"
-    hint = "A PACS may answer so for a study that does not exist. See that it has this entry"
+    said = f"0x{status:04X} ({dimse_status.text('move', status)})"
+    text = f"not known: the PACS answers {said} for {destination}"
+    text += ", and for a destination that does not exist, too" if status == control else ""
+    if not _moves(case):
+        return Step("move", Result.SKIPPED, f"{text}; retrieves of this backend use C-GET", details=details)
+    hint = "Many look at the destination only when there is something to move. See that the PACS has this entry"
     hint += f"{secured}; the move of a small study shows it."
     return Step("move", Result.WARNING, text, hint, Side.PACS, lines, details)
 

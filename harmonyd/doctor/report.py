@@ -20,7 +20,7 @@ class Result(StrEnum):
     """It works, or cannot be known; ``hint`` says what to look at."""
     ERROR = "error"
     SKIPPED = "skipped"
-    """Not tried: it needs a step that failed, or it does not concern this backend."""
+    """It needs a step that failed, or says nothing that matters to this backend."""
 
 
 class Side(StrEnum):
