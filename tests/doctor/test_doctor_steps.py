@@ -83,7 +83,7 @@ def test_an_unknown_host(doctor_of: Doctor) -> None:
     assert failed["side"] == "harmonyd"
 
 
-def test_several_addresses(doctor_of: Doctor, peer: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_addresses(doctor_of: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is tried and told; one that does not answer is a warning, and the other one is used."""
     answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in ("127.0.0.9", "127.0.0.1")]
     real = socket.getaddrinfo
@@ -91,14 +91,14 @@ def test_several_addresses(doctor_of: Doctor, peer: Peers, monkeypatch: pytest.M
     def resolved(host: Any, *arguments: Any, **options: Any) -> Any:
         return answers if host == "pacs.example" else real(host, *arguments, **options)
 
-    node = peer("serve")
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    steps = doctor_of.examine(host="pacs.example", port=node.port)
+    with pacs([]) as port:
+        steps = doctor_of.examine(host="pacs.example", port=port)
     assert steps["resolve"]["details"]["addresses"] == ["127.0.0.9", "127.0.0.1"]
     tried = {one["address"]: one["error"] for one in steps["tcp"]["details"]["addresses"]}
-    if tried["127.0.0.9"] is not None:  # the peer listens on all addresses where nothing keeps it from that
-        assert steps["tcp"]["result"] == "warning"
-    assert tried["127.0.0.1"] is None
+    assert tried == {"127.0.0.9": "Connection refused", "127.0.0.1": None}
+    assert steps["tcp"]["result"] == "warning"
+    assert "127.0.0.9" in steps["tcp"]["hint"]
     assert steps["echo"]["result"] == "ok"
 
 
@@ -168,12 +168,13 @@ def test_a_pacs_that_breaks_off(doctor_of: Doctor, peer: Peers, then: str) -> No
 
 def test_one_row_is_read_and_the_rest_cancelled(doctor_of: Doctor, peer: Peers) -> None:
     """Of many matches the PACS is asked to stop after the first; no value of any is told."""
-    node = peer("serve", count=1000, interval_secs=0.01)
+    record = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Marked^Name"}]}}
+    node = peer("serve", records=(record,) * 100, count=100, interval_secs=0.05)
     steps = doctor_of.examine(port=node.port)
     assert steps["find"]["result"] == "ok"
     assert steps["find"]["details"] == {"key": "StudyDate", "model": "study", "rows": 1, "status": "0xFE00"}
     node.wait_for("cancel")
-    assert "Doe" not in str(doctor_of.document)
+    assert "Marked" not in str(doctor_of.document)
 
 
 def test_a_pacs_that_ignores_the_cancel(doctor_of: Doctor, peer: Peers) -> None:
@@ -232,10 +233,20 @@ def test_an_unknown_destination_where_c_get_is_used(doctor_of: Doctor, peer: Pee
 
 def test_a_known_destination(doctor_of: Doctor, peer: Peers) -> None:
     """Known is what is answered otherwise than a destination that does not exist."""
-    node = peer("serve", count=0, destinations={"HARMONY_MOVE": free_port()})
+    node = peer("serve", count=0, destinations={"HARMONY_MOVE": peer("serve").port})
     move = doctor_of.examine(port=node.port)["move"]
     assert (move["result"], move["details"]["known"]) == ("ok", True)
     assert (move["details"]["status"], move["details"]["control_status"]) == ("0x0000", "0xA801")
+
+
+def test_a_destination_that_cannot_be_reached(doctor_of: Doctor, peer: Peers) -> None:
+    """A PACS that connects to it before it looks for the study tells that it cannot."""
+    port = free_port()
+    node = peer("serve", count=0, destinations={"HARMONY_MOVE": port})
+    move = doctor_of.examine(port=node.port, incoming_store_port=port)["move"]
+    assert (move["result"], move["side"], move["details"]["status"]) == ("error", "pacs", "0xA702")
+    assert "could not deliver" in move["hint"]
+    assert str(port) in move["lines"]["any PACS"]
 
 
 def test_a_pacs_that_moves_what_was_not_asked_for(doctor_of: Doctor, peer: Peers) -> None:
@@ -254,7 +265,7 @@ def test_our_port(doctor_of: Doctor, peer: Peers) -> None:
     steps = doctor_of.examine(port=node.port, incoming_store_port=holder.port)
     assert steps["receiver"]["result"] == "ok"
     assert "harmonyd.testing.peer" in steps["receiver"]["text"]
-    assert holder.events("closed") == holder.events("request") == []
+    assert [event["event"] for event in holder.events()] == ["listening"]
 
 
 def test_a_peer_that_says_a_byte_at_a_time(doctor_of: Doctor) -> None:
