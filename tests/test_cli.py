@@ -53,7 +53,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert printed.out == ""
     assert printed.err.startswith("usage: harmonyd")
     if arguments == ["frobnicate"]:
-        assert "choose from 'run', 'check', 'demo', 'spool', 'cache', 'version'" in printed.err
+        assert "choose from 'run', 'check', 'doctor', 'demo', 'spool', 'cache', 'version'" in printed.err
 
 
 @pytest.mark.parametrize(

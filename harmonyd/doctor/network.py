@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -106,7 +107,9 @@ def tls(case: Case) -> Step:
     try:
         sock = connected(case.remote, case.address)
     except CertificateRefused as error:
-        return failed("tls", error, verified=False, certificate=_untrusted(case))
+        known = _untrusted(case)
+        step = failed("tls", error, verified=False, certificate=known)
+        return step if known is None else replace(step, text=f"{step.text}; it is {_certificate_text(known)}")
     except HarmonydError as error:
         return failed("tls", error, verified=False, certificate=None)
     assert isinstance(sock, ssl.SSLSocket)
@@ -114,11 +117,16 @@ def tls(case: Case) -> Step:
         version, cipher, der = sock.version(), sock.cipher(), sock.getpeercert(binary_form=True)
     known = described(der or b"")
     details = {"version": version, "cipher_suite": cipher and cipher[0], "verified": True, "certificate": known}
-    text = f"{version}, {cipher and cipher[0]}, certificate of {known['subject']}, good until {known['not_after']}"
+    text = f"{version}, {cipher and cipher[0]}; the certificate is {_certificate_text(known)}"
     if known["days_left"] >= _WARN_DAYS or settings.pinned_sha256:
         return Step("tls", Result.OK, text, details=details)
     hint = f"The PACS needs a new certificate within {known['days_left']} days."
     return Step("tls", Result.WARNING, text, hint, Side.PACS, details=details)
+
+
+def _certificate_text(known: dict[str, Any]) -> str:
+    names = ", ".join(known["names"]) or "no name"
+    return f"{known['subject']} for {names}, from {known['issuer']}, good until {known['not_after']}"
 
 
 def _untrusted(case: Case) -> dict[str, Any] | None:

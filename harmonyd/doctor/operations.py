@@ -195,8 +195,8 @@ def _judged(case: Case, status: int, control: int | None) -> Step:
     text += ", and for a destination that does not exist, too" if status == control else ""
     if not _moves(case):
         return Step("move", Result.SKIPPED, f"{text}; retrieves of this backend use C-GET", details=details)
-    hint = "Many look at the destination only when there is something to move. See that the PACS has this entry"
-    hint += f"{secured}; the move of a small study shows it."
+    hint = f"See that it has this entry{secured}. Many look at the destination only when there is something to move: "
+    hint += "the move of a small study shows it."
     return Step("move", Result.WARNING, text, hint, Side.PACS, lines, details)
 
 

@@ -90,8 +90,7 @@ def test_our_certificate_is_required(doctor_of: Doctor, ca: Authority) -> None:
 
 
 def test_tls_where_there_is_none(doctor_of: Doctor, ca: Authority, peer: Callable[..., ScriptedPeer]) -> None:
-    """A port that speaks plainly is the wrong one; and one that speaks TLS, for a backend without it."""
+    """A port that speaks plainly is the wrong one: it is ours to correct."""
     tls = {"ca_file": str(ca.cert)}
-    node = peer("garbage")
-    found = doctor_of.examine(port=node.port, engine="native", use_tls=True, tls=tls)["tls"]
-    assert (found["result"], found["details"]["tls"]) == ("error", "peer_speaks_plain")
+    found = doctor_of.examine(port=peer("garbage").port, engine="native", use_tls=True, tls=tls)["tls"]
+    assert (found["result"], found["side"], found["details"]["tls"]) == ("error", "harmonyd", "peer_speaks_plain")
