@@ -10,6 +10,7 @@ it goes to quarantine, which has a bound.
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -85,14 +86,22 @@ class Delivery:
         return self.is_open and matches(self.intake.wanted, header)
 
     async def take(self, threads: Threads, path: Path, header: InstanceHeader) -> Path | None:
-        """Have an object that was asked for; where it is when the move has ended meanwhile, else None."""
+        """Have an object that was asked for; where it is when the move has ended meanwhile, else None.
+
+        Raises OSError.
+        """
         intake = self.intake
         if header.sop_instance_uid in intake.arrived:
             await threads.in_thread(intake.aside, path, TWICE)
             return None
         intake.arrived.add(header.sop_instance_uid)
         if path.parent != intake.folder:
-            path = await threads.in_thread(path.rename, self.new_path(header.sop_instance_uid))
+            target = self.new_path(header.sop_instance_uid)
+            try:
+                path = await threads.in_thread(shutil.move, path, target)  # it may be another file system's
+            except OSError:
+                intake.arrived.discard(header.sop_instance_uid)
+                raise
         if not self.is_open:
             return path
         self._offer(instance_of(path, header))
