@@ -24,6 +24,7 @@ from harmonyd.dimse.engine import Instance, Query
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
 from harmonyd.dimse.native.listener import AssociationListener
+from harmonyd.dimse.native.object_file import flush_to_disk
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.threads import Threads
@@ -265,7 +266,7 @@ class MoveDeliveries:
     async def _put_aside(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         known = offer.association
         reason = f"arrived at {known.called_aet} while no C-MOVE was under way that could have asked for it"
-        target = await self._threads.in_thread(quarantine, path, self._quarantine, reason)
+        target = await self._threads.in_thread(_put_aside_durably, path, self._quarantine, reason)
         self._log.warn(
             "an object is in quarantine: {target} ({reason})",
             target=str(target), reason=reason, association_id=known.id,
@@ -276,3 +277,11 @@ class MoveDeliveries:
                 calling=known.calling_aet, association_id=known.id,
             )  # fmt: skip
         return PUT_ASIDE, "nobody asked for it; it is put aside"
+
+
+def _put_aside_durably(path: Path, folder: Path, reason: str) -> Path:
+    """A sender takes a warning for a success, and may forget its object."""
+    target = quarantine(path, folder, reason)
+    for each in (target, folder, folder.parent):
+        flush_to_disk(each)
+    return target

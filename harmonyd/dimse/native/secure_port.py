@@ -139,6 +139,9 @@ def _proof(handle: SSL.Connection) -> str:
     version, certificate = handle.get_protocol_version_name(), handle.get_peer_certificate()
     if certificate is None:
         return version
-    subject = certificate.to_cryptography().subject.rfc4514_string()
+    try:
+        subject = certificate.to_cryptography().subject.rfc4514_string()
+    except ValueError:  # OpenSSL reads what this one does not
+        subject = "?"
     sha256 = fingerprint(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
     return f"{version}, certificate of {printable(subject)}, SHA-256 {sha256}"

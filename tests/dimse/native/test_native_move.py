@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -303,8 +304,16 @@ async def test_the_endpoint_refuses_the_pacs(mover: Mover, peer: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_asked(mover: Mover, tmp_path: Path) -> None:
-    """What comes while no move runs is put aside with a warning, until the quarantine's bound is reached."""
+async def test_nobody_asked(mover: Mover, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while no move runs is put aside, durably, with a warning, until the quarantine's bound is reached."""
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        real(number)
+        flushed.append(str(Path(f"/proc/self/fd/{number}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
     receiver = MoveReceiver("x", "DEST", free_port())
     await mover.ports.open(receiver)
     study = make_study(tmp_path / "study", 3, size=64)
@@ -312,6 +321,8 @@ async def test_nobody_asked(mover: Mover, tmp_path: Path) -> None:
     statuses = await mover.means.in_thread(send, receiver.port, study.files)
     assert statuses == [0xB000, 0xB000, 0xA700]
     assert len(mover.reasons) == 2
+    assert {str(path) for path in mover.means.quarantine.glob("*.dcm")} < set(flushed)
+    assert str(mover.means.quarantine) in flushed
     assert await mover.means.in_thread(send, receiver.port, study.files) == []
 
 
