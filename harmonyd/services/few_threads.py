@@ -1,4 +1,4 @@
-"""A share of the process's threads, for work that may hang: a file system over a network does when its server is gone."""
+"""A share of the process's threads, for work that may hang: a network file system does without its server."""
 
 from __future__ import annotations
 

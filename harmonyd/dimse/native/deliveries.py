@@ -99,7 +99,7 @@ class Delivery:
         if path.parent != intake.folder:
             target = self.new_path(header.sop_instance_uid)
             try:
-                path = await threads.in_thread(shutil.move, path, target)  # it may be another file system's
+                path = await threads.in_thread(_moved, path, target)
             except OSError:
                 intake.arrived.discard(header.sop_instance_uid)
                 raise
@@ -277,6 +277,11 @@ class MoveDeliveries:
                 calling=known.calling_aet, association_id=known.id,
             )  # fmt: skip
         return PUT_ASIDE, "nobody asked for it; it is put aside"
+
+
+def _moved(path: Path, target: Path) -> Path:
+    """It may be another file system's (a backend's storage_dir)."""
+    return Path(shutil.move(path, target))
 
 
 def _put_aside_durably(path: Path, folder: Path, reason: str) -> Path:

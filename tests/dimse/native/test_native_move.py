@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,19 +156,25 @@ async def test_an_object_that_does_not_end(
     await eventually(lambda: not port.deliveries._under_way)
 
 
-@pytest.mark.parametrize("originator", [True, False])
-@pytest_twisted.ensureDeferred
-async def test_a_folder_of_another_file_system(mover: Mover, peer: Any, tmp_path: Path, originator: bool) -> None:
-    """A move keeps what it gets where its backend says, though nothing can be renamed into it."""
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder of another file system than that of the spool."""
     if not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs another file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("originator", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_folder_of_another_file_system(mover: Mover, peer: Any, elsewhere: Path, originator: bool) -> None:
+    """A move keeps what it gets where its backend says, though nothing can be renamed into it."""
     remote, receiver, _ = scripted(peer, count=2, originator=originator)
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
-        stream = mover.move(remote, receiver, "1.2.3", storage=Path(other))
-        instances = await items(stream)
-        assert stream.outcome.complete and len(instances) == 2
-        assert {instance.path.parent for instance in instances} == {stream.folder}
-        assert all(pydicom.dcmread(item.path).SOPInstanceUID == item.sop_instance_uid for item in instances)
+    stream = mover.move(remote, receiver, "1.2.3", storage=elsewhere)
+    instances = await items(stream)
+    assert stream.outcome.complete and len(instances) == 2
+    assert {instance.path.parent for instance in instances} == {stream.folder}
+    assert all(pydicom.dcmread(item.path).SOPInstanceUID == item.sop_instance_uid for item in instances)
 
 
 @pytest_twisted.ensureDeferred
