@@ -81,10 +81,13 @@ class StorageBackend:
 
     async def _write(self, body: Body, target: Path) -> None:
         await self._in_thread(_make_folder, self.folder)
-        with await self._in_thread(target.open, "wb") as file:
+        file = await self._in_thread(target.open, "wb")
+        try:
             async for chunk in body.chunks():
                 await self._in_thread(file.write, chunk)
             await self._in_thread(_flush, file)
+        finally:
+            await self._in_thread(file.close)  # it waits for a write that is under way
 
 
 def _temporary(folder: Path) -> Path:
