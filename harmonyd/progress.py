@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["UNWATCHED", "Progress", "without_records"]
+__all__ = ["UNWATCHED", "Progress", "SharedProgress", "without_records"]
 
 
 class Progress(Protocol):
@@ -41,11 +41,44 @@ UNWATCHED: Progress = _Unwatched()
 """Nobody wants to know."""
 
 
+class SharedProgress(_Unwatched):
+    """How one operation stands, for all who wait for what it brings; its records each of them counts by itself."""
+
+    def __init__(self, *watchers: Progress) -> None:
+        self._watchers: list[Progress] = []
+        self._has_begun = False
+        self._counts: tuple[int | None, int | None, int | None, int | None] | None = None
+        for watcher in watchers:
+            self.add(watcher)
+
+    def add(self, watcher: Progress) -> None:
+        """Tell it how the operation stands, and what becomes of that."""
+        if watcher is UNWATCHED:
+            return
+        self._watchers.append(watcher)
+        if self._has_begun:
+            watcher.began()
+        if self._counts is not None:
+            watcher.counted(*self._counts)
+
+    def remove(self, watcher: Progress) -> None:
+        """Tell it nothing more."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+
+    def began(self) -> None:
+        """See ``Progress``."""
+        self._has_begun = True
+        for watcher in list(self._watchers):
+            watcher.began()
+
+    def counted(self, completed: int | None, failed: int | None, warning: int | None, remaining: int | None) -> None:
+        """See ``Progress``."""
+        self._counts = (completed, failed, warning, remaining)
+        for watcher in list(self._watchers):
+            watcher.counted(*self._counts)
+
+
 def without_records(progress: Progress) -> Progress:
-    """The same, but for the records: who asked counts them as they come to it."""
-    return progress if progress is UNWATCHED else _WithoutRecords(progress)
-
-
-class _WithoutRecords(_Unwatched):
-    def __init__(self, progress: Progress) -> None:
-        self.began, self.counted = progress.began, progress.counted  # type: ignore[method-assign]
+    """The same, but for the records."""
+    return progress if progress is UNWATCHED else SharedProgress(progress)

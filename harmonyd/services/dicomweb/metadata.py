@@ -112,6 +112,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
 
 async def _whole(exchange: Exchange, offer: Offer, kept: KeptResults, instances: Sequence[Instance]) -> HttpAnswer:
     """Send a document that is made once, and may be compressed already."""
+    kept.took(instances)
     gzipped = prefers_gzip(exchange.request.headers.get("accept-encoding", "")) and len(instances) > 1
     finish = partial(_at, base_url=exchange.base_url)
     if len(instances) == 1:
