@@ -150,7 +150,9 @@ class SeriesCache:
     async def _found(self, key: Key, source: Source) -> Results:
         results = self._present(key, source)
         if results is None and not self._is_closed and await self._store.admits():
-            results = self._present(key, source) or self._following(self._begin(key, source, is_watched=source.is_watched), source)
+            results = self._present(key, source)
+            if results is None:
+                results = self._following(self._begin(key, source, is_watched=source.is_watched), source)
         if results is None:
             return await source.alone(key)
         return await _ready(results)
