@@ -141,6 +141,14 @@ class SeriesCache:
         self._log.info("the cache was emptied: {count} instances", count=figures.instances)
         return {"entries": figures.entries, "instances": figures.instances, "bytes": figures.bytes}
 
+    async def give_way(self) -> bool:
+        """Remove all that nobody reads: others find the disk full. Tell whether that made room."""
+        before = self._store.figures().bytes
+        self._store.complain("the disk is full")
+        self._store.clear()
+        await self._store.stop()
+        return self._store.figures().bytes < before
+
     def sweep(self) -> None:
         """Remove what is too old."""
         self._store.sweep()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cache_kit import CountingArchive, Reading, cache_folder, path_to, series_of
-from dicomweb_kit import PREFIX, Gateway, dicomweb_over
+from dicomweb_kit import PREFIX, Gateway, Reply, dicomweb_over
 from later_kit import ASYNC, Later, assert_no_fault
 from pydicom import Dataset
 
@@ -157,3 +159,47 @@ def test_without_a_cache(tmp_path: Path, peer: CountingArchive, series: list[Dat
         state = operation.end()
         assert (state["instances"], state["success"], state["complete"]) == (COUNT, True, True)
         assert (tmp_path / "tmp" / f"dcmtk_get_{operation.id}").is_dir()
+
+
+@pytest.mark.root
+def test_on_a_full_disk_the_cache_gives_way(tmp_path: Path, peer: CountingArchive) -> None:
+    """A result takes the room of what is only kept; one that does not fit even so is 507."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40M", "tmpfs", str(disk)], check=True)
+    try:
+        peer.datasets = [*(first := series_of(COUNT, size=512)), *(second := series_of(COUNT, size=512))]
+        sections = {"storage": {"options": {"path": str(disk)}}, "cache": {"min_free_mb": 1}}
+        with dicomweb_over(tmp_path / "web", peer.backend, sections) as web:
+            size = sum(len(content) for _, content in web.ask(path_to(first[0]), FILES).parts())
+            web.ask(path_to(second[0]), FILES)
+            wait_until(lambda: len(manifests(disk)) == 2, "both are kept")
+            (disk / "filler").write_bytes(bytes(free_bytes(disk) - size // 2))
+            operation = later(web, path_to(second[0]))
+            assert operation.end()["state"] == "complete"
+            assert len(multipart_of(operation)) == COUNT
+            wait_until(lambda: not manifests(disk), "nothing is kept any more")
+            (disk / "rest").write_bytes(bytes(max(0, free_bytes(disk) - 3 * size // 2)))
+            state = later(web, path_to(first[0])).end()
+            assert (state["state"], state["problem"]["status"]) == ("failed", 507)
+            (disk / "filler").unlink()
+            assert later(web, path_to(first[0])).end()["state"] == "complete"
+            assert_no_fault(web.daemon)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def manifests(disk: Path) -> list[Path]:
+    """Of what is kept."""
+    return list(disk.glob("cache/*.kept/entry.json"))
+
+
+def free_bytes(disk: Path) -> int:
+    space = os.statvfs(disk)
+    return space.f_bavail * space.f_frsize
+
+
+def multipart_of(operation: Later) -> list[tuple[dict[str, str], bytes]]:
+    """The parts of a result."""
+    answer = operation.get("/result")
+    return Reply(answer.status, answer.headers, answer.body).parts()
