@@ -92,7 +92,7 @@ async def test_a_taken_port_names_its_holder() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         front_end = front_end_on("127.0.0.1", taken.getsockname()[1])
-        with pytest.raises(PortTaken, match=f"pid {os.getpid()} .*pytest") as caught:
+        with pytest.raises(PortTaken, match=f"pid {os.getpid()} .*python") as caught:
             await front_end.start()
     assert caught.value.hint is not None
     await front_end.stop()
