@@ -144,6 +144,8 @@ class SeriesCache:
     async def give_way(self) -> bool:
         """Remove all that nobody reads: others find the disk full. Tell whether that made room."""
         before = self._store.figures().bytes
+        if not before:
+            return False
         self._store.complain("the disk is full")
         self._store.clear()
         await self._store.stop()
@@ -196,10 +198,11 @@ class SeriesCache:
     def _held(self, entry: Entry, key: Key, source: Source) -> KeptResults:
         """What is there already."""
         self._store.hold(entry)
-        made = made_of(entry, self._store)
-        return KeptResults(
-            key, made, source.operation, lambda: self._store.release(entry), progress=source.progress
-        )
+
+        def left() -> None:
+            self._store.release(entry)
+
+        return KeptResults(key, made_of(entry, self._store), source.operation, left, progress=source.progress)
 
     def _following(self, retrieval: Retrieval, source: Source) -> KeptResults:
         """What is there already, and what arrives."""

@@ -90,7 +90,10 @@ class Locator:
                     raise
                 failure = error  # it has gone away since; another one may have the same
                 self._failed[str(known)] = error.detail
-        plan = await (self._by_series(query, keys) if query.level in _BY_SERIES else self._by_match(query, keys))
+        try:
+            plan = await (self._by_series(query, keys) if query.level in _BY_SERIES else self._by_match(query, keys))
+        except NoBackendAnswered as error:
+            raise failure or error from None
         if not plan:
             raise failure or self._nothing()
         response = await self._begun(plan)
