@@ -151,7 +151,10 @@ def test_instances_of_two_are_counted_once(site: Site) -> None:
     sizes = [len(content) for _, content in site.web.ask(site.study, FILES).parts()]
     kept = site.later(site.study).end()
     site.begin()
-    for state in (kept, site.later(site.study).end()):
+    cold = site.later(site.study).end()
+    assert cold["suboperations"] == {"completed": 6, "failed": 0, "warning": 0, "remaining": 0}
+    assert kept["suboperations"] is None
+    for state in (kept, cold):
         assert (state["state"], state["complete"], state["operation"]) == ("complete", True, "get")
         assert (state["instances"], state["bytes"]) == (6, sum(sizes))
 

@@ -11,6 +11,7 @@ from harmonyd.dimse.engine import Query, QueryLevel
 from harmonyd.dimse.levels import UNIQUE_KEYS
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import Fault, HarmonydError, NotFound
+from harmonyd.progress import SummedProgress
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.chaining import ChainedResults, Step
 from harmonyd.services.dicom.merging import MergedResults, NoBackendAnswered
@@ -71,6 +72,7 @@ class Locator:
         self._operation = operation
         self._nodes = nodes
         self._places = places
+        self._progress = SummedProgress(request.progress)
         self._counts_left = MAX_COUNTS
         self._failed: dict[str, str] = {}
 
@@ -194,8 +196,9 @@ class Locator:
         def send() -> Awaitable[ResponseEnvelope]:
             headers = {**request.headers, "content-type": "application/json"}
             metadata = {**request.metadata, "dimse_op": self._operation}
-            body = BytesBody(json.dumps(document).encode())
-            return self._nodes[name].send(request.part(body=body, headers=headers, metadata=metadata))
+            body, progress = BytesBody(json.dumps(document).encode()), self._progress.step()
+            part = request.part(body=body, headers=headers, metadata=metadata, progress=progress)
+            return self._nodes[name].send(part)
 
         return send
 
