@@ -80,8 +80,8 @@ class Daemon:
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
         )
         self.operated = Operated(config, reactor, self.supervisor, self._reloader)
-        self.operations = Operations(reactor, config.storage.path, config.operations)
         self.cache = SeriesCache(reactor, config.storage.path, config.cache, partial(in_thread, reactor))
+        self.operations = Operations(reactor, config.storage.path, config.operations, self.cache.give_way)
         self._control = ControlServer(reactor, config.control, self.operated, CacheMethods(self.cache))
         self._management = Management(
             config,
