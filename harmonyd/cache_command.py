@@ -46,7 +46,7 @@ def run(config_path: Path, command: str, *, as_json: bool = False) -> int:
     elif command == "clear":
         print(f"removed {figures['bytes']} bytes")
     else:
-        print("\n".join(f"{key:<12} {value}" for key, value in figures.items()))
+        print("\n".join(f"{key:<12} {_word(figure)}" for key, figure in figures.items()))
     return EXIT_OK
 
 
@@ -84,6 +84,10 @@ def _asked(config: Config, command: str) -> dict[str, Any]:
 
 def _sizes(folder: Path) -> list[int]:
     return [(Path(path) / name).lstat().st_size for path, _, names in os.walk(folder) for name in names]
+
+
+def _word(figure: Any) -> str:
+    return ("no", "yes")[figure] if isinstance(figure, bool) else str(figure)
 
 
 def _complain(text: str) -> int:

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harmonyd import config as configuration
-from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, StorageBackendOptions
+from harmonyd.config.model import (
+    Config,
+    DicomBackendOptions,
+    DicomEndpointOptions,
+    DicomwebEndpointOptions,
+    StorageBackendOptions,
+)
 from harmonyd.daemon.build import asked_over_http
 from harmonyd.daemon.engines import NATIVE, needs_dcmtk
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
@@ -19,6 +25,7 @@ from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.native.ping import ping
 from harmonyd.errors import HarmonydError
+from harmonyd.services.dicomweb.codecs import INSTALL, lacking
 from harmonyd.supervision.ports import holder_text
 
 _PROBE_SECS = 10.0
@@ -44,6 +51,8 @@ def check(config_path: Path, *, probe: bool) -> int:
         return EXIT_CONFIGURATION
     for warning in config.warnings:
         print(f"warning  {warning}")
+    for warning in _codecs(config):
+        print(f"warning  {warning}")
     findings = []
     for finding in _findings(config, probe=probe):
         findings.append(finding)
@@ -67,6 +76,16 @@ def _findings(config: Config, *, probe: bool) -> Iterator[Finding]:
     yield from ports(config)
     if probe:
         yield from _probes(config, tools)
+
+
+def _codecs(config: Config) -> Iterator[str]:
+    packages = lacking()
+    for name in _used(config, "endpoints"):
+        if packages and isinstance(config.endpoints[name].options, DicomwebEndpointOptions):
+            yield (
+                f"endpoint {name}: not installed: {', '.join(packages)}; pictures, thumbnails, and frames that have to "
+                f"be decoded will be 406, all else works; {INSTALL}"
+            )
 
 
 def _folders(config: Config) -> Iterator[Finding]:

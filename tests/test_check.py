@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harmonyd.check import check
+from harmonyd.services.dicomweb import codecs
 from harmonyd.supervision.ports import command_line
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.pacs import RunningPacs
@@ -99,6 +100,22 @@ def test_warnings_do_not_fail(tmp_path: Path, checked: Callable[..., Report]) ->
     status, lines = checked(config)
     assert status == 0
     assert any(line.startswith("warning  ") and "WireGuard" in line for line in lines)
+
+
+def test_codecs_that_are_not_installed(
+    tmp_path: Path, checked: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DICOMweb endpoint works without them; what does not is told, with the command that installs them."""
+    endpoints = {"web": {"service": "dicomweb", "path_prefix": "/dicomweb"}}
+    config = configured(tmp_path, endpoints=endpoints, backends={"pacs": backend(engine="native")})
+    monkeypatch.setattr(codecs, "find_spec", lambda module: None if module in ("numpy", "gdcm") else object())
+    status, lines = checked(config)
+    assert (status, lines[-1]) == (0, "all is well")
+    [warning] = [line for line in lines if line.startswith("warning ")]
+    assert "endpoint web: not installed: numpy, python-gdcm; " in warning
+    assert warning.endswith("pip install 'harmonyd[dicomweb]'")
+    monkeypatch.undo()
+    assert not any(line.startswith("warning ") for line in checked(config)[1])
 
 
 def test_ports_that_are_taken_name_their_holder(tmp_path: Path, checked: Callable[..., Report]) -> None:
