@@ -17,7 +17,7 @@ from harmonyd.cache.cache import FOLDER
 from harmonyd.cache.entry import remove_all
 from harmonyd.config.model import Config
 from harmonyd.control.text import clean
-from harmonyd.daemon.lock import AlreadyRunning, RunLock
+from harmonyd.daemon.lock import LOCK_NAME, AlreadyRunning, RunLock
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -58,7 +58,7 @@ def _done(config: Config, command: str) -> dict[str, Any]:
     folder = config.storage.path / FOLDER
     if not folder.exists():
         return {"enabled": config.cache.enabled, "bytes": 0}
-    lock = RunLock(config.storage.path / "run" / "harmonyd.lock")
+    lock = RunLock(config.storage.path / "run" / LOCK_NAME)
     try:
         lock.take()
     except AlreadyRunning:
