@@ -27,14 +27,19 @@ def pacs_options(pacs: RunningPacs, engine: str, **options: Any) -> dict[str, An
 
 @contextmanager
 def dicomweb_over(
-    folder: Path, backend: dict[str, Any], sections: dict[str, Any] | None = None, **options: Any
+    folder: Path,
+    backend: dict[str, Any],
+    sections: dict[str, Any] | None = None,
+    backend_name: str = "pacs",
+    **options: Any,
 ) -> Iterator[Gateway]:
     """A daemon with a DICOMweb endpoint over one backend; ``sections`` are tables of config.toml."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     endpoint = {"service": "dicomweb", "path_prefix": PREFIX, "public_url": f"http://127.0.0.1:{port}", **options}
     endpoints = {"web": endpoint}
-    config = write_config(folder, http_port=port, backends={"pacs": backend}, endpoints=endpoints, sections=sections)
+    backends = {backend_name: backend}
+    config = write_config(folder, http_port=port, backends=backends, endpoints=endpoints, sections=sections)
     with RunningDaemon(config) as running:
         yield Gateway(running, port)
 

@@ -138,6 +138,16 @@ def test_what_the_pacs_does_not_have_is_404(web: Gateway) -> None:
         web.client.retrieve_study("1.2.3.4")
 
 
+def test_an_instance_of_another_series(web: Gateway, pacs: RunningPacs) -> None:
+    """dcmqrscp sends it whatever series is named; below the wrong one it is 404, before and after it is kept."""
+    one = next(ds for ds in originals(list(pacs.files)).values() if ds.Modality == "CT")
+    wrong = path_of(one).replace(f"/series/{one.SeriesInstanceUID}/", "/series/1.2.3/")
+    for _ in range(2):
+        for path, accept in ((wrong, "application/dicom"), (f"{wrong}/metadata", "*/*"), (f"{wrong}/frames/1", "*/*")):
+            assert web.ask(path, accept).status == 404
+        assert web.ask(path_of(one), "application/dicom").status == 200
+
+
 def test_metadata_leads_to_bulk_data(mixed: Gateway) -> None:
     """Metadata is the data set without bulk data, which is at the BulkDataURI, whole."""
     records = mixed.client.retrieve_series_metadata(STUDY, SERIES)
