@@ -28,7 +28,7 @@ from harmonyd.daemon.build import (
     operations_by_backend,
 )
 from harmonyd.daemon.draining import associations_end
-from harmonyd.daemon.lock import RunLock
+from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
@@ -69,7 +69,7 @@ class Daemon:
         """It stops in order to start again in place."""
         folders = Folders(config.storage.path)
         self._reactor = reactor
-        self._lock = RunLock(folders.run / "harmonyd.lock")
+        self._lock = RunLock(folders.run / LOCK_NAME)
         self.supervisor = ProcessSupervisor(reactor, config.supervision, folders.log, folders.run)
         self.manager = ServiceManager(
             reactor, notifier or Notifier(None), self.supervisor, config.supervision.startup_deadline_secs

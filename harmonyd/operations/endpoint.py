@@ -67,7 +67,7 @@ class LongRunningEndpoint:
             request = self._inner.choose(request)
         if not self._route.allows(request.method):
             allowed = self._route.allowed_at(request.path)
-            raise MethodNotAllowed(f"{request.method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
+            raise MethodNotAllowed(f"{request.method} is not allowed here, only {', '.join(allowed)}.", allow=allowed)
         preferences = parse_prefer(request.headers.get("prefer"))
         if preferences.respond_async and isinstance(self._inner, RunsLong) and self._inner.may_run_long(request):
             return await self._later(request, preferences)
@@ -132,7 +132,7 @@ class LongRunningEndpoint:
         operation = self._operations.get(self.owner, rest[0])
         allowed = _allowed(rest)
         if request.method not in allowed:
-            raise MethodNotAllowed(f"{request.method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
+            raise MethodNotAllowed(f"{request.method} is not allowed here, only {', '.join(allowed)}.", allow=allowed)
         return await view(operation, request)
 
     async def _state(self, operation: Operation, request: HttpRequest) -> HttpAnswer:
