@@ -151,14 +151,14 @@ def free_port(what: str, address: str, port: int, daemon: int | None = None) -> 
             sock.bind((address, port))
             sock.listen(1)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE and daemon is not None and _is_of(holder(port), daemon):
+            if error.errno == errno.EADDRINUSE and daemon is not None and is_of(holder(port), daemon):
                 return Finding(True, f"{what}: {address} port {port} is that of the harmonyd that runs (pid {daemon})")
             why = holder_text(port) if error.errno == errno.EADDRINUSE else error.strerror
             return Finding(False, f"{what}: cannot listen on {address} port {port}: {why}")
     return Finding(True, f"{what}: {address} port {port} is free")
 
 
-def _is_of(pid: int | None, daemon: int) -> bool:
+def is_of(pid: int | None, daemon: int) -> bool:
     """Whether a process is the daemon, or was started by it."""
     try:
         return pid is not None and daemon in (pid, *(parent.pid for parent in psutil.Process(pid).parents()))

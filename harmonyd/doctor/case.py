@@ -22,6 +22,8 @@ class Case:
     asked_over_http: bool
     """Queries and retrieves are asked of it; else it is only sent to."""
     remote: RemoteNode
+    daemon: int | None = None
+    """The pid of the harmonyd that runs with this configuration; None: none that we may see."""
     addresses: list[str] = field(default_factory=list)
     address: str | None = None
     """The one that is used: the first that took a connection."""
@@ -52,13 +54,20 @@ class Case:
         self.association = None
 
     @property
+    def moves(self) -> bool:
+        """Retrieves from it need C-MOVE."""
+        return self.asked_over_http and self.options.dimse_retrieve_mode == "move"
+
+    @property
     def model(self) -> QueryModel:
         """In which studies are asked for."""
         patient = self.options.query_model == QueryModel.PATIENT_ROOT.value
         return QueryModel.PATIENT_ROOT if patient else QueryModel.STUDY_ROOT
 
 
-def case_of(name: str, options: DicomBackendOptions, limit_secs: float, *, asked_over_http: bool) -> Case:
+def case_of(
+    name: str, options: DicomBackendOptions, limit_secs: float, *, asked_over_http: bool, daemon: int | None
+) -> Case:
     """``limit_secs``: at most so long is waited at once, and never longer than the backend's own timeouts say."""
     remote = remote_node(name, options)
     remote = replace(
@@ -66,4 +75,4 @@ def case_of(name: str, options: DicomBackendOptions, limit_secs: float, *, asked
         connect_timeout_secs=min(remote.connect_timeout_secs, limit_secs),
         association_timeout_secs=min(remote.association_timeout_secs, limit_secs),
     )
-    return Case(name, options, asked_over_http, remote)
+    return Case(name, options, asked_over_http, remote, daemon)

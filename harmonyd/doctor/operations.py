@@ -19,14 +19,13 @@ from harmonyd.dimse.native.blocking import BlockingAssociation
 from harmonyd.dimse.query_file import identifier
 from harmonyd.dimse.status import StatusCategory
 from harmonyd.doctor.case import Case
+from harmonyd.doctor.receiver import NOBODY_ASKS
 from harmonyd.doctor.remedies import lines_for
 from harmonyd.doctor.report import Result, Side, Step, failed
 from harmonyd.errors import HarmonydError
-from harmonyd.supervision.ports import is_listened_on, visible_holder
 
 _UNKNOWN_DESTINATION, _NOT_DELIVERED = 0xA801, 0xA702
 """PS3.4 table C.4-2."""
-_NOBODY_ASKS = "no HTTP client can ask for a C-MOVE from this backend"
 _MAX_ROWS_AFTER_CANCEL = 500
 """That were under way when the PACS read our C-CANCEL; one that sends more ignores it."""
 
@@ -126,22 +125,6 @@ def _identifier(case: Case, context: core.Context, **keys: str) -> bytes:
 # --- C-MOVE
 
 
-def receiver(case: Case) -> Step:
-    """Whether anybody listens where the PACS has to deliver. The port is looked up, not used."""
-    port = case.options.incoming_store_port
-    details = {"port": port, "aet": case.options.move_destination_aet, "listening": is_listened_on(port)}
-    if not case.asked_over_http:
-        return Step("receiver", Result.SKIPPED, _NOBODY_ASKS, details=details)
-    if details["listening"]:
-        holder = visible_holder(port) or "a process that we may not see"
-        return Step("receiver", Result.OK, f"port {port}: {holder} listens", details={**details, "holder": holder})
-    hint = "Right while harmonyd does not run. It listens from its start, if incoming_store_port is set, else from the "
-    hint += 'first C-MOVE on; with store_scp = "transient" only while one runs.'
-    result = Result.WARNING if _moves(case) else Result.SKIPPED
-    text = f"nobody listens on port {port}, where C-MOVE delivers"
-    return Step("receiver", result, text, hint, Side.HARMONYD, details=details)
-
-
 def move(case: Case) -> Step:
     """Does the PACS know our destination? It is asked to move a study that does not exist.
 
@@ -151,7 +134,7 @@ def move(case: Case) -> Step:
     destination = case.options.move_destination_aet
     control = None
     if not case.asked_over_http:
-        return Step("move", Result.SKIPPED, _NOBODY_ASKS)
+        return Step("move", Result.SKIPPED, NOBODY_ASKS)
     try:
         association = case.open()
         if association.accepted.contexts.find(names.MOVE[case.model]) is None:
@@ -178,13 +161,13 @@ def _judged(case: Case, status: int, control: int | None) -> Step:
     secured = " with TLS" if case.options.incoming_store_tls is not None else ""
     if status == _UNKNOWN_DESTINATION:
         result, hint = Result.ERROR, f"Enter it in the host table of the PACS{secured}, as below."
-        if not _moves(case):
+        if not case.moves:
             result, hint = Result.WARNING, f"{hint} Only C-MOVE needs it; retrieves of this backend use C-GET."
         text = f"the PACS does not know the move destination {destination} (0xA801)"
         return Step("move", result, text, hint, Side.PACS, lines, details)
     failure = failures.failure_status("move", status, None, SubOperations(), case.remote)
     if status == _NOT_DELIVERED and control != status:
-        result = Result.ERROR if _moves(case) else Result.WARNING
+        result = Result.ERROR if case.moves else Result.WARNING
         return Step("move", result, failure.detail, failure.hint, Side.PACS, lines, {**details, "known": True})
     if control == _UNKNOWN_DESTINATION:
         text = f"the PACS knows {destination}; it has to have it at {case.our_address} port {port}{secured}"
@@ -193,15 +176,11 @@ def _judged(case: Case, status: int, control: int | None) -> Step:
     said = f"0x{status:04X} ({dimse_status.text('move', status)})"
     text = f"not known: the PACS answers {said} for {destination}"
     text += ", and for a destination that does not exist, too" if status == control else ""
-    if not _moves(case):
+    if not case.moves:
         return Step("move", Result.SKIPPED, f"{text}; retrieves of this backend use C-GET", details=details)
     hint = f"See that it has this entry{secured}. Many look at the destination only when there is something to move: "
     hint += "the move of a small study shows it."
     return Step("move", Result.WARNING, text, hint, Side.PACS, lines, details)
-
-
-def _moves(case: Case) -> bool:
-    return case.asked_over_http and case.options.dimse_retrieve_mode == "move"
 
 
 def _moved_nothing(association: BlockingAssociation, case: Case, destination: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from harmonyd.doctor import negotiation, network, operations
+from harmonyd.doctor import negotiation, network, operations, receiver
 from harmonyd.doctor.case import Case
 from harmonyd.doctor.report import Result, Step
 
@@ -16,7 +16,7 @@ _PLAN: dict[str, tuple[Callable[[Case], Step], bool]] = {
     "storage": (negotiation.storage, False),
     "echo": (operations.echo, False),
     "find": (operations.find, False),
-    "receiver": (operations.receiver, False),
+    "receiver": (receiver.receiver, False),
     "move": (operations.move, False),
 }
 """What does it, and whether all that comes after it is in vain without it."""

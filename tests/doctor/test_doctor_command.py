@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from doctor_kit import Doctor
 
 from harmonyd import cli
+from harmonyd.config import load
+from harmonyd.daemon.build import Folders
+from harmonyd.daemon.lock import LOCK_NAME
 from harmonyd.doctor.output import clean
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
@@ -86,6 +90,44 @@ def test_beside_a_running_daemon(
     document = json.loads(ended.stdout)
     assert document["result"] == "ok", ended.stdout
     steps = {step["step"]: step for step in document["backends"][0]["steps"]}
-    assert str(running.pid) in steps["receiver"]["text"]
+    assert steps["receiver"]["text"] == f"port {port} is that of the harmonyd that runs (pid {running.pid})"
     assert steps["move"]["details"]["known"] is True
     assert running.http("GET", "/readyz").status == 200
+
+
+@contextmanager
+def lock_held(path: Path) -> Iterator[int]:
+    """By a process that has no ports and no children; its pid."""
+    program = (
+        "import sys; from pathlib import Path; from harmonyd.daemon.lock import RunLock; "
+        "lock = RunLock(Path(sys.argv[1])); lock.take(); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_a_port_that_another_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], peer: Callable[..., ScriptedPeer]
+) -> None:
+    """With a harmonyd that runs and does not have its port, no C-MOVE can be delivered: an error, with the holder."""
+    node, other = peer("serve"), peer("silent")
+    backend = {"aet": node.aet, "host": "127.0.0.1", "port": node.port, "dimse_retrieve_mode": "move"}
+    found = {}
+    for name, port in (("taken", other.port), ("down", free_port())):
+        config = write_config(
+            tmp_path / name, http_port=free_port(), backends={"pacs": {**backend, "incoming_store_port": port}}
+        )
+        with lock_held(Folders(load(config).storage.path).run / LOCK_NAME) as pid:
+            assert cli.main(["doctor", "--json", "--config", str(config)]) == 1
+        steps = json.loads(capsys.readouterr().out)["backends"][0]["steps"]
+        [found[name]] = [step for step in steps if step["step"] == "receiver"]
+    assert [step["result"] for step in found.values()] == ["error", "error"]
+    assert "harmonyd.testing.peer" in found["taken"]["text"]
+    assert f"(pid {pid}) does not listen on port" in found["down"]["text"]

@@ -260,12 +260,15 @@ def test_a_pacs_that_moves_what_was_not_asked_for(doctor_of: Doctor, peer: Peers
 
 
 def test_our_port(doctor_of: Doctor, peer: Peers) -> None:
-    """Who listens on it is told; it is neither bound nor connected to."""
-    node, holder = peer("serve"), peer("silent")
-    steps = doctor_of.examine(port=node.port, incoming_store_port=holder.port)
-    assert steps["receiver"]["result"] == "ok"
-    assert "harmonyd.testing.peer" in steps["receiver"]["text"]
+    """Whether anybody listens on it is told; it is neither bound nor connected to."""
+    node, holder, free = peer("serve"), peer("silent"), free_port()
+    found = doctor_of.examine(port=node.port, incoming_store_port=holder.port)["receiver"]
+    assert (found["result"], found["details"]["listening"], found["details"]["daemon"]) == ("warning", True, None)
     assert [event["event"] for event in holder.events()] == ["listening"]
+    found = doctor_of.examine(port=node.port, incoming_store_port=free)["receiver"]
+    assert (found["result"], found["details"]["listening"]) == ("warning", False)
+    found = doctor_of.examine(port=node.port, incoming_store_port=free, dimse_retrieve_mode="get")["receiver"]
+    assert found["result"] == "skipped"
 
 
 def test_a_peer_that_says_a_byte_at_a_time(doctor_of: Doctor) -> None:
