@@ -76,6 +76,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         ([], ["run", "check", "demo", "spool", "version", "examples/default/config.toml", "exit status: 0"]),
         (["run"], ["SIGTERM", "/readyz", "HARMONY_TEST_DEBUG=1", "HARMONY_TEST_VERBOSE_DCMTK=1", "exit status: 0"]),
         (["check"], ["--probe", "C-ECHO", "ports", "exit status: 0"]),
+        (["doctor"], ["BACKEND", "--json", "--timeout", "C-MOVE of nothing", "exit status: 0"]),
         (["demo"], ["--once", "dcmqrscp", "dev/samples", "Ctrl-C", "exit status: 0"]),
         (["spool"], ["list", "show", "retry", "discard", "export", "docs/spool.md", "exit status: 0"]),
         (["spool", "list"], ["--state", "--endpoint", "--limit", "--json", "SOP"]),
