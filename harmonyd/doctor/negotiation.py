@@ -48,12 +48,13 @@ _CLASSES = {
 }
 """With 8 syntaxes, 120 presentation contexts, of which an association has at most 128."""
 _STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
-_REASONS = {
+_REASONS: dict[int, str] = {
     core.ContextResult.USER_REJECTION: "rejected by the user",
     core.ContextResult.NO_REASON: "no reason given",
     core.ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED: "abstract syntax not supported",
     core.ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED: "transfer syntaxes not supported",
 }
+"""Why a presentation context was not accepted (PS3.8 table 9-18)."""
 
 
 def association(case: Case) -> Step:
@@ -95,13 +96,8 @@ def _context(context: core.Context) -> dict[str, Any]:
         "abstract_syntax": context.abstract_syntax,
         "accepted": context.accepted,
         "transfer_syntax": context.transfer_syntax or None,
-        "reason": None if context.accepted else reason_text(context.result),
+        "reason": None if context.accepted else _REASONS.get(context.result, f"result {context.result}"),
     }
-
-
-def reason_text(result: int) -> str:
-    """Why a presentation context was not accepted (PS3.8 table 9-18)."""
-    return next((text for known, text in _REASONS.items() if known == result), f"result {result}")
 
 
 def _offer_text(offered: set[str]) -> str:
