@@ -57,6 +57,7 @@ class SeriesCache:
         self._unfit: dict[Key, float] = {}
         """Until when a series is not retrieved ahead: it could not be had, or is too big."""
         self._is_closed = False
+        self._answers = dict.fromkeys(("kept", "joined", "retrieved", "passed_by"), 0)
 
     async def start(self) -> None:
         """Take over what an earlier run left whole."""
@@ -86,6 +87,7 @@ class SeriesCache:
         Raises what the operation raises.
         """
         if not self._store.config.enabled or self._is_closed:
+            self._answers["passed_by"] += 1
             return await source.perform(key, source.new_id(), None)
         if fresh:
             self._forget(key)
@@ -115,6 +117,7 @@ class SeriesCache:
             "bytes": figures.bytes,
             "max_bytes": config.max_bytes,
             "retrieving": len(self._running),
+            "answers": dict(self._answers),
         }
 
     async def clear(self) -> dict[str, Any]:
@@ -135,8 +138,9 @@ class SeriesCache:
     async def _found(self, key: Key, source: Source) -> Results:
         results = self._present(key, source)
         if results is None and not self._is_closed and await self._store.admits():
-            results = self._present(key, source) or self._following(self._begin(key, source), source)
+            results = self._present(key, source) or self._asked(key, source)
         if results is None:
+            self._answers["passed_by"] += 1
             return await source.perform(key, source.new_id(), None)
         return await _ready(results)
 
@@ -145,7 +149,15 @@ class SeriesCache:
         if entry is not None:
             return self._held(entry, key, source)
         running = self._running.get(key)
-        return None if running is None else self._following(running, source)
+        if running is None:
+            return None
+        self._answers["joined"] += 1
+        return self._following(running, source)
+
+    def _asked(self, key: Key, source: Source) -> KeptResults:
+        """What the PACS is asked for now."""
+        self._answers["retrieved"] += 1
+        return self._following(self._begin(key, source), source)
 
     async def _instance(self, key: Key, source: Source) -> Results:
         series = key.of_series
@@ -170,6 +182,7 @@ class SeriesCache:
 
     def _held(self, entry: Entry, key: Key, source: Source) -> KeptResults:
         """What is there already."""
+        self._answers["kept"] += 1
         self._store.hold(entry)
         return KeptResults(key, made_of(entry, self._store), source.operation, lambda: self._store.release(entry))
 
