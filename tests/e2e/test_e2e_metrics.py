@@ -207,9 +207,7 @@ def test_children_and_their_restarts(tmp_path: Path) -> None:
         assert seen.sum("harmonyd_child_state", child=child) == 1
         assert seen.sum("harmonyd_child_state", child=child, state="RUNNING") == 1
         assert seen.sum("harmonyd_child_restarts_total", child=child) == 0
-        known = wait_until(
-            lambda: (now := scrape(host.daemon)).has(MEMORY, child=child) and now, "its memory is known"
-        )
+        known = wait_until(lambda: (now := scrape(host.daemon)).has(MEMORY, child=child) and now, "its memory is known")
         assert known.sum(MEMORY, child=child) > 1_000_000
         assert known.sum("harmonyd_child_cpu_seconds_total", child=child) >= 0
         os.kill(host.pid(child), 9)
