@@ -5,20 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import pytest_twisted
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import Clock
 
+from harmonyd import config
 from harmonyd.dimse.errors import DimseFailure, RemoteUnreachable
 from harmonyd.errors import BadRequest, HarmonydError, NotFound, Unavailable
+from harmonyd.metrics import metrics
 from harmonyd.metrics.certificates import expiry
 from harmonyd.metrics.lag import INTERVAL_SECS, LoopLag
 from harmonyd.metrics.operations import OperationMeter
 from harmonyd.metrics.requests import RequestMeter
 from harmonyd.metrics.shared import Shared
+from harmonyd.metrics.state import Sources
 from harmonyd.services.dicom.metering import OUTCOMES, outcome_of, outcome_of_error
 from harmonyd.testing.certificates import Authority
+from harmonyd.testing.config_files import write_config
+from harmonyd.testing.processes import free_port
 
 
 class Asked:
@@ -207,3 +214,34 @@ def test_the_first_to_expire_counts(tmp_path: Path) -> None:
     assert expiry(chain) is None
     assert expiry(tmp_path / "missing") is None
     assert expiry(tmp_path) is None
+
+
+# --- everything
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_disk_that_hangs_costs_only_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged_failures: object
+) -> None:
+    """The spool does not answer: everything else is told, that it is missing, too, and it is not asked again."""
+    from twisted.internet import reactor
+
+    monkeypatch.setattr(metrics, "PART_SECS", 0.05)
+    given = config.load(write_config(tmp_path, http_port=free_port(), backends={"answer": {"service": "echo"}}))
+    hanging = Asked()
+    cache = {"entries": 1, "instances": 2, "bytes": 3, "max_bytes": 4, "retrieving": 5, "answers": {"kept": 6}}
+    later = {"running": 7, "kept": 8, "bytes": 9, "watchers": 10}
+    sources = Sources(list, hanging, lambda: cache, lambda: later, lambda: (11, 12), lambda: False)
+    made = metrics.Metrics(reactor, given, sources)
+    for _ in range(2):
+        text = (await made.text()).decode("utf-8")
+        found = {sample.name: sample.value for family in text_string_to_metric_families(text)
+                 for sample in family.samples if not {"part", "le"} & sample.labels.keys()}  # fmt: skip
+        assert found["harmonyd_cache_bytes"] == 3
+        assert found["harmonyd_ready"] == 0
+        assert "harmonyd_spool_objects" not in found
+        assert 'harmonyd_scrape_ok{part="spool"} 0.0' in text
+        assert 'harmonyd_scrape_ok{part="certificates"} 1.0' in text
+        assert "_created" not in text
+    assert len(hanging.answers) == 1
+    made.stop()
