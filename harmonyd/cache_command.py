@@ -17,7 +17,7 @@ from harmonyd.cache.cache import FOLDER
 from harmonyd.cache.entry import remove_all
 from harmonyd.config.model import Config
 from harmonyd.control.text import clean
-from harmonyd.daemon.lock import AlreadyRunning, RunLock
+from harmonyd.daemon.lock import LOCK_NAME, AlreadyRunning, RunLock
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -46,7 +46,7 @@ def run(config_path: Path, command: str, *, as_json: bool = False) -> int:
     elif command == "clear":
         print(f"removed {figures['bytes']} bytes")
     else:
-        print("\n".join(f"{key:<12} {value}" for key, value in figures.items()))
+        print("\n".join(f"{key:<12} {_word(figure)}" for key, figure in figures.items()))
     return EXIT_OK
 
 
@@ -58,7 +58,7 @@ def _done(config: Config, command: str) -> dict[str, Any]:
     folder = config.storage.path / FOLDER
     if not folder.exists():
         return {"enabled": config.cache.enabled, "bytes": 0}
-    lock = RunLock(config.storage.path / "run" / "harmonyd.lock")
+    lock = RunLock(config.storage.path / "run" / LOCK_NAME)
     try:
         lock.take()
     except AlreadyRunning:
@@ -84,6 +84,10 @@ def _asked(config: Config, command: str) -> dict[str, Any]:
 
 def _sizes(folder: Path) -> list[int]:
     return [(Path(path) / name).lstat().st_size for path, _, names in os.walk(folder) for name in names]
+
+
+def _word(figure: Any) -> str:
+    return ("no", "yes")[figure] if isinstance(figure, bool) else str(figure)
 
 
 def _complain(text: str) -> int:

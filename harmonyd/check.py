@@ -10,16 +10,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from harmonyd import config as configuration
-from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions, StorageBackendOptions
-from harmonyd.daemon.build import asked_over_http
+from harmonyd.config.model import (
+    Config,
+    DicomBackendOptions,
+    DicomEndpointOptions,
+    DicomwebEndpointOptions,
+    StorageBackendOptions,
+)
+from harmonyd.daemon.build import Folders, asked_over_http
 from harmonyd.daemon.engines import NATIVE, needs_dcmtk
+from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.native.ping import ping
 from harmonyd.errors import HarmonydError
-from harmonyd.supervision.ports import holder_text
+from harmonyd.services.dicomweb.codecs import INSTALL, lacking
+from harmonyd.supervision.ports import holder, holder_text
 
 _PROBE_SECS = 10.0
 
@@ -44,6 +54,8 @@ def check(config_path: Path, *, probe: bool) -> int:
         return EXIT_CONFIGURATION
     for warning in config.warnings:
         print(f"warning  {warning}")
+    for warning in _codecs(config):
+        print(f"warning  {warning}")
     findings = []
     for finding in _findings(config, probe=probe):
         findings.append(finding)
@@ -64,9 +76,19 @@ def _findings(config: Config, *, probe: bool) -> Iterator[Finding]:
         except HarmonydError as error:
             yield Finding(False, f"{error.detail}; {error.hint}")
     yield from _folders(config)
-    yield from ports(config)
+    yield from ports(config, RunLock(Folders(config.storage.path).run / LOCK_NAME).holder())
     if probe:
         yield from _probes(config, tools)
+
+
+def _codecs(config: Config) -> Iterator[str]:
+    packages = lacking()
+    for name in _used(config, "endpoints"):
+        if packages and isinstance(config.endpoints[name].options, DicomwebEndpointOptions):
+            yield (
+                f"endpoint {name}: not installed: {', '.join(packages)}; pictures, thumbnails, and frames that have to "
+                f"be decoded will be 406, all else works; {INSTALL}"
+            )
 
 
 def _folders(config: Config) -> Iterator[Finding]:
@@ -97,28 +119,31 @@ def _exists(path: Path) -> bool:
         return False  # below a folder that we may not enter, and which is then the one to name
 
 
-def ports(config: Config) -> Iterator[Finding]:
-    """Every port that a daemon with this configuration listens on; one that is taken is told with its holder."""
+def ports(config: Config, daemon: int | None = None) -> Iterator[Finding]:
+    """Every port that a daemon with this configuration listens on; one that is taken is told with its holder.
+
+    ``daemon``: the pid of the one that runs: what that and its children have is well.
+    """
     for name, network in config.networks.items():
         if network.http is not None and not network.http.bind_address.startswith("systemd:"):
-            yield free_port(f"network {name}, HTTP", network.http.bind_address, network.http.bind_port)
+            yield free_port(f"network {name}, HTTP", network.http.bind_address, network.http.bind_port, daemon)
     if config.control.bind_address is not None:
-        yield free_port("control interface", config.control.bind_address, config.control.bind_port)
+        yield free_port("control interface", config.control.bind_address, config.control.bind_port, daemon)
     for name in _used(config, "endpoints"):
         endpoint = config.endpoints[name].options
         if isinstance(endpoint, DicomEndpointOptions):
-            yield free_port(f"endpoint {name}, DICOM", endpoint.bind_addr, endpoint.port)
+            yield free_port(f"endpoint {name}, DICOM", endpoint.bind_addr, endpoint.port, daemon)
     receivers = {
         options.incoming_store_port: name
         for name in sorted(asked_over_http(config))
         if isinstance(options := config.backends[name].options, DicomBackendOptions)
     }
     for port, name in receivers.items():
-        yield free_port(f"backend {name}, incoming C-STORE", "0.0.0.0", port)
+        yield free_port(f"backend {name}, incoming C-STORE", "0.0.0.0", port, daemon)
 
 
-def free_port(what: str, address: str, port: int) -> Finding:
-    """Whether we could listen there; if not, who does."""
+def free_port(what: str, address: str, port: int, daemon: int | None = None) -> Finding:
+    """Whether we could listen there, or ``daemon`` does; if not, who does."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -126,9 +151,19 @@ def free_port(what: str, address: str, port: int) -> Finding:
             sock.bind((address, port))
             sock.listen(1)
         except OSError as error:
+            if error.errno == errno.EADDRINUSE and daemon is not None and _is_of(holder(port), daemon):
+                return Finding(True, f"{what}: {address} port {port} is that of the harmonyd that runs (pid {daemon})")
             why = holder_text(port) if error.errno == errno.EADDRINUSE else error.strerror
             return Finding(False, f"{what}: cannot listen on {address} port {port}: {why}")
     return Finding(True, f"{what}: {address} port {port} is free")
+
+
+def _is_of(pid: int | None, daemon: int) -> bool:
+    """Whether a process is the daemon, or was started by it."""
+    try:
+        return pid is not None and daemon in (pid, *(parent.pid for parent in psutil.Process(pid).parents()))
+    except psutil.Error:
+        return False
 
 
 def _probes(config: Config, tools: dict[str, Tool] | None) -> Iterator[Finding]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from harmonyd import __version__
 DEFAULT_CONFIG = Path("/etc/harmonyd/config.toml")
 EXIT_INTERRUPTED = 130
 """What shells report for a command that SIGINT ended."""
+EXIT_UNREAD = 141
+"""And for one that SIGPIPE ended: nobody reads what it prints."""
 _DIGITS = 19
 """A number of fewer digits is one that SQLite can hold."""
 
@@ -210,10 +214,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status. Wrong usage, and ``--help``, raise ``SystemExit``."""
     arguments = _parser().parse_args(argv)
     try:
-        return _run(arguments)
+        status = _run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         # Ctrl-C before there is a reactor that takes it for the wish to stop.
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # ``| head`` has seen enough. What is still in the buffer must not fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
+    return status
 
 
 def _run(arguments: argparse.Namespace) -> int:

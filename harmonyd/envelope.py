@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from harmonyd.progress import UNWATCHED, Progress
 
@@ -48,6 +48,20 @@ class Record(Protocol):
 
     async def json(self) -> bytes:
         """The record as JSON text in UTF-8 (DICOM JSON Model, PS3.18 Annex F, for data sets), without bulk data."""
+        ...
+
+
+@runtime_checkable
+class ReshapedRecord(Protocol):
+    """A ``Record`` whose JSON middleware makes of another one's."""
+
+    @property
+    def record(self) -> Record:
+        """The other one."""
+        ...
+
+    async def reshaped(self, text: bytes) -> bytes:
+        """Return what middleware makes of the other one's JSON. Raises what the middleware raises."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["UNTIMED", "UNWATCHED", "Progress", "Steps", "without_records"]
+__all__ = ["UNTIMED", "UNWATCHED", "Progress", "SharedProgress", "Steps", "SummedProgress", "without_records"]
 
 
 class Progress(Protocol):
@@ -72,11 +72,78 @@ UNWATCHED: Progress = _Unwatched()
 """Nobody wants to know."""
 
 
+_Counts = tuple[int | None, int | None, int | None, int | None]
+
+
+class SharedProgress(_Unwatched):
+    """How one operation stands, for all who wait for what it brings; its records each of them counts by itself."""
+
+    def __init__(self, *watchers: Progress) -> None:
+        self._watchers: list[Progress] = []
+        self._has_begun = False
+        self._counts: _Counts | None = None
+        for watcher in watchers:
+            self.add(watcher)
+
+    def add(self, watcher: Progress) -> None:
+        """Tell it how the operation stands, and what becomes of that."""
+        if watcher is UNWATCHED:
+            return
+        self._watchers.append(watcher)
+        if self._has_begun:
+            watcher.began()
+        if self._counts is not None:
+            watcher.counted(*self._counts)
+
+    def remove(self, watcher: Progress) -> None:
+        """Tell it nothing more."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+
+    def began(self) -> None:
+        """See ``Progress``."""
+        self._has_begun = True
+        for watcher in list(self._watchers):
+            watcher.began()
+
+    def counted(self, completed: int | None, failed: int | None, warning: int | None, remaining: int | None) -> None:
+        """See ``Progress``."""
+        self._counts = (completed, failed, warning, remaining)
+        for watcher in list(self._watchers):
+            watcher.counted(*self._counts)
+
+
 def without_records(progress: Progress) -> Progress:
-    """The same, but for the records: who asked counts them as they come to it."""
-    return progress if progress is UNWATCHED else _WithoutRecords(progress)
+    """The same, but for the records."""
+    return progress if progress is UNWATCHED else SharedProgress(progress)
 
 
-class _WithoutRecords(_Unwatched):
+class SummedProgress:
+    """How several operations stand, one after the other, as if they were one."""
+
     def __init__(self, progress: Progress) -> None:
-        self.began, self.counted = progress.began, progress.counted  # type: ignore[method-assign]
+        self._progress = progress
+        self._counts: list[_Counts] = []
+
+    def step(self) -> Progress:
+        """For the next one."""
+        if self._progress is UNWATCHED:
+            return UNWATCHED
+        self._counts.append((0, 0, 0, 0))
+        return _Step(self, len(self._counts) - 1, self._progress)
+
+    def tell(self, number: int, counts: _Counts) -> None:
+        """Tell the sums; what the present operation does not say is not known."""
+        self._counts[number] = counts
+        sums = (None if each[-1] is None else sum(one or 0 for one in each) for each in zip(*self._counts, strict=True))
+        self._progress.counted(*sums)
+
+
+class _Step:
+    def __init__(self, whole: SummedProgress, number: int, progress: Progress) -> None:
+        self._whole = whole
+        self._number = number
+        self.began, self.arrived = progress.began, progress.arrived
+
+    def counted(self, completed: int | None, failed: int | None, warning: int | None, remaining: int | None) -> None:
+        self._whole.tell(self._number, (completed, failed, warning, remaining))

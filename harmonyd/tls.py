@@ -11,6 +11,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 CIPHERS = ":".join(
     f"ECDHE-{signature}-{cipher}"
     for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
@@ -52,6 +54,14 @@ class TlsServer:
 def fingerprint(certificate: bytes) -> str:
     """SHA-256 of a certificate (DER), as it is pinned."""
     return hashlib.sha256(certificate).hexdigest()
+
+
+def subject_of(certificate: x509.Certificate) -> str:
+    """For people (RFC 4514)."""
+    try:
+        return certificate.subject.rfc4514_string()
+    except ValueError:  # OpenSSL takes Latin-1 for the letters of a TeletexString, and once wrote such
+        return "somebody whose name cannot be read"
 
 
 def expected_name(settings: TlsClient, host: str) -> str:

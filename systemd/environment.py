@@ -2,7 +2,8 @@
 
     .venv/bin/python systemd/environment.py TARGET --final FOLDER [--python INTERPRETER]
 
-copies harmonyd and what it needs at run time (nothing that only tests need) from the virtual environment that runs this
+copies harmonyd and what it needs at run time (the codecs of its extra ``dicomweb`` too, where they are installed, and
+nothing that only tests need) from the virtual environment that runs this
 into TARGET, a virtual environment of INTERPRETER that will work at FOLDER. Nothing is downloaded or built. TARGET may
 be below a staging folder: only FOLDER is written into it. An older TARGET is replaced at the end, if the new one works.
 """
@@ -19,6 +20,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parent.parent
+EXTRA = "dicomweb"
 SCRIPTS = {"harmonyd": "harmonyd.cli", "supervisorctl": "supervisor.supervisorctl"}
 """Programs, and the module whose ``main`` each of them calls."""
 SCRIPT = "#!{python} -I\nimport sys\n\nfrom {module} import main\n\nsys.exit(main())\n"
@@ -107,11 +109,12 @@ def needed(name: str) -> Iterator[Distribution]:
 
 
 def requirements(package: Distribution) -> Iterator[Distribution]:
-    """The direct requirements, without extras. One for another Python or system is not installed, and needs not be."""
+    """The direct requirements, and those of our own extra. What a condition concerns may be left uninstalled."""
     for requirement in package.requires or ():
         match = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", requirement)
         _, _, condition = requirement.partition(";")
-        if match is None or "extra" in condition:
+        is_ours = package.metadata["Name"] == "harmonyd" and condition.split() == ["extra", "==", f'"{EXTRA}"']
+        if match is None or ("extra" in condition and not is_ours):
             continue
         try:
             yield distribution(match[0])

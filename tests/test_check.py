@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from harmonyd.check import check
+from harmonyd.services.dicomweb import codecs
 from harmonyd.supervision.ports import command_line
 from harmonyd.testing.config_files import write_config
+from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import free_port
@@ -101,6 +103,22 @@ def test_warnings_do_not_fail(tmp_path: Path, checked: Callable[..., Report]) ->
     assert any(line.startswith("warning  ") and "WireGuard" in line for line in lines)
 
 
+def test_codecs_that_are_not_installed(
+    tmp_path: Path, checked: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DICOMweb endpoint works without them; what does not is told, with the command that installs them."""
+    endpoints = {"web": {"service": "dicomweb", "path_prefix": "/dicomweb"}}
+    config = configured(tmp_path, endpoints=endpoints, backends={"pacs": backend(engine="native")})
+    monkeypatch.setattr(codecs, "find_spec", lambda module: None if module in ("numpy", "gdcm") else object())
+    status, lines = checked(config)
+    assert (status, lines[-1]) == (0, "all is well")
+    [warning] = [line for line in lines if line.startswith("warning ")]
+    assert "endpoint web: not installed: numpy, python-gdcm; " in warning
+    assert warning.endswith("pip install 'harmonyd[dicomweb]'")
+    monkeypatch.undo()
+    assert not any(line.startswith("warning ") for line in checked(config)[1])
+
+
 def test_ports_that_are_taken_name_their_holder(tmp_path: Path, checked: Callable[..., Report]) -> None:
     """Pid and command line of whoever listens, for every kind of port; status 1."""
     ports = {"http": free_port(), "scp": free_port(), "receiver": free_port()}
@@ -122,6 +140,20 @@ def test_ports_that_are_taken_name_their_holder(tmp_path: Path, checked: Callabl
     for port, line in zip(ports.values(), found, strict=True):
         assert f"port {port} is held by pid {os.getpid()} ({command_line(os.getpid())})" in line
     assert lines[-1].startswith("3 of ")
+
+
+def test_ports_of_the_daemon_that_runs_are_no_errors(tmp_path: Path, checked: Callable[..., Report]) -> None:
+    """A changed configuration can be checked beside it: what it and its storescp listen on is its own."""
+    endpoints = {
+        "http": {"service": "http", "path_prefix": "/d"},
+        "scp": {"service": "dicom", "port": free_port()},
+    }
+    config = configured(tmp_path, endpoints=endpoints)
+    with RunningDaemon(config) as daemon:
+        status, lines = checked(config)
+        pid = daemon.pid
+    assert (status, lines[-1]) == (0, "all is well")
+    assert sum(f"is that of the harmonyd that runs (pid {pid})" in line for line in lines) == 3
 
 
 def test_a_port_that_nobody_will_listen_on_is_not_checked(tmp_path: Path, checked: Callable[..., Report]) -> None:

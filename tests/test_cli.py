@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,17 @@ def test_version_says_which(capsys: pytest.CaptureFixture[str]) -> None:
     """``version`` prints name and version, and exits 0."""
     assert cli.main(["version"]) == 0
     assert capsys.readouterr().out == f"harmonyd {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["check", "-c", "nowhere.toml"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str]) -> None:
+    """``harmonyd check | head -1`` has no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "harmonyd", *arguments]
+    with os.fdopen(writing, "wb") as unread:
+        ran = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, check=False)
+    assert (ran.returncode, ran.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["run", "extra"], ["demo", "--twice"], ["check", "-c"]])

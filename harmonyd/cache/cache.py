@@ -18,6 +18,7 @@ from harmonyd.cache.store import CacheStore, InThread
 from harmonyd.config.model import CacheConfig
 from harmonyd.dimse import artifacts
 from harmonyd.envelope import Results
+from harmonyd.progress import UNWATCHED, Progress
 
 FOLDER = "cache"
 """Below the storage path."""
@@ -38,8 +39,22 @@ class Source:
     operation: str
     """get or move."""
     new_id: Callable[[], str]
-    perform: Callable[[Key, str, Path | None], Awaitable[Results]]
-    """Retrieves under this id, into a folder of its own below the path. Raises what the operation raises."""
+    perform: Callable[[Key, str | None, Path | None, Progress], Awaitable[Results]]
+    """Retrieves under this id, into a folder of its own below the path. Raises what the operation raises.
+
+    Without an id and a path it is the request itself, and nothing is kept.
+    """
+    progress: Progress = UNWATCHED
+    """Of the request."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it is an operation that somebody watches, and so ends on purpose."""
+        return self.progress is not UNWATCHED
+
+    async def alone(self, key: Key) -> Results:
+        """Retrieve for this request only. Raises what the operation raises."""
+        return await self.perform(key, None, None, self.progress)
 
 
 class SeriesCache:
@@ -88,7 +103,7 @@ class SeriesCache:
         """
         if not self._store.config.enabled or self._is_closed:
             self._answers["passed_by"] += 1
-            return await source.perform(key, source.new_id(), None)
+            return await source.alone(key)
         if fresh:
             self._forget(key)
         if not key.instance:
@@ -129,6 +144,16 @@ class SeriesCache:
         self._log.info("the cache was emptied: {count} instances", count=figures.instances)
         return {"entries": figures.entries, "instances": figures.instances, "bytes": figures.bytes}
 
+    async def give_way(self) -> bool:
+        """Remove all that nobody reads: others find the disk full. Tell whether that made room."""
+        before = self._store.figures().bytes
+        if not before:
+            return False
+        self._store.complain("the disk is full")
+        self._store.clear()
+        await self._store.stop()
+        return self._store.figures().bytes < before
+
     def sweep(self) -> None:
         """Remove what is too old."""
         self._store.sweep()
@@ -141,7 +166,7 @@ class SeriesCache:
             results = self._present(key, source) or self._asked(key, source)
         if results is None:
             self._answers["passed_by"] += 1
-            return await source.perform(key, source.new_id(), None)
+            return await source.alone(key)
         return await _ready(results)
 
     def _present(self, key: Key, source: Source) -> KeptResults | None:
@@ -157,7 +182,7 @@ class SeriesCache:
     def _asked(self, key: Key, source: Source) -> KeptResults:
         """What the PACS is asked for now."""
         self._answers["retrieved"] += 1
-        return self._following(self._begin(key, source), source)
+        return self._following(self._begin(key, source, is_watched=source.is_watched), source)
 
     async def _instance(self, key: Key, source: Source) -> Results:
         series = key.of_series
@@ -184,30 +209,39 @@ class SeriesCache:
         """What is there already."""
         self._answers["kept"] += 1
         self._store.hold(entry)
-        return KeptResults(key, made_of(entry, self._store), source.operation, lambda: self._store.release(entry))
+
+        def left() -> None:
+            self._store.release(entry)
+
+        return KeptResults(key, made_of(entry, self._store), source.operation, left, progress=source.progress)
 
     def _following(self, retrieval: Retrieval, source: Source) -> KeptResults:
         """What is there already, and what arrives."""
         entry = retrieval.entry
         self._store.hold(entry)
         retrieval.readers += 1
+        retrieval.progress.add(source.progress)
 
         def left() -> None:
             retrieval.readers -= 1
-            if not retrieval.readers and not retrieval.has_ended and not self._may_go_on(retrieval):
+            retrieval.progress.remove(source.progress)
+            goes_on = not source.is_watched and self._may_go_on(retrieval)
+            if not retrieval.readers and not retrieval.has_ended and not goes_on:
                 self._give_up(retrieval)
             self._store.release(entry)
 
-        return KeptResults(entry.key, made_of(entry, self._store), source.operation, left, retrieval)
+        made = made_of(entry, self._store)
+        return KeptResults(entry.key, made, source.operation, left, retrieval, source.progress)
 
-    def _begin(self, key: Key, source: Source) -> Retrieval:
+    def _begin(self, key: Key, source: Source, *, is_watched: bool) -> Retrieval:
         id_ = source.new_id()
         folder = self._store.folder
         entry = self._store.begin(key, artifacts.folder_of(folder, source.operation, id_))
         retrieval = Retrieval(entry, self._store)
         self._running[key] = retrieval
         self._all.add(retrieval)
-        retrieval.begin(lambda: source.perform(key, id_, folder), self._ended, self._grew)
+        progress = retrieval.progress if is_watched else UNWATCHED
+        retrieval.begin(lambda: source.perform(key, id_, folder, progress), self._ended, self._grew)
         return retrieval
 
     def _ended(self, retrieval: Retrieval) -> None:
@@ -244,7 +278,7 @@ class SeriesCache:
         if until > self._reactor.seconds() or series in self._running or self._store.find(series) is not None:
             return
         if self._has_room_ahead():
-            self._begin(series, source)
+            self._begin(series, source, is_watched=False)
 
     def _may_go_on(self, retrieval: Retrieval) -> bool:
         """Whether one that nobody reads any more is to be completed."""

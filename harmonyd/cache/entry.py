@@ -56,7 +56,8 @@ class Entry:
         """The instances that belong to ``key``."""
         if key.instance:
             found = self.instances.get(key.instance)
-            yield from () if found is None else (found,)
+            # A PACS may ignore the series that is named beside an instance; who names another one asks for nothing.
+            yield from () if found is None or found.series_instance_uid != key.series else (found,)
         elif key.series and not self.key.series:
             yield from (each for each in self.instances.values() if each.series_instance_uid == key.series)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,19 @@ class KeptResults:
     media_type = "application/json"
 
     def __init__(
-        self, key: Key, made: Made, operation: str, close: Callable[[], None], retrieval: Retrieval | None = None
+        self,
+        key: Key,
+        made: Made,
+        operation: str,
+        close: Callable[[], None],
+        retrieval: Retrieval | None = None,
+        progress: Progress = UNWATCHED,
     ) -> None:
-        """``close`` is called once, when the reader is done."""
+        """``close`` is called once, when the reader is done; ``progress`` is told of each record it comes to."""
         self.key = key
         self.made = made
         self.operation = operation
-        self.progress: Progress = UNWATCHED
-        """Of the reader; told of each record."""
+        self._progress = progress
         self._retrieval = retrieval
         self._close: Callable[[], None] | None = close
         self._count = 0
@@ -77,6 +82,12 @@ class KeptResults:
             return list(self.entry.chosen(self.key))
         return await self._retrieval.whole()
 
+    def took(self, instances: Sequence[Instance]) -> None:
+        """Take note that the reader has these, which are all, without having come to each."""
+        for instance in instances:
+            self._next(instance)
+        self._is_over = True
+
     async def first(self) -> None:
         """Wait for the first instance, or the end. Raises what the operation raised before."""
         if self._retrieval is not None:
@@ -97,7 +108,7 @@ class KeptResults:
 
     def _next(self, instance: Instance) -> KeptRecord:
         self._count += 1
-        self.progress.arrived(instance.size_bytes)
+        self._progress.arrived(instance.size_bytes)
         return KeptRecord(instance, self.made)
 
     def summary(self) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from harmonyd.cache.store import CacheStore
 from harmonyd.dimse.engine import Instance
 from harmonyd.envelope import Results
 from harmonyd.errors import Unavailable
+from harmonyd.progress import SharedProgress
 from harmonyd.waiters import Waiters
 
 
@@ -32,6 +33,8 @@ class Retrieval:
         self.has_ended = False
         self.error: Exception | None = None
         """Why it ended."""
+        self.progress = SharedProgress()
+        """For the readers that are watched."""
         self._summary: Mapping[str, Any] = {"success": False, "complete": False}
         self._store = store
         self._grew: Callable[[Retrieval], None] = lambda _: None

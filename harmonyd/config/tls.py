@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from harmonyd.config import checks
 from harmonyd.config.fields import Section
-from harmonyd.tls import TlsClient, TlsServer
+from harmonyd.tls import TlsClient, TlsServer, subject_of
 
 WARN_BEFORE = timedelta(days=30)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
@@ -83,7 +83,7 @@ def _check_authorities(section: Section, settings: TlsClient | TlsServer, now: d
     certificates = _read(section, "ca_file", settings.ca_file, x509.load_pem_x509_certificates) or []
     for certificate in certificates:
         if certificate.not_valid_after_utc <= now:
-            section.warn("ca_file", f"{_subject(certificate)} expired on {_day(certificate)}")
+            section.warn("ca_file", f"{subject_of(certificate)} expired on {_day(certificate)}")
 
 
 def _check_own(section: Section, settings: TlsClient | TlsServer, now: datetime) -> None:
@@ -144,10 +144,6 @@ def _public(key: object) -> bytes:
     # A certificate may have a kind of key without it; of those that TLS knows, every one has it.
     encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
     return encoded
-
-
-def _subject(certificate: x509.Certificate) -> str:
-    return certificate.subject.rfc4514_string()
 
 
 def _day(certificate: x509.Certificate) -> str:

@@ -33,7 +33,7 @@ class CacheResource:
             raise NotFound("The management API has nothing at this path.", hint="The cache has nothing below it.")
         if method not in ("GET", "DELETE"):
             allow = ("GET", "HEAD", "DELETE")
-            raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allow)} is.", allow=allow)
+            raise MethodNotAllowed(f"{method} is not allowed here, only {', '.join(allow)}.", allow=allow)
         if query:
             raise BadRequest("Nothing can be given here.", key=next(iter(query))[:100])
         return self._cache.figures() if method == "GET" else {"removed": await self._cache.clear()}

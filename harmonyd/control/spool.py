@@ -37,7 +37,7 @@ class SpoolResource:
         action = actions.get(method)
         if action is None:
             allowed = [each for found in actions for each in (("GET", "HEAD") if found == "GET" else (found,))]
-            raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
+            raise MethodNotAllowed(f"{method} is not allowed here, only {', '.join(allowed)}.", allow=allowed)
         _check_keys(query, ("state", "endpoint", "after", "limit") if list(path) == ["entries"] else ())
         return await action()
 

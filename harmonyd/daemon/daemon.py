@@ -28,7 +28,7 @@ from harmonyd.daemon.build import (
     operations_by_backend,
 )
 from harmonyd.daemon.draining import associations_end
-from harmonyd.daemon.lock import RunLock
+from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
@@ -71,7 +71,7 @@ class Daemon:
         """It stops in order to start again in place."""
         folders = Folders(config.storage.path)
         self._reactor = reactor
-        self._lock = RunLock(folders.run / "harmonyd.lock")
+        self._lock = RunLock(folders.run / LOCK_NAME)
         self.supervisor = ProcessSupervisor(reactor, config.supervision, folders.log, folders.run)
         self.manager = ServiceManager(
             reactor, notifier or Notifier(None), self.supervisor, config.supervision.startup_deadline_secs
@@ -82,8 +82,8 @@ class Daemon:
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
         )
         self.operated = Operated(config, reactor, self.supervisor, self._reloader)
-        self.operations = Operations(reactor, config.storage.path, config.operations)
         self.cache = SeriesCache(reactor, config.storage.path, config.cache, partial(in_thread, reactor))
+        self.operations = Operations(reactor, config.storage.path, config.operations, self.cache.give_way)
         self._control = ControlServer(reactor, config.control, self.operated, CacheMethods(self.cache))
         self._management = Management(
             config,

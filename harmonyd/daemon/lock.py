@@ -8,6 +8,9 @@ from pathlib import Path
 
 from harmonyd.errors import HarmonydError
 
+LOCK_NAME = "harmonyd.lock"
+"""In the folder ``run`` below the storage path."""
+
 
 class AlreadyRunning(HarmonydError):
     """Another daemon uses this storage path."""
@@ -21,6 +24,18 @@ class RunLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+
+    def holder(self) -> int | None:
+        """The pid of the daemon that has the lock; None when nobody has it, or we may not see who."""
+        try:
+            with self._path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read(32))
+        except (OSError, ValueError):
+            return None
+        return None
 
     def take(self) -> None:
         """Take the lock. Raises ``AlreadyRunning`` with the other's pid, or OSError."""

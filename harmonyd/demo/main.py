@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -174,6 +175,13 @@ def _say_what_next(stage: _Stage, asked: Sequence[Question]) -> None:
     screen.say(curl(find.url, find.document, "-H 'Accept: application/x-ndjson'") + "\n")
     screen.say("# the images of that study as a zip file")
     screen.say(curl(get.url, get.document, "-H 'Accept: application/zip'", "-o study.zip") + "\n")
+    for url in stage.setting.dicomweb_urls:
+        patient = f"{url}/studies?PatientID={find.document['patient_id']}"
+        screen.say("# these studies over DICOMweb, as a viewer asks for them")
+        screen.say(f"curl {shlex.quote(patient)}\n")
+    if stage.daemon.config.web.documentation:
+        screen.say(f"# all that is served, as OpenAPI; for people it is at {stage.setting.root_url}/docs")
+        screen.say(f"curl {stage.setting.root_url}/openapi.json -o openapi.json\n")
     screen.say("# what harmonyd says about its own state")
     screen.say(f"curl {stage.setting.root_url}/readyz")
     socket = stage.daemon.config.control.socket

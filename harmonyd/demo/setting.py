@@ -17,8 +17,10 @@ from harmonyd.config.model import (
     Config,
     DicomBackendOptions,
     DicomEndpointOptions,
+    DicomwebEndpointOptions,
     EndpointConfig,
     HttpEndpointOptions,
+    PipelineConfig,
 )
 from harmonyd.daemon.build import Folders
 from harmonyd.errors import HarmonydError
@@ -47,6 +49,8 @@ class Setting:
     """Of the network, without a slash at its end."""
     base_url: str
     """Of the operations: ``{base_url}/find``."""
+    dicomweb_urls: tuple[str, ...]
+    """Of DICOMweb over the same backend."""
     options: DicomBackendOptions
     layout: PacsLayout
 
@@ -62,11 +66,22 @@ def setting_of(config: Config) -> Setting:
             root = f"http://{f'[{address}]' if ':' in address else address}:{network.bind_port}"
             prefix = cast(HttpEndpointOptions, endpoints[0].options).path_prefix
             options = cast(DicomBackendOptions, backends[0].options)
-            return Setting(root, root + prefix, options, _layout(config, options))
+            dicomweb = tuple(root + path for path in _dicomweb_prefixes(config, pipeline))
+            return Setting(root, root + prefix, dicomweb, options, _layout(config, options))
     raise DemoFailed(
         "The demo needs a pipeline with an http endpoint and a dicom backend.",
         hint="Try the configuration in examples/default.",
     )
+
+
+def _dicomweb_prefixes(config: Config, like: PipelineConfig) -> Iterator[str]:
+    """Where the same backend is a DICOMweb server on the same network."""
+    for pipeline in config.pipelines.values():
+        if (pipeline.networks[:1], pipeline.backends[:1]) == (like.networks[:1], like.backends[:1]):
+            for name in pipeline.endpoints:
+                options = config.endpoints[name].options
+                if isinstance(options, DicomwebEndpointOptions):
+                    yield options.path_prefix
 
 
 def _layout(config: Config, options: DicomBackendOptions) -> PacsLayout:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,7 +19,7 @@ from harmonyd.waiters import Waiters
 
 MAX_BATCH = 64
 MAX_BATCHES = 3
-"""Under way at once: one is checked while another is made durable."""
+"""Under way at once: one is checked while the one before is made durable."""
 
 
 class Source(Protocol):
@@ -54,7 +54,7 @@ class _Checked:
 
 
 class Taking:
-    """Hands files to ``handler``. ``name`` is for the log."""
+    """Hands files to ``handler``, in the order in which they were added. ``name`` is for the log."""
 
     _log = Logger()
 
@@ -69,6 +69,8 @@ class Taking:
         self._damaged: set[Deferred[None]] = set()
         """Apart from the batches: what becomes of a damaged file may depend on how its association ends."""
         self._idle: Waiters[None] = Waiters()
+        self._turn = DeferredLock()
+        """Of the batch that is handed over; those behind it may be checked meanwhile."""
         self._stopped = False
 
     def add(self, source: Source, path: Path) -> None:
@@ -110,6 +112,13 @@ class Taking:
             self._idle.fire(None)
 
     async def _take(self, batch: Sequence[tuple[Source, Path]]) -> None:
+        turn = self._turn.acquire()
+        try:
+            await self._take_in(turn, batch)
+        finally:
+            turn.addCallback(lambda _: self._turn.release())
+
+    async def _take_in(self, turn: Deferred[DeferredLock], batch: Sequence[tuple[Source, Path]]) -> None:
         try:
             checked: list[_Checked] = await self._threads.in_thread(_check, batch)
         except Exception as error:  # noqa: BLE001 - as below
@@ -117,6 +126,7 @@ class Taking:
             return
         whole = [item for item in checked if item.header is not None]
         arrivals = [item.source.arrival(item.path, item.header) for item in whole if item.header is not None]
+        await turn
         try:
             if arrivals:
                 await self._handler(arrivals)

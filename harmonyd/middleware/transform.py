@@ -179,5 +179,9 @@ class _ReshapedRecord:
         """Where it comes from, when several backends were asked."""
         return getattr(self.record, "backend", None)
 
+    async def reshaped(self, text: bytes) -> bytes:
+        """See ``ReshapedRecord``."""
+        return await self.results.reshaped(text)
+
     async def json(self) -> bytes:
-        return await self.results.reshaped(await self.record.json())
+        return await self.reshaped(await self.record.json())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ __all__ = ["LongRunningEndpoint"]
 _SEGMENT = "operations"
 _METHODS = ("GET", "HEAD", "DELETE")
 _APPLIED = "Preference-Applied"
+_OF_THE_FETCH = ("range", "if-")
 
 
 class LongRunningEndpoint:
@@ -65,7 +67,7 @@ class LongRunningEndpoint:
             request = self._inner.choose(request)
         if not self._route.allows(request.method):
             allowed = self._route.allowed_at(request.path)
-            raise MethodNotAllowed(f"{request.method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
+            raise MethodNotAllowed(f"{request.method} is not allowed here, only {', '.join(allowed)}.", allow=allowed)
         preferences = parse_prefer(request.headers.get("prefer"))
         if preferences.respond_async and isinstance(self._inner, RunsLong) and self._inner.may_run_long(request):
             return await self._later(request, preferences)
@@ -84,7 +86,7 @@ class LongRunningEndpoint:
 
         What is wrong already by then is told at once, as is the result of what ends in the time the client waits.
         """
-        operation = await self._operations.begin(self.owner, request, self._respond, self._route.handle)
+        operation = await self._operations.begin(self.owner, _for_later(request), self._respond, self._route.handle)
         try:
             while not (operation.body.is_taken or operation.has_ended):
                 await operation.changed.wait()
@@ -130,7 +132,7 @@ class LongRunningEndpoint:
         operation = self._operations.get(self.owner, rest[0])
         allowed = _allowed(rest)
         if request.method not in allowed:
-            raise MethodNotAllowed(f"{request.method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
+            raise MethodNotAllowed(f"{request.method} is not allowed here, only {', '.join(allowed)}.", allow=allowed)
         return await view(operation, request)
 
     async def _state(self, operation: Operation, request: HttpRequest) -> HttpAnswer:
@@ -161,6 +163,12 @@ class LongRunningEndpoint:
             return await kept(operation.result, request, self._operations.in_thread)
         except FileNotFoundError:
             raise NotFound("The result has expired, or was removed.", hint="Ask for the operation again.") from None
+
+
+def _for_later(request: HttpRequest) -> HttpRequest:
+    """The request for the whole answer, as it is: parts, conditions and codings are for who fetches the result."""
+    kept = {name: value for name, value in request.headers.items() if not name.startswith(_OF_THE_FETCH)}
+    return replace(request, headers={**kept, "accept-encoding": "identity"})
 
 
 def _allowed(rest: list[str]) -> tuple[str, ...]:

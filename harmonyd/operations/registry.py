@@ -18,7 +18,7 @@ from harmonyd.errors import Gone, NotFound, StorageFull, Unavailable
 from harmonyd.operations.events import Watchers, within
 from harmonyd.operations.folder import ResultFolder
 from harmonyd.operations.operation import Operation, Owner, Respond, cancelled
-from harmonyd.operations.result import Result, write_result
+from harmonyd.operations.result import MakeRoom, Result, write_result
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
 
 __all__ = ["FOLDER", "Operations"]
@@ -34,8 +34,10 @@ class Operations:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, storage: Path, config: OperationsConfig) -> None:
+    def __init__(self, reactor: Any, storage: Path, config: OperationsConfig, make_room: MakeRoom) -> None:
+        """``make_room`` is asked when a result finds the disk full."""
         self.reactor = reactor
+        self._make_room = make_room
         self.watchers = Watchers(config.max_watchers)
         self._config = config
         self._folder = ResultFolder(storage / FOLDER)
@@ -191,7 +193,8 @@ class Operations:
 
             try:
                 path = self._folder.result_of(operation.id)
-                return await write_result(answer, path, f'"{operation.id}"', self.in_thread, reserve)
+                tag = f'"{operation.id}"'
+                return await write_result(answer, path, tag, self.in_thread, reserve, self._make_room)
             except BaseException:
                 await self.in_thread(self._folder.remove_result, operation.id)
                 self._used_bytes -= reserved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -18,8 +19,11 @@ from harmonyd.web.stream import BrokenAnswer, close_stream
 __all__ = ["Result", "kept", "write_result"]
 
 InThread = Callable[..., Awaitable[Any]]
+MakeRoom = Callable[[], Awaitable[bool]]
+"""Frees what others can do without on a full disk; tells whether there was some."""
 _GATHER_BYTES = 256 * 1024
 """Written at once: a thread's turn costs more than a small write."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -38,16 +42,23 @@ class Result:
 class _Writer:
     """A file that is written in threads. Whoever waits may be cancelled: what is under way then ends by itself."""
 
-    def __init__(self, path: Path, in_thread: InThread) -> None:
+    def __init__(self, path: Path, in_thread: InThread, make_room: MakeRoom) -> None:
         self._path = path
         self._in_thread = in_thread
+        self._make_room = make_room
         self._file: BinaryIO | None = None
+        self._at = 0
         self._lock = threading.Lock()
         self._is_closed = False
 
     async def write(self, data: bytes) -> None:
         """Raises OSError."""
-        await self._in_thread(self._write, data)
+        try:
+            await self._in_thread(self._write, data)
+        except OSError as error:
+            if error.errno not in _FULL or not await self._make_room():
+                raise
+            await self._in_thread(self._write, data)
 
     async def close(self) -> None:
         """Raises OSError for what could not be written."""
@@ -58,9 +69,11 @@ class _Writer:
             if not self._is_closed:
                 if self._file is None:
                     self._file = self._path.open("wb", buffering=0)
+                self._file.seek(self._at)  # a part of the same may be there
                 left = memoryview(data)
                 while left:
                     left = left[self._file.write(left) or 0 :]
+                self._at += len(data)
 
     def _close(self) -> None:
         with self._lock:
@@ -69,8 +82,17 @@ class _Writer:
                 self._file.close()
 
 
+async def _no_room() -> bool:
+    return False
+
+
 async def write_result(
-    answer: HttpAnswer, path: Path, tag: str, in_thread: InThread, reserve: Callable[[int], None]
+    answer: HttpAnswer,
+    path: Path,
+    tag: str,
+    in_thread: InThread,
+    reserve: Callable[[int], None],
+    make_room: MakeRoom = _no_room,
 ) -> Result:
     """Write the body of ``answer`` to ``path``.
 
@@ -79,7 +101,7 @@ async def write_result(
     """
     if answer.chunks is None:
         return Result(answer.status, answer.headers, None, 0, tag)
-    writer = _Writer(path, in_thread)
+    writer = _Writer(path, in_thread, make_room)
     size = 0
     try:
         async for data in _gathered(answer.chunks):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from harmonyd.config.model import Config, EndpointConfig, HttpEndpointOptions, MiddlewareConfig, PipelineConfig
-from harmonyd.describe import Answer, Description, Media, Parameter
+from harmonyd.describe import Answer, Description, Media, Operation, Parameter, segments_of
 from harmonyd.middleware.metadata import Metadata
 from harmonyd.middleware.path_filter import PathFilter
 from harmonyd.services.dicom import describing as dimse
@@ -32,6 +32,8 @@ def described(config: Config, pipeline: PipelineConfig, endpoint: EndpointConfig
     if not backends or fixed.get("skip_backends") == "true":
         return Description(endpoint.name, pipeline.description, ())
     found = _offered(endpoint, options, config.backends[backends[0]].service, fixed.get("dimse_op"))
+    if endpoint.service == "http" and config.backends[backends[0]].service == "dicom" and "dimse_op" in fixed:
+        found = _at_every_path(found, links, options.methods)
     kept = _allowed(found, links, options.methods)
     for link in links:
         if link.type == "transform":
@@ -77,6 +79,23 @@ def _offered(
     if backend == "dicom":
         return dimse.description(endpoint.name, operation)
     return _BY_BACKEND[backend](endpoint.name, options.methods)
+
+
+def _at_every_path(found: Description, links: Sequence[MiddlewareConfig], methods: Sequence[str]) -> Description:
+    """An operation that middleware has fixed, at each path that filters name, and with each method that is allowed."""
+    rules = [rule for link in links if link.type == "path_filter" for rule in link.options["rules"]]
+    paths = dict.fromkeys(rule.rstrip("/") for rule in rules or [""])
+    usual = [method for method in ("GET", "POST", "PUT") if method in methods] or ["POST"]
+    at_each = (_moved(item, method, path) for item in found.operations for path in paths for method in usual)
+    return replace(found, operations=tuple(at_each))
+
+
+def _moved(item: Operation, method: str, path: str) -> Operation:
+    """The same operation there. A GET has no body: middleware makes one of the query."""
+    names = [segment[1:-1] for segment in segments_of(path) if segment.startswith("{") and segment.endswith("}")]
+    variables = [Parameter(name, "Segment of the path", {"type": "string"}, "path") for name in names]
+    body = None if method == "GET" else item.body
+    return replace(item, method=method, path=path, body=body, parameters=(*item.parameters, *variables))
 
 
 def _fixed(links: Sequence[MiddlewareConfig]) -> Mapping[str, str]:

@@ -22,8 +22,11 @@ from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, UnsupportedMediaType
 from harmonyd.services.dicom.objects import ObjectBody
+from harmonyd.services.few_threads import FewThreads
 
 InThread = Callable[..., Awaitable[Any]]
+MAX_THREADS = 4
+"""Of the process's, for one folder: one on a file system that hangs leaves some to everybody else."""
 _LEFT_SECS = 24 * 3600.0
 """A file that was not written to for so long belongs to nobody; others may be at work in the same folder."""
 _MAKING = threading.Lock()
@@ -39,7 +42,7 @@ class StorageBackend:
     def __init__(self, name: str, folder: Path, in_thread: InThread) -> None:
         self.name = name
         self.folder = folder
-        self._in_thread = in_thread
+        self._in_thread = FewThreads(in_thread, MAX_THREADS)
 
     async def start(self) -> None:
         """Remove what a crash left half written. The folder is made with the first object."""
@@ -78,10 +81,13 @@ class StorageBackend:
 
     async def _write(self, body: Body, target: Path) -> None:
         await self._in_thread(_make_folder, self.folder)
-        with target.open("wb") as file:
+        file = await self._in_thread(target.open, "wb")
+        try:
             async for chunk in body.chunks():
                 await self._in_thread(file.write, chunk)
             await self._in_thread(_flush, file)
+        finally:
+            await self._in_thread(file.close)  # it waits for a write that is under way
 
 
 def _temporary(folder: Path) -> Path:
@@ -109,7 +115,7 @@ def _keep_checked(path: Path, folder: Path) -> Path:
 
 
 def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
-    """Put a durable file at ``<study>/<series>/<instance>.dcm`` below ``folder``, durably; return it there. Blocking.
+    """Put a file at ``<study>/<series>/<instance>.dcm`` below ``folder``, durably; return it there. Blocking.
 
     The file that is there already stays where it is, too: a second name for it where the file system allows, else a
     copy. The same object is kept once. Another one of the same UID, which a sender must not make but some do, is kept
@@ -126,7 +132,7 @@ def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:
         target = target.with_name(f"{target.stem}_{_hash(path)}.dcm")
         if not _put(path, target, folder):
             raise FileExistsError(errno.EEXIST, "another file has the name", str(target))
-    _sync_folder(target.parent)
+    _sync(target.parent)
     return target
 
 
@@ -141,11 +147,12 @@ def _make_folder(folder: Path) -> None:
         missing = [made for made in (folder, *folder.parents) if not made.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for made in missing:
-            _sync_folder(made.parent)
+            _sync(made.parent)
 
 
 def _put(path: Path, target: Path, folder: Path) -> bool:
     """Give the file this name, all at once; False when another object has it."""
+    _sync(path)  # who received it may have left that to us; where it is done, this costs nothing
     try:
         os.link(path, target)
     except FileExistsError:
@@ -169,9 +176,9 @@ def _copy(path: Path, target: Path, temporary: Path) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (fsync(2): the file's own does not)."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Make a file durable, or the names in a folder (fsync(2): a file's own does not make its name so)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class Intake:
         self._saw_free(free)
         copied = [entry.path for entry, row in zip(entries, rows, strict=True) if self._layout.is_copy(row.source)]
         if copied:
-            await in_thread(self._reactor, _unlink, copied)
+            with suppress(OSError):  # they are ours all the same
+                await in_thread(self._reactor, _unlink, copied)
         return totals
 
     async def _settle(self, entries: Sequence[NewEntry]) -> list[NewRow]:
@@ -148,6 +150,8 @@ class Intake:
         """Flush the name of a folder that is new, and of those above it: a receiver makes one for each association."""
         new: list[Path] = []
         above = self._layout.folder
+        if above not in folder.parents:  # an operation's, made for one: what it is in was there before
+            sync(folder.parent)
         while folder not in self._rooted and above in folder.parents:
             sync(folder.parent)
             new.append(folder)

@@ -73,9 +73,14 @@ def owned_by_session(port: int, session: int) -> bool:
     return bool(inodes) and _holder(inodes, (stat.pid for stat in members(session))) is not None
 
 
+def holder(port: int) -> int | None:
+    """The pid of a process that listens on the port; None when we may see none."""
+    return _holder({found.inode for found in sockets(port) if found.state == _LISTEN}, all_pids())
+
+
 def visible_holder(port: int) -> str | None:
     """"pid N (command line)" of a process that listens on the port; None when we may see none."""
-    pid = _holder({found.inode for found in sockets(port) if found.state == _LISTEN}, all_pids())
+    pid = holder(port)
     return None if pid is None else f"pid {pid} ({command_line(pid)})"
 
 

@@ -263,7 +263,7 @@ class HttpFrontEnd:
         method = request.method.decode("ascii")
         if not match.target.allows(method):
             allowed = match.target.allowed_at(match.path)
-            raise MethodNotAllowed(f"{method} is not allowed here; {', '.join(allowed)} is.", allow=allowed)
+            raise MethodNotAllowed(f"{method} is not allowed here, only {', '.join(allowed)}.", allow=allowed)
         request.query = parse_query(query)
 
     def process(self, request: Request) -> None:

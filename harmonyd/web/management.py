@@ -68,7 +68,7 @@ def management_route(base_path: str, documents: Mapping[str, Document], resource
             known = ", ".join(f"{base_path}/{name}" for name in (*documents, *resources))
             raise NotFound("The management API has nothing at this path.", hint=f"It has {known}.")
         if request.method not in READING:
-            raise MethodNotAllowed(f"{request.method} is not allowed here; GET, HEAD is.", allow=READING)
+            raise MethodNotAllowed(f"{request.method} is not allowed here, only GET, HEAD.", allow=READING)
         return await documents[name]()
 
     async def handle(request: RequestEnvelope) -> ResponseEnvelope:

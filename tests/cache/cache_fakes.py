@@ -17,6 +17,7 @@ from harmonyd.config.model import CacheConfig
 from harmonyd.dimse.artifacts import folder_of
 from harmonyd.dimse.engine import Instance
 from harmonyd.dimse.streams import Mailbox
+from harmonyd.progress import UNWATCHED, Progress
 
 SERIES = Key("pacs", "1.2", "1.2.3")
 
@@ -45,6 +46,7 @@ class FakeRetrieve:
     def __init__(self, key: Key, folder: Path | None) -> None:
         self.key = key
         self.folder = folder
+        self.progress = UNWATCHED
         self.is_closed = False
         self._items: Mailbox[Arrived] = Mailbox()
         self._complete = False
@@ -92,8 +94,9 @@ class FakePacs:
         self.done(cache.start())
         return cache
 
-    async def _perform(self, key: Key, id_: str, storage: Path | None) -> Any:
-        retrieve = FakeRetrieve(key, None if storage is None else folder_of(storage, "get", id_))
+    async def _perform(self, key: Key, id_: str | None, storage: Path | None, progress: Progress) -> Any:
+        retrieve = FakeRetrieve(key, None if storage is None or id_ is None else folder_of(storage, "get", id_))
+        retrieve.progress = progress
         self.asked.append(retrieve)
         return retrieve
 

@@ -262,6 +262,19 @@ def test_a_full_disk_gets_all_that_is_kept(pacs: FakePacs, caplog_twisted: list[
     assert len(caplog_twisted) == 1
 
 
+def test_it_gives_way(pacs: FakePacs) -> None:
+    """What is not read makes room for others; what is read goes when it has been."""
+    assert not pacs.done(pacs.cache.give_way())
+    pacs.kept()
+    pacs.kept(OTHER)
+    reader = pacs.done(pacs.ask())
+    assert pacs.done(pacs.cache.give_way())
+    assert (len(folders(pacs)), pacs.done(names(reader))) == (2, ["1.2.3.1", "1.2.3.2"])
+    assert not pacs.done(pacs.cache.give_way())
+    pacs.done(reader.aclose())
+    assert folders(pacs) == []
+
+
 def test_without_a_manifest_it_is_not_kept(
     pacs: FakePacs, monkeypatch: pytest.MonkeyPatch, caplog_twisted: list[str]
 ) -> None:

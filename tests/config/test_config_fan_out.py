@@ -18,6 +18,9 @@ options = { base_url = "http://h:1" }
 [backends.find]
 service = "dicom"
 options = { aet = "C", host = "h", port = 3 }
+[backends.operations]
+service = "dicom"
+options = { aet = "D", host = "h", port = 4 }
 """
 
 
@@ -58,6 +61,7 @@ def test_what_there_is(loaded: Loaded, service: str) -> None:
         (f"{BOTH}\nfan_out_timeout_ms = 5000", "", "fan_out_timeout_ms"),
         (f"{BOTH}\nfan_out = true\nfan_out_timeout_ms = 5", "", "fan_out_timeout_ms"),
         ('backends = ["lund", "find"]', "backend_in_path = true", "backend_in_path"),
+        ('backends = ["lund", "operations"]', "backend_in_path = true", "backend_in_path"),
         (BOTH, "backend_in_path = 1", "backend_in_path"),
         (BOTH, 'backend_header = "X PACS"', "backend_header"),
         (BOTH, 'backend_header = "Accept"', "backend_header"),

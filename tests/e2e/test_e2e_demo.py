@@ -64,7 +64,7 @@ def test_the_demo_says_what_it_starts(staying: RunningDemo) -> None:
 
 def test_the_printed_commands_work_when_pasted(staying: RunningDemo, tmp_path: Path) -> None:
     """Each command goes through a shell as it was printed, and gives the answer that was printed."""
-    echo, find, get, move, lines, archive, ready = commands_in(staying.output)
+    echo, find, get, move, lines, archive, dicomweb, openapi, ready = commands_in(staying.output)
     assert json.loads(pasted(echo, tmp_path))["remote_aet"] == "DEMO_PACS"
     found = json.loads(pasted(find, tmp_path))
     assert (found["success"], found["count"]) == (True, len(found["matches"]))
@@ -79,6 +79,9 @@ def test_the_printed_commands_work_when_pasted(staying: RunningDemo, tmp_path: P
     assert {json.dumps(match) for match in matches} == {json.dumps(match) for match in found["matches"]}
     pasted(archive, tmp_path)
     assert len(ZipFile(tmp_path / "study.zip").namelist()) == counts[0]
+    assert len(json.loads(pasted(dicomweb, tmp_path))) == found["count"]
+    pasted(openapi, tmp_path)
+    assert "/dicomweb/studies" in json.loads((tmp_path / "openapi.json").read_text())["paths"]
     assert json.loads(pasted(ready, tmp_path))["status"] == "ready"
     for text in (f'"count": {found["count"]}', f'"file_count": {counts[0]}'):
         assert text in staying.output

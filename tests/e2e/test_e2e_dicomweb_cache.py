@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 from collections.abc import Iterator
@@ -386,6 +387,23 @@ def test_metadata_has_a_tag(web: Gateway, series: list[Dataset]) -> None:
     assert web.ask(path, If_None_Match='"other"').status == 200
     one = web.ask(f"{path_to(series[0], below='instance')}/metadata")
     assert web.ask(f"{path_to(series[0], below='instance')}/metadata", If_None_Match=one.headers["ETag"]).status == 304
+
+
+def test_parts_of_what_is_packed(web: Gateway, series: list[Dataset]) -> None:
+    """A range is one of the form that is sent: with the tag of the other form all of it is sent."""
+    path = f"{path_to(series[0])}/metadata"
+    web.ask(path_to(series[0]))
+    plain, packed = web.ask(path), web.ask(path, Accept_Encoding="gzip")
+    assert gzip.decompress(packed.body) == plain.body
+    for whole, other, encoding in ((plain, packed, "identity"), (packed, plain, "gzip")):
+        asked = {"Accept_Encoding": encoding, "Range": "bytes=10-99"}
+        part = web.ask(path, **asked, If_Range=whole.headers["ETag"])
+        assert (part.status, part.body) == (206, whole.body[10:100])
+        for name in ("ETag", "Content-Encoding", "Vary"):
+            assert part.headers[name] == whole.headers[name], name
+        assert part.headers["Content-Range"] == f"bytes 10-99/{len(whole.body)}"
+        again = web.ask(path, **asked, If_Range=other.headers["ETag"])
+        assert (again.status, again.body) == (200, whole.body)
 
 
 @pytest.mark.parametrize("what", ["frames/1", "bulkdata/7FE00010", "rendered", ""])

@@ -64,6 +64,7 @@ def test_the_total_where_it_is_known(web: Gateway, query: str, count: int, total
     assert len(json.loads(answer.body or b"[]")) == count
     assert answer.headers["X-Total-Count"] == total
     assert ("299" in answer.headers.get("Warning", "")) is (total is None)
+    assert "CRITICAL" not in web.daemon.log
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def example(folder: Path, pacs_port: int) -> Iterator[str]:
     """The example as it is, but for ports."""
     shutil.copytree(EXAMPLE, folder)
     http_port = free_port()
-    _replace(folder / "config.toml", {"bind_port = 8080": f"bind_port = {http_port}", "../../tmp": "tmp"})
+    _replace(folder / "config.toml", {"bind_port = 8081": f"bind_port = {http_port}", "../../tmp/fhir": "tmp"})
     ports = f"port = {pacs_port}\nincoming_store_port = {free_port()}"
     _replace(folder / "pipelines" / "imagingstudy.toml", {"port = 4242": ports})
     with RunningDaemon(folder / "config.toml"):

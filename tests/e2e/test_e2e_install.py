@@ -56,10 +56,11 @@ def test_no_file_says_where_it_was_made(stage: Path) -> None:
 
 
 def test_the_environment_is_complete_by_itself(stage: Path) -> None:
-    """It imports all of harmonyd from itself, and has none of what only tests need."""
+    """It imports all of harmonyd from itself, with the codecs, and has none of what only tests need."""
     python = stage / "opt/gateway/lib/harmonyd/bin/python"
     program = (
         "import pkgutil, importlib, sys, harmonyd, harmonyd.cli, harmonyd.daemon.process, supervisor.supervisorctl\n"
+        "import gdcm, jpeg_ls, numpy, openjpeg, PIL.Image, pylibjpeg\n"
         "print(harmonyd.__file__)\n"
         "print([name for name in ('pytest', 'mypy', 'hypothesis', 'pip') if importlib.util.find_spec(name)])\n"
         "sys.exit(harmonyd.cli.main(['version']))"

@@ -42,6 +42,8 @@ class FakeResults:
         self.items_key = items_key
         self.closed = 0
         self.is_waiting = False
+        self.closing: Deferred[None] | None = None
+        """What closing waits for."""
         self._items = items
         self._summary = summary or {"success": True, "complete": True}
 
@@ -59,6 +61,8 @@ class FakeResults:
         return self._summary
 
     async def aclose(self) -> None:
+        if self.closing is not None:
+            await self.closing
         self.closed += 1
 
 

@@ -52,6 +52,20 @@ def test_operations_of_dimse(tmp_path: Path, middleware: Any, options: Any, path
     assert operations(found) == {("POST", path) for path in paths}
 
 
+def test_a_fixed_operation_is_where_the_filter_lets_it_pass(tmp_path: Path) -> None:
+    """With each method that the endpoint takes; what stands for a segment is a parameter, and a GET has no body."""
+    middleware = {
+        "f": {"type": "path_filter", "rules": ["/ImagingStudy", "/Patient/{id}"]},
+        "m": {"type": "metadata", "dimse_op": "find"},
+    }
+    found = offered(tmp_path, {"pacs": PACS}, middleware, methods=["GET", "POST"])
+    paths = ("/ImagingStudy", "/Patient/{id}")
+    assert operations(found) == {(method, path) for method in ("GET", "POST") for path in paths}
+    for item in found.operations:
+        assert [each.name for each in item.parameters if each.place == "path"] == ["id"] * ("{" in item.path)
+        assert (item.body is None) is (item.method == "GET")
+
+
 def test_a_choice_of_backends(tmp_path: Path) -> None:
     """A client may choose where there are several, and middleware has not chosen."""
     found = offered(tmp_path, {"a": PACS, "b": PACS})

@@ -123,6 +123,23 @@ def test_uids_that_are_none_make_no_path(folder: Path, received: Path) -> None:
     assert keep(received, header, folder) == place
 
 
+def test_durable_before_it_is_said(folder: Path, received: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may still be in memory alone is flushed: the content before it has its name, then the name."""
+    flushed: list[tuple[int, bool]] = []
+    header = check_complete(received)
+    place = folder / header.study_instance_uid / header.series_instance_uid / f"{header.sop_instance_uid}.dcm"
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        real(number)
+        flushed.append((os.fstat(number).st_ino, place.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    keep(received, header, folder)
+    assert (place.stat().st_ino, False) in flushed
+    assert flushed[-1] == (place.parent.stat().st_ino, True)
+
+
 def test_a_copy_that_fails_leaves_nothing(folder: Path, received: Path) -> None:
     """A source that is gone is an error, not half a file."""
     header = check_complete(received)

@@ -144,6 +144,18 @@ async def test_a_new_folder_is_durable(make_spool, storage, monkeypatch):
 
 
 @ensureDeferred
+async def test_what_lies_elsewhere_is_durable(make_spool, storage, monkeypatch):
+    """Of an object that comes from the folder of an operation, that folder's name is flushed, too."""
+    spool = make_spool()
+    await spool.start()
+    synced: list[Path] = []
+    monkeypatch.setattr(intake, "sync", synced.append)
+    entry = received(storage / "dcmtk_move_1", "1.1")
+    await spool.take(ENDPOINT, [replace(entry, flushed=True)], ["pacs"])
+    assert synced == [entry.path, storage / "dcmtk_move_1", storage]
+
+
+@ensureDeferred
 async def test_what_its_receiver_has_flushed(make_spool, storage, monkeypatch):
     """It is not flushed again in a folder that is durable; what lies beside it, or in a new folder, is."""
     spool = make_spool()

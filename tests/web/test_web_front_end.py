@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from web_kit import ask, route, say_hello, talk
 
 from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.supervision.ports import command_line
 from harmonyd.telemetry.health import CheckResult, Health
 from harmonyd.web.front_end import HttpFrontEnd
 from harmonyd.web.listening import CannotBind, PortTaken
@@ -92,7 +94,8 @@ async def test_a_taken_port_names_its_holder() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         front_end = front_end_on("127.0.0.1", taken.getsockname()[1])
-        with pytest.raises(PortTaken, match=f"pid {os.getpid()} .*python") as caught:
+        holder = re.escape(f"pid {os.getpid()} ({command_line(os.getpid())})")
+        with pytest.raises(PortTaken, match=holder) as caught:
             await front_end.start()
     assert caught.value.hint is not None
     await front_end.stop()

@@ -5,7 +5,6 @@ Each AE title that is answered to has an owner, who says for each association wh
 
 from __future__ import annotations
 
-import errno
 import socket
 import uuid
 from pathlib import Path
@@ -14,21 +13,18 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
+from harmonyd.dimse.accepting import Acceptor
 from harmonyd.dimse.associate import APPLICATION_CONTEXT, AssociateRequest, Rejection, printable
 from harmonyd.dimse.dcmtk.arrivals import SharedInotify
 from harmonyd.dimse.dcmtk.handshake import Handshake, Refused
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation, Receiving
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import Association
-from harmonyd.errors import HarmonydError, Unavailable
+from harmonyd.errors import HarmonydError
 from harmonyd.supervision.ports import problem_text
 
 MAX_PENDING = 256
 """Connections without a whole A-ASSOCIATE-RQ, and refused ones not closed yet; the oldest makes room for the next."""
-_BACKLOG = 128
-_ACCEPTS = 32
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_PAUSE_SECS = 1.0
 
 
 class Owner(Protocol):
@@ -39,90 +35,34 @@ class Owner(Protocol):
         ...
 
 
-class AssociationListener:
+class AssociationListener(Acceptor):
     """Listens from ``open`` to ``close``; associations that run go on after that."""
 
     _log = Logger()
 
     def __init__(self, box: Toolbox, bind_addr: str, port: int) -> None:
-        self.bind_addr = bind_addr
-        self.port = port
+        super().__init__(box.reactor, bind_addr, port)
         self.owners: dict[str, Owner] = {}
         """By called AE title."""
         self.associations: set[InboundAssociation] = set()
         self._box = box
-        self._sock: socket.socket | None = None
         self._inotify: SharedInotify | None = None
         self._pending: dict[Handshake | Refused, None] = {}
-        self._resume_call: Any = None
-
-    # --- IReadDescriptor
-
-    def fileno(self) -> int:
-        return -1 if self._sock is None else self._sock.fileno()
-
-    def logPrefix(self) -> str:
-        return "dicom"
-
-    def connectionLost(self, reason: Any) -> None:
-        """The reactor ends."""
-        self.close()
-
-    def doRead(self) -> None:
-        """Accept what waits."""
-        for _ in range(_ACCEPTS):
-            try:
-                assert self._sock is not None
-                sock, address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _NO_DESCRIPTORS:
-                    self._pause(error)
-                    return
-                continue  # the peer is gone already
-            try:
-                self._greet(sock, str(address[0]))
-            except OSError:
-                sock.close()  # gone already
-            except Exception:  # noqa: BLE001 - what is wrong with one connection must not close the port
-                sock.close()
-                self._log.failure("a connection could not be handled, by our fault", port=self.port)
 
     # --- listening
 
-    @property
-    def is_open(self) -> bool:
-        return self._sock is not None
-
     def open(self, folder: Path) -> None:
         """Listen. ``folder`` is named where the kernel gives no inotify. Raises ``Unavailable``, ``EngineFailed``."""
-        family = socket.AF_INET6 if ":" in self.bind_addr else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        self._inotify = self._inotify or SharedInotify(self._box.reactor, folder)
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self.bind_addr, self.port))
-            sock.listen(_BACKLOG)
-            self._inotify = self._inotify or SharedInotify(self._box.reactor, folder)
-        except OSError as error:
-            sock.close()
-            raise Unavailable(f"DICOM cannot be received: {problem_text(self.port, error)}") from error
+            self.listen(problem_text)
         except BaseException:
-            sock.close()
+            self._close_inotify()
             raise
-        self._sock = sock
-        self.port = sock.getsockname()[1]
-        self._box.reactor.addReader(self)
 
     def close(self) -> None:
         """Accept nothing more, and end connections that are no association yet. Safe to call twice."""
-        if self._resume_call is not None and self._resume_call.active():
-            self._resume_call.cancel()
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            self._box.reactor.removeReader(self)
-            sock.close()
+        super().close()
         for pending in list(self._pending):
             pending.close()
         self._pending.clear()
@@ -144,21 +84,18 @@ class AssociationListener:
             self._inotify.close()
             self._inotify = None
 
-    def _pause(self, error: OSError) -> None:
-        self._log.error("no connection can be accepted for now: {error}", error=error.strerror, port=self.port)
-        self._box.reactor.removeReader(self)
-        self._resume_call = self._box.reactor.callLater(_PAUSE_SECS, self._box.reactor.addReader, self)
-
     # --- one connection
 
-    def _greet(self, sock: socket.socket, peer: str) -> None:
+    def greet(self, sock: socket.socket, address: Any) -> None:
+        """See ``Acceptor``."""
         while len(self._pending) >= MAX_PENDING:
             oldest = next(iter(self._pending))
             del self._pending[oldest]
             oldest.close()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake = Handshake(self._box.reactor, sock, peer.removeprefix("::ffff:"), self._requested, self._gone)
+        peer = str(address[0]).removeprefix("::ffff:")
+        handshake = Handshake(self._box.reactor, sock, peer, self._requested, self._gone)
         self._pending[handshake] = None
 
     def _gone(self, handshake: Handshake, why: str) -> None:

@@ -38,7 +38,9 @@ async def connect(reactor: Any, remote: RemoteNode, request: core.AssociateReque
     def limit(too_late: DeadlinePassed) -> tuple[float, DeadlinePassed]:
         return (deadline, deadline_passed()) if deadline < connect_by else (connect_by, too_late)
 
-    attempt = endpoint.connect(Factory.forProtocol(build))
+    factory: Any = Factory.forProtocol(build)
+    factory.noisy = False
+    attempt = endpoint.connect(factory)
     by, error = limit(failures.connect_timeout(remote))
     try:
         connection = await until(reactor, by, _cancellable(attempt), error)

@@ -60,7 +60,7 @@ class Connection(Protocol):
         self._waiter: Deferred[None] | None = None
         self._interruption: Exception | None = None
         self._silence = SilenceWatch(
-            reactor, silence_secs, lambda: unsent_bytes(self.transport), lambda: self._fail_waiter(Silence())
+            reactor, silence_secs, lambda: unsent_bytes(self._wire()), lambda: self._fail_waiter(Silence())
         )
         self._trickled_bytes = 0
         self._end_call: Any = None
@@ -293,12 +293,13 @@ class Connection(Protocol):
 
     def _acknowledge(self) -> None:
         """At once, in the socket: a peer with Nagle's algorithm waits for it before it sends the rest of a message."""
-        sock = self._socket()
+        sock = self._wire().getHandle()
         if _QUICKACK is not None and isinstance(sock, socket.socket):
             sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
-    def _socket(self) -> Any:
-        return self.transport.getHandle()
+    def _wire(self) -> Any:
+        """The transport that has the socket."""
+        return self.transport
 
     def _happened(self, events: list[core.Event]) -> None:
         self._events.extend(events)

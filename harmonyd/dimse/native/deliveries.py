@@ -10,6 +10,7 @@ it goes to quarantine, which has a bound.
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +24,7 @@ from harmonyd.dimse.engine import Instance, Query
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
 from harmonyd.dimse.native.listener import AssociationListener
+from harmonyd.dimse.native.object_file import flush_to_disk
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.threads import Threads
@@ -85,14 +87,22 @@ class Delivery:
         return self.is_open and matches(self.intake.wanted, header)
 
     async def take(self, threads: Threads, path: Path, header: InstanceHeader) -> Path | None:
-        """Have an object that was asked for; where it is when the move has ended meanwhile, else None."""
+        """Have an object that was asked for; where it is when the move has ended meanwhile, else None.
+
+        Raises OSError.
+        """
         intake = self.intake
         if header.sop_instance_uid in intake.arrived:
             await threads.in_thread(intake.aside, path, TWICE)
             return None
         intake.arrived.add(header.sop_instance_uid)
         if path.parent != intake.folder:
-            path = await threads.in_thread(path.rename, self.new_path(header.sop_instance_uid))
+            target = self.new_path(header.sop_instance_uid)
+            try:
+                path = await threads.in_thread(_moved, path, target)
+            except OSError:
+                intake.arrived.discard(header.sop_instance_uid)
+                raise
         if not self.is_open:
             return path
         self._offer(instance_of(path, header))
@@ -256,7 +266,7 @@ class MoveDeliveries:
     async def _put_aside(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         known = offer.association
         reason = f"arrived at {known.called_aet} while no C-MOVE was under way that could have asked for it"
-        target = await self._threads.in_thread(quarantine, path, self._quarantine, reason)
+        target = await self._threads.in_thread(_put_aside_durably, path, self._quarantine, reason)
         self._log.warn(
             "an object is in quarantine: {target} ({reason})",
             target=str(target), reason=reason, association_id=known.id,
@@ -267,3 +277,16 @@ class MoveDeliveries:
                 calling=known.calling_aet, association_id=known.id,
             )  # fmt: skip
         return PUT_ASIDE, "nobody asked for it; it is put aside"
+
+
+def _moved(path: Path, target: Path) -> Path:
+    """It may be another file system's (a backend's storage_dir)."""
+    return Path(shutil.move(path, target))
+
+
+def _put_aside_durably(path: Path, folder: Path, reason: str) -> Path:
+    """A sender takes a warning for a success, and may forget its object."""
+    target = quarantine(path, folder, reason)
+    for each in (target, folder, folder.parent):
+        flush_to_disk(each)
+    return target

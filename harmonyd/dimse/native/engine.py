@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from harmonyd.dimse.accepting import Explain, explain
 from harmonyd.dimse.engine import (
     Admission,
     Instance,
@@ -22,7 +23,6 @@ from harmonyd.dimse.engine import (
 )
 from harmonyd.dimse.native import find, get, move, store
 from harmonyd.dimse.native.exchange import Means
-from harmonyd.dimse.native.listener import Explain, explain
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.native.pool import AssociationPool

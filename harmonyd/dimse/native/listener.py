@@ -6,10 +6,8 @@ Whoever sends something else, or sends slowly, or nothing, costs a descriptor fo
 
 from __future__ import annotations
 
-import errno
 import socket
 import uuid
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -17,6 +15,7 @@ from twisted.internet.tcp import Server
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from harmonyd.dimse.accepting import Acceptor
 from harmonyd.dimse.associate import Rejection, printable
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.native import connection as connections
@@ -25,27 +24,14 @@ from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.items import DEFAULT_MAX_PDU
 from harmonyd.dimse.native.inbound import InboundSession, Receiver
 from harmonyd.dimse.native.secure_port import SecureInbound, SecurePort
-from harmonyd.errors import Unavailable
 from harmonyd.tls import TlsServer
 
 MAX_PENDING = 256
 """Connections without an association yet, or any more; the oldest makes room for the next."""
-_BACKLOG = 1024
-_ACCEPTS = 32
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_PAUSE_SECS = 1.0
 _INFORMATION = core.UserInformation(
     implementation_class_uid=names.IMPLEMENTATION_CLASS_UID,
     implementation_version_name=names.IMPLEMENTATION_VERSION_NAME,
 )
-
-Explain = Callable[[int, OSError], str]
-"""Why one cannot listen on a port, for people."""
-
-
-def explain(port: int, error: OSError) -> str:
-    """Without a look at who holds it."""
-    return f"port {port} cannot be used: {error.strerror}"
 
 
 class Owner(Protocol):
@@ -56,77 +42,21 @@ class Owner(Protocol):
         ...
 
 
-class AssociationListener:
-    """Listens from ``open`` to ``close``; associations that run go on after that."""
+class AssociationListener(Acceptor):
+    """Listens from ``listen`` to ``close``; associations that run go on after that."""
 
+    backlog = 1024
     _log = Logger()
 
     def __init__(self, reactor: Any, bind_addr: str, port: int) -> None:
-        self.bind_addr = bind_addr
-        self.port = port
+        super().__init__(reactor, bind_addr, port)
         self.owners: dict[str, Owner] = {}
         """By called AE title."""
         self.sessions: set[InboundSession] = set()
-        self._reactor = reactor
-        self._sock: socket.socket | None = None
         self._pending: dict[Connection, None] = {}
-        self._resume_call: Any = None
         self._tls: SecurePort | None = None
 
-    # --- IReadDescriptor
-
-    def fileno(self) -> int:
-        return -1 if self._sock is None else self._sock.fileno()
-
-    def logPrefix(self) -> str:
-        return "dicom"
-
-    def connectionLost(self, reason: Any) -> None:
-        """The reactor ends."""
-        self.close()
-
-    def doRead(self) -> None:
-        """Accept what waits."""
-        for _ in range(_ACCEPTS):
-            try:
-                assert self._sock is not None
-                sock, address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _NO_DESCRIPTORS:
-                    self._pause(error)
-                    return
-                continue  # the peer is gone already
-            try:
-                self._greet(sock, address)
-            except OSError:
-                sock.close()  # gone already
-            except Exception:  # noqa: BLE001 - what is wrong with one connection must not close the port
-                sock.close()
-                self._log.failure("a connection could not be handled, by our fault", port=self.port)
-
     # --- listening
-
-    @property
-    def is_open(self) -> bool:
-        return self._sock is not None
-
-    def open(self, why: Explain = explain) -> None:
-        """Listen. Raises ``Unavailable``."""
-        family = socket.AF_INET6 if ":" in self.bind_addr else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self.bind_addr, self.port))
-            sock.listen(_BACKLOG)
-        except OSError as error:
-            sock.close()
-            raise Unavailable(f"DICOM cannot be received: {why(self.port, error)}") from error
-        self._sock = sock
-        self.port = sock.getsockname()[1]
-        self._reactor.addReader(self)
 
     @property
     def tls(self) -> TlsServer | None:
@@ -140,12 +70,7 @@ class AssociationListener:
 
     def close(self) -> None:
         """Accept nothing more, and close connections that are no association. Safe to call twice."""
-        if self._resume_call is not None and self._resume_call.active():
-            self._resume_call.cancel()
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            self._reactor.removeReader(self)
-            sock.close()
+        super().close()
         for pending in list(self._pending):
             pending.cut()
         self._pending.clear()
@@ -159,15 +84,10 @@ class AssociationListener:
         """How many associations of this receiver run (with this peer)."""
         return sum(item.receiver is receiver and peer in (None, item.association.peer) for item in self.sessions)
 
-    def _pause(self, error: OSError) -> None:
-        """Without a descriptor, the connection that waits would wake us again and again."""
-        self._log.error("no connection can be accepted for now: {error}", error=error.strerror, port=self.port)
-        self._reactor.removeReader(self)
-        self._resume_call = self._reactor.callLater(_PAUSE_SECS, self._reactor.addReader, self)
-
     # --- one connection
 
-    def _greet(self, sock: socket.socket, address: Any) -> None:
+    def greet(self, sock: socket.socket, address: Any) -> None:
+        """See ``Acceptor``."""
         while len(self._pending) >= MAX_PENDING:
             oldest = next(iter(self._pending))
             del self._pending[oldest]

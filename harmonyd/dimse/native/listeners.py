@@ -6,11 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from harmonyd.dimse.accepting import Explain, explain
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.deliveries import MoveDeliveries
 from harmonyd.dimse.native.inbound import Receiver
-from harmonyd.dimse.native.listener import AssociationListener, Explain, Owner, explain
+from harmonyd.dimse.native.listener import AssociationListener, Owner
 from harmonyd.errors import Unavailable
 from harmonyd.tls import TlsServer
 
@@ -139,7 +140,7 @@ class Listeners:
         listener = self._open.get(address) or AssociationListener(self._reactor, *address)
         listener.secure(tls)
         if address not in self._open:
-            listener.open(self._why)
+            listener.listen(self._why)
             self._open[address] = listener
         self._titles[place] = listener.owners[place.aet] = title
         return listener

@@ -115,17 +115,25 @@ class _Run:
             del self._said[1:-1]  # the first one and the last two are enough
 
     async def _settle(self, final: core.Command) -> None:
+        """What is missing after that, the counters tell."""
         reactor, delivery = self._means.reactor, self._delivery
-        settled = Deferred.fromCoroutine(self._ports.settle(self._receiver, delivery))
-        try:
-            await until(reactor, self._at_most(SETTLE_SECS), settled, DeadlinePassed("objects are still under way"))
-        except DeadlinePassed:
-            return  # the counters tell
+        if not await self._settled():
+            return
         give_up = self._at_most(LATE_SECS)
         delivered = (final.completed or 0) + (final.warning or 0)
         while len(delivery.intake.arrived) < delivered and reactor.seconds() < give_up:
             await deferLater(reactor, _LOOK_SECS)
-        await self._ports.settle(self._receiver, delivery)
+        await self._settled()
+
+    async def _settled(self) -> bool:
+        """Whether nothing is under way any more; waits for that, though not for ever."""
+        settled = Deferred.fromCoroutine(self._ports.settle(self._receiver, self._delivery))
+        why = DeadlinePassed("objects are still under way")
+        try:
+            await until(self._means.reactor, self._at_most(SETTLE_SECS), settled, why)
+        except DeadlinePassed:
+            return False
+        return True
 
     def _at_most(self, secs: float) -> float:
         return min(self._op.deadline, float(self._means.reactor.seconds()) + secs)

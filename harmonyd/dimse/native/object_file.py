@@ -128,7 +128,7 @@ class ObjectFile:
             header = check_complete(self.path)
             if flush:
                 os.fsync(self._fd)
-                _flush_folder(self.path.parent)
+                flush_to_disk(self.path.parent)
             self._close()
             if self._error is not None:
                 raise self._error
@@ -151,8 +151,9 @@ class ObjectFile:
                 self._error = self._error or error
 
 
-def _flush_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def flush_to_disk(path: Path) -> None:
+    """A file, or the names in a folder. Blocking. Raises OSError."""
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(number)
     finally:

@@ -7,7 +7,6 @@ gets nothing else. Files are read again when they have changed; connections that
 from __future__ import annotations
 
 import ipaddress
-import socket
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -163,9 +162,8 @@ class OverTls(Connection):
     def _connected(self) -> None:
         """The handshake comes first."""
 
-    def _socket(self) -> Any:
-        handle = self.transport.transport.getHandle()
-        return handle if isinstance(handle, socket.socket) else None
+    def _wire(self) -> Any:
+        return self.transport.transport
 
     def _end_writing(self) -> None:
         """A close_notify; what the peer still sends is read until it closes, too (RFC 8446 section 6.1)."""

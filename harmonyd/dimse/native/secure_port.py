@@ -20,7 +20,7 @@ from harmonyd.dimse.native import connection as connections
 from harmonyd.dimse.native.secure import OPTIONS, OverTls, said, stamp
 from harmonyd.dimse.tls_failures import inbound_problem
 from harmonyd.errors import Unavailable
-from harmonyd.tls import CIPHERS, TlsServer, fingerprint
+from harmonyd.tls import CIPHERS, TlsServer, fingerprint, subject_of
 
 _MIN_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _Stamps = tuple[object, ...]
@@ -139,6 +139,6 @@ def _proof(handle: SSL.Connection) -> str:
     version, certificate = handle.get_protocol_version_name(), handle.get_peer_certificate()
     if certificate is None:
         return version
-    subject = certificate.to_cryptography().subject.rfc4514_string()
+    subject = subject_of(certificate.to_cryptography())
     sha256 = fingerprint(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
     return f"{version}, certificate of {printable(subject)}, SHA-256 {sha256}"

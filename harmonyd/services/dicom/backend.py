@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,6 @@ from twisted.logger import Logger
 
 from harmonyd.cache.cache import SeriesCache, Source
 from harmonyd.cache.key import Key
-from harmonyd.cache.results import kept_in
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
     Engine,
@@ -30,14 +29,14 @@ from harmonyd.dimse.engine import (
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
-from harmonyd.errors import HarmonydError, NotFound
-from harmonyd.progress import UNWATCHED, without_records
+from harmonyd.errors import HarmonydError
+from harmonyd.progress import Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.record import OperationRecord, failed
-from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord
+from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
@@ -179,23 +178,18 @@ class DicomBackend:
     async def _retrieve_kept(
         self, operation: str, cache: SeriesCache, asked: Key, request: RequestEnvelope
     ) -> ResponseEnvelope:
-        async def perform(key: Key, id_: str, storage: Path | None) -> Results:
+        async def perform(key: Key, id_: str | None, storage: Path | None, progress: Progress) -> Results:
             query = dicom_request.build_query(request, document_for(key), operation, self.options)
             kept = self._begin(operation, request, id_, storage)
-            if storage is not None:  # its records are counted as the request comes to them
-                progress = without_records(request.progress) if key == asked else UNWATCHED
-                kept = replace(kept, op=replace(kept.op, progress=progress))
+            kept = replace(kept, op=replace(kept.op, progress=progress))
             response = await self._retrieve(kept, JSON, query)
             assert response.results is not None
             return response.results
 
-        source = Source(operation, new_id, perform)
+        source = Source(operation, new_id, perform, request.progress)
         fresh = wants_fresh(request)
         ahead = request.metadata.get(AHEAD) != "false" and self._runs_several_retrieves
-        results = await cache.retrieve(asked, source, fresh=fresh, ahead=ahead)
-        if (kept := kept_in(results)) is not None:
-            kept.progress = request.progress
-        return ResponseEnvelope(results=results)
+        return ResponseEnvelope(results=await cache.retrieve(asked, source, fresh=fresh, ahead=ahead))
 
     @property
     def _runs_several_retrieves(self) -> bool:
@@ -295,7 +289,7 @@ class DicomBackend:
             if first is not None:
                 kept.measure.first()
             elif operation != "find":
-                _raise_for_nothing(operation, stream)
+                raise_for_nothing(operation, stream.outcome)
         except Exception as error:
             try:
                 await stream.aclose()
@@ -336,28 +330,3 @@ class DicomBackend:
 
 def _debugging() -> bool:
     return os.environ.get(DEBUG_VARIABLE) == "1"
-
-
-_NOTHING_ARRIVED = {
-    "get": "The PACS has it but did not deliver it to us; its log, and 'suboperations', say how many it tried.",
-    "move": "The PACS delivered elsewhere, or not at all: its host table entry for our move_destination_aet must have "
-    "this host and incoming_store_port.",
-}
-
-
-def _raise_for_nothing(operation: str, stream: OperationStream[T]) -> None:
-    outcome = stream.outcome
-    if outcome.complete:
-        raise NotFound(
-            "Nothing at the remote node matches",
-            hint="Check the UIDs with a find; an instance the PACS has under other UIDs does not match.",
-        )
-    raise DimseError(
-        f"No instance arrived: {outcome.incomplete_reason}",
-        hint=_NOTHING_ARRIVED[operation],
-        dimse_status=f"0x{outcome.status:04X}" if outcome.status else None,
-        dimse_status_text=outcome.status_text if outcome.status else None,
-        dimse_comment=outcome.comment,
-        suboperations=None if outcome.suboperations is None else asdict(outcome.suboperations),
-        warnings=outcome.warnings or None,
-    )

@@ -10,6 +10,7 @@ from harmonyd.bodies import BytesBody
 from harmonyd.dimse.levels import UNIQUE_KEYS
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import RemoteError
+from harmonyd.progress import without_records
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.locating import Locator, Places
@@ -71,7 +72,9 @@ class FanOut:
         """Ask these nodes a question of our own on behalf of ``request``; what several have comes several times."""
         body, headers = BytesBody(json.dumps(document).encode()), {"content-type": "application/json"}
         metadata = {name: value for name, value in request.metadata.items() if not name.startswith("identifier.")}
-        asked = request.part(body=body, headers=headers, metadata={**metadata, "dimse_op": "find"})
+        metadata["dimse_op"] = "find"
+        progress = without_records(request.progress)  # what is found here is not what was asked for
+        asked = request.part(body=body, headers=headers, metadata=metadata, progress=progress)
         return self.ask(asked, nodes, "application/json", None)
 
     def ask(

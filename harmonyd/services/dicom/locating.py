@@ -10,10 +10,12 @@ from harmonyd.bodies import BytesBody
 from harmonyd.dimse.engine import Query, QueryLevel
 from harmonyd.dimse.levels import UNIQUE_KEYS
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
-from harmonyd.errors import NotFound
+from harmonyd.errors import Fault, HarmonydError, NotFound
+from harmonyd.progress import SummedProgress
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.chaining import ChainedResults, Step
 from harmonyd.services.dicom.merging import MergedResults, NoBackendAnswered
+from harmonyd.services.dicom.request import RETRIEVE
 
 FAILED = "fan_out_failed"
 """Metadata of an answer to a retrieve: names of backends (with commas) that could not be asked whether they have it."""
@@ -70,6 +72,7 @@ class Locator:
         self._operation = operation
         self._nodes = nodes
         self._places = places
+        self._progress = SummedProgress(request.progress)
         self._counts_left = MAX_COUNTS
         self._failed: dict[str, str] = {}
 
@@ -78,14 +81,23 @@ class Locator:
         keys = _keys(query)
         series = str(keys.get(_SERIES)) if query.level is QueryLevel.IMAGE else ""
         known = self._places.of(series)
+        failure: HarmonydError | None = None
         if known in self._nodes:
             try:
                 return await self._begun([(str(known), {**keys, "level": "IMAGE"})])
             except NotFound:
                 pass  # it has some of the series, and not this one
-        plan = await (self._by_series(query, keys) if query.level in _BY_SERIES else self._by_match(query, keys))
+            except HarmonydError as error:
+                if error.fault is not Fault.REMOTE:
+                    raise
+                failure = error  # it has gone away since; another one may have the same
+                self._failed[str(known)] = error.detail
+        try:
+            plan = await (self._by_series(query, keys) if query.level in _BY_SERIES else self._by_match(query, keys))
+        except NoBackendAnswered as error:
+            raise failure or error from None
         if not plan:
-            raise self._nothing()
+            raise failure or self._nothing()
         response = await self._begun(plan)
         if series and len(plan) == 1:
             self._places.note(series, plan[0][0])
@@ -93,6 +105,12 @@ class Locator:
 
     async def _begun(self, plan: list[tuple[str, Document]]) -> ResponseEnvelope:
         steps = [Step(name, self._sender(name, document)) for name, document in plan]
+        if len(steps) == 1 and self._operation == RETRIEVE and not self._failed:
+            # Nothing is to be told of several: so it is what it would be without the others, entity-tags and all.
+            response = await steps[0].send()
+            if response.results is not None:
+                self._request.metadata["dimse_op"] = response.results.operation
+            return response
         results = ChainedResults(steps, self._failed)
         await results.begin()
         self._request.metadata["dimse_op"] = results.operation
@@ -178,8 +196,9 @@ class Locator:
         def send() -> Awaitable[ResponseEnvelope]:
             headers = {**request.headers, "content-type": "application/json"}
             metadata = {**request.metadata, "dimse_op": self._operation}
-            body = BytesBody(json.dumps(document).encode())
-            return self._nodes[name].send(request.part(body=body, headers=headers, metadata=metadata))
+            body, progress = BytesBody(json.dumps(document).encode()), self._progress.step()
+            part = request.part(body=body, headers=headers, metadata=metadata, progress=progress)
+            return self._nodes[name].send(part)
 
         return send
 

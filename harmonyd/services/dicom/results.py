@@ -13,7 +13,9 @@ from twisted.internet.defer import CancelledError
 
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, StoreResult
+from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.uid import is_uid
+from harmonyd.errors import NotFound
 from harmonyd.services.dicom.metering import CANCELLED, outcome_of_error
 from harmonyd.services.dicom.record import failed
 
@@ -196,3 +198,27 @@ def store_members(result: StoreResult) -> dict[str, Any]:
         **{name: uid for name, uid in above.items() if uid},
     }
 
+
+_NOTHING_ARRIVED = {
+    "get": "The PACS has it but did not deliver it to us; its log, and 'suboperations', say how many it tried.",
+    "move": "The PACS delivered elsewhere, or not at all: its host table entry for our move_destination_aet must have "
+    "this host and incoming_store_port.",
+}
+
+
+def raise_for_nothing(operation: str, outcome: Outcome) -> None:
+    """Raise what a retrieve that brought nothing is answered with: ``NotFound``, or ``DimseError``."""
+    if outcome.complete:
+        raise NotFound(
+            "Nothing at the remote node matches",
+            hint="Check the UIDs with a find; an instance the PACS has under other UIDs does not match.",
+        )
+    raise DimseError(
+        f"No instance arrived: {outcome.incomplete_reason}",
+        hint=_NOTHING_ARRIVED[operation],
+        dimse_status=f"0x{outcome.status:04X}" if outcome.status else None,
+        dimse_status_text=outcome.status_text if outcome.status else None,
+        dimse_comment=outcome.comment,
+        suboperations=None if outcome.suboperations is None else asdict(outcome.suboperations),
+        warnings=outcome.warnings or None,
+    )

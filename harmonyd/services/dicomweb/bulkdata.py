@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ def streamed(offer: Offer, held: Held, content: Content, tag: str | None) -> Htt
 
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield head
-        async for chunk in content.chunks(0, content.length):
-            yield chunk
+        async with aclosing(content.chunks(0, content.length)) as pieces:
+            async for chunk in pieces:
+                yield chunk
         yield tail
 
     whole = ClosingIterator(chunks(), held.results.aclose)

@@ -55,6 +55,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
 
 async def _file(exchange: Exchange, kept: KeptResults, instance: Instance) -> HttpAnswer:
     """Send one instance from the cache, or a part of it."""
+    kept.took([instance])
     content = FilePiece(instance.path, 0, instance.size_bytes)
     tag = tag_of(await kept.made.fingerprint(instance))
     return await single(exchange.request, DICOM, content, tag, kept.aclose)

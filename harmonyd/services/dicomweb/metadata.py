@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from harmonyd.cache.results import KeptRecord, KeptResults, kept_in
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.engine import Instance
 from harmonyd.dimse.part10 import read_header
-from harmonyd.envelope import Record, Results
+from harmonyd.envelope import Record, ReshapedRecord, Results
 from harmonyd.mediatypes import prefers_gzip
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import DICOM_JSON, DICOM_XML, JSON, Offer, accepted, choose
@@ -68,6 +68,33 @@ class _Kept:
         return _at(await self.record.made.text(self.record.instance, _marked), self.base_url)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reshaped:
+    """The same, passed through middleware."""
+
+    inner: Record
+    reshaped: Callable[[bytes], Awaitable[bytes]]
+
+    @property
+    def path(self) -> Path | None:
+        return self.inner.path
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    async def json(self) -> bytes:
+        return await self.reshaped(await self.inner.json())
+
+
+def _with_bulk(record: Record, base_url: str) -> Record:
+    if isinstance(record, ReshapedRecord):
+        return _Reshaped(_with_bulk(record.record, base_url), record.reshaped)
+    if isinstance(record, KeptRecord):
+        return _Kept(record, base_url)
+    return _Described(file_of(record), record.name, base_url)
+
+
 def _marked(path: Path) -> bytes:
     return described(path, _BASE)
 
@@ -89,9 +116,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
     offer = choose(accepted(exchange.request), OFFERS)
 
     async def describe(record: Record) -> Record:
-        if isinstance(record, KeptRecord):
-            return _Kept(record, exchange.base_url)
-        return _Described(file_of(record), record.name, exchange.base_url)
+        return _with_bulk(record, exchange.base_url)
 
     retrieved = await retrieve(exchange)
     kept = kept_in(retrieved)
@@ -112,6 +137,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
 
 async def _whole(exchange: Exchange, offer: Offer, kept: KeptResults, instances: Sequence[Instance]) -> HttpAnswer:
     """Send a document that is made once, and may be compressed already."""
+    kept.took(instances)
     gzipped = prefers_gzip(exchange.request.headers.get("accept-encoding", "")) and len(instances) > 1
     finish = partial(_at, base_url=exchange.base_url)
     if len(instances) == 1:

@@ -17,6 +17,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from harmonyd.dimse.elements import MalformedDataset
 from harmonyd.errors import HarmonydError, NotAcceptable, NotFound
+from harmonyd.services.dicomweb.codecs import INSTALL
 from harmonyd.services.dicomweb.transcoding import swapped
 
 MAX_FRAME_BYTES = 1 << 29
@@ -105,7 +106,7 @@ class PixelFile:
     def require(self, frames: Sequence[int]) -> None:
         """Raise ``NotFound`` unless there are all these frames (the first is 1)."""
         if frames and max(frames) > self.frame_count:
-            raise NotFound(f"The instance has {self.frame_count} frames; there is no frame {max(frames)}.")
+            raise NotFound(f"There is no frame {max(frames)}; NumberOfFrames is {self.frame_count}.")
 
     def stored(self, frame: int) -> bytes:
         """Return a compressed frame as it is stored."""
@@ -145,7 +146,9 @@ class PixelFile:
     def pixels(self, frame: int) -> Any:
         """Return a frame as an array of numpy, colours as RGB. Raises ``NotAcceptable``."""
         if find_spec("numpy") is None:
-            raise NotAcceptable("Pixels cannot be decoded here.", hint="pip install 'harmonyd[dicomweb]'")
+            raise NotAcceptable(
+                "Pixels cannot be decoded here.", hint=f"Whoever runs harmonyd has to install the codecs: {INSTALL}"
+            )
         if self._frame_bits() > MAX_FRAME_BYTES * 8:
             raise _too_big()
         if self.ds.get("BitsAllocated") == 1 and not self.is_compressed:
@@ -161,7 +164,7 @@ class PixelFile:
                 failures.append(str(error)[:200] or type(error).__name__)
         raise NotAcceptable(
             f"The pixels, stored in {self.syntax}, cannot be decoded: {'; '.join(failures)}",
-            hint="pip install 'harmonyd[dicomweb]' for the codecs, or accept the frames as stored.",
+            hint=f"{INSTALL} for the codecs, or accept the frames as stored.",
         )
 
     def _bits(self, frame: int) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from pydicom import Dataset
 
 from harmonyd.errors import BadRequest, NotAcceptable
+from harmonyd.services.dicomweb.codecs import INSTALL
 from harmonyd.services.dicomweb.pixel_file import PixelFile, judged
 
 JPEG, PNG = "image/jpeg", "image/png"
@@ -105,7 +106,9 @@ def _quality(query: Mapping[str, list[str]]) -> int:
 def render(image: PixelFile, frame: int, media_type: str, how: Rendering) -> bytes:
     """Return a frame as JPEG or PNG. Raises ``NotAcceptable`` for what cannot be decoded or shown."""
     if find_spec("numpy") is None or find_spec("PIL") is None:
-        raise NotAcceptable("Pictures cannot be made here.", hint="pip install 'harmonyd[dicomweb]'")
+        raise NotAcceptable(
+            "Pictures cannot be made here.", hint=f"Whoever runs harmonyd has to install the codecs: {INSTALL}"
+        )
     from PIL import Image
 
     pixels = image.pixels(frame)

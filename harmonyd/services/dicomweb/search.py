@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,22 +74,28 @@ class _Walk:
     async def below(
         self, depth: int, uids: Mapping[str, str], around: Mapping[str, Any]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the results below ``uids``, with the attributes of what is ``around`` them."""
+        """Yield the results below ``uids``, with the attributes of what is ``around`` them.
+
+        Each question is closed with whoever asks: a generator that is only let go of cannot end its association.
+        """
         level = self._levels[depth]
         given = self._given.get(UNIQUE[level])
         last = depth == len(self._levels) - 1
         if given is not None and not last and not self._query.keys[level]:
-            async for result in self.below(depth + 1, {**uids, UNIQUE[level]: given}, around):
-                yield result
-            return
-        async for match in self._found(level, uids, given):
-            record = {**around, **match, **_uid_elements(uids)}
-            uid = first_value(record, UNIQUE[level])
-            if last:
-                yield record
-            elif uid:
-                async for result in self.below(depth + 1, {**uids, UNIQUE[level]: uid}, record):
+            async with aclosing(self.below(depth + 1, {**uids, UNIQUE[level]: given}, around)) as results:
+                async for result in results:
                     yield result
+            return
+        async with aclosing(self._found(level, uids, given)) as matches:
+            async for match in matches:
+                record = {**around, **match, **_uid_elements(uids)}
+                uid = first_value(record, UNIQUE[level])
+                if last:
+                    yield record
+                elif uid:
+                    async with aclosing(self.below(depth + 1, {**uids, UNIQUE[level]: uid}, record)) as results:
+                        async for result in results:
+                            yield result
 
     async def _found(
         self, level: str, uids: Mapping[str, str], given: str | None

@@ -12,12 +12,13 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from harmonyd.dimse.part10 import read_header
 from harmonyd.errors import NotAcceptable
+from harmonyd.services.dicomweb.codecs import INSTALL
 
 _SWAPPED = {"OW": "H", "OF": "L", "OL": "L", "OD": "Q", "OV": "Q"}
 _ITEM_BYTES = {"H": 2, "L": 4, "Q": 8}
 MAX_BYTES = 1 << 30
 """Largest file that is transcoded: that takes several times its size in memory."""
-_INSTALL = "pip install 'harmonyd[dicomweb]' for the codecs, or accept transfer-syntax=*, which is as stored."
+_HINT = f"{INSTALL} for the codecs, or accept transfer-syntax=*, which is as stored."
 
 
 def transcoded(source: Path, wanted: Sequence[str]) -> Path:
@@ -44,7 +45,7 @@ def transcoded(source: Path, wanted: Sequence[str]) -> Path:
     raise NotAcceptable(
         f"An instance stored in {stored} cannot be had in a transfer syntax that the client accepts "
         f"({'; '.join(reasons)})",
-        hint=_INSTALL,
+        hint=_HINT,
         stored_transfer_syntax=stored,
     )
 

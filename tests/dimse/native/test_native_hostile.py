@@ -29,6 +29,7 @@ from raw_scu import (
 from sender_kit import files_below, status_of, storescu
 from twisted.internet.defer import Deferred
 
+from harmonyd.dimse import accepting
 from harmonyd.dimse.native import connection, listener
 from harmonyd.dimse.part10 import check_complete
 from harmonyd.testing.data import MadeStudy
@@ -170,7 +171,7 @@ def few_descriptors(more: int) -> Iterator[None]:
 @pytest_twisted.ensureDeferred
 async def test_no_descriptors_left(native: Any, monkeypatch: pytest.MonkeyPatch, study: MadeStudy) -> None:
     """When there are no descriptors any more nothing is accepted for a while, and then it goes on."""
-    monkeypatch.setattr(listener, "_PAUSE_SECS", 0.1)
+    monkeypatch.setattr(accepting, "PAUSE_SECS", 0.1)
     paused: list[int] = []
     pause = listener.AssociationListener._pause
     monkeypatch.setattr(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import pytest_twisted
 from move_kit import Mover, items, uids
 from pynetdicom import AE
+from raw_scu import RawScu, p_data, store_rq
 from test_native_storing import small_disk
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
@@ -117,6 +121,60 @@ async def test_withheld_objects(mover: Mover, peer: Any, monkeypatch: pytest.Mon
     stream = mover.move(remote, receiver, "1.2.3")
     assert len(await items(stream)) == 2
     assert not stream.outcome.complete and "3 instances delivered, 2 arrived" in str(stream.outcome.incomplete_reason)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_object_that_does_not_end(
+    mover: Mover, peer: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that begins late, and stalls, does not hold up a move that has got everything else."""
+    monkeypatch.setattr("harmonyd.dimse.native.move.LATE_SECS", 60.0)
+    monkeypatch.setattr("harmonyd.dimse.native.move.SETTLE_SECS", 0.3)
+    remote, receiver, _ = scripted(peer, count=3, withheld=1, originator=False)
+    settled: list[object] = []
+    real = mover.ports.settle
+
+    async def settle(*args: Any) -> None:
+        await real(*args)
+        settled.append(args)
+
+    mover.ports.settle = settle  # type: ignore[method-assign]
+    stream = mover.move(remote, receiver, "1.2.3")
+    arriving = stream.__aiter__()
+    found = [await arriving.__anext__(), await arriving.__anext__()]
+    await eventually(lambda: settled)
+    with await mover.means.in_thread(RawScu, receiver.port) as stalled:
+        await mover.means.in_thread(lambda: stalled.associate(called=b"DEST"))
+        stalled.send(store_rq(b"1.2.3") + p_data(bytes(100), 0))
+        (port,) = mover.ports._ports.values()
+        await eventually(lambda: port.deliveries._under_way)
+        study = make_study(tmp_path / "study", 1, study_uid=found[0].study_instance_uid)
+        assert await mover.means.in_thread(send, receiver.port, study.files) == [0]
+        found += [instance async for instance in arriving]
+        assert port.deliveries._under_way
+    assert len(found) == 3 and stream.outcome.complete
+    await eventually(lambda: not port.deliveries._under_way)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder of another file system than that of the spool."""
+    if not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs another file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("originator", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_folder_of_another_file_system(mover: Mover, peer: Any, elsewhere: Path, originator: bool) -> None:
+    """A move keeps what it gets where its backend says, though nothing can be renamed into it."""
+    remote, receiver, _ = scripted(peer, count=2, originator=originator)
+    stream = mover.move(remote, receiver, "1.2.3", storage=elsewhere)
+    instances = await items(stream)
+    assert stream.outcome.complete and len(instances) == 2
+    assert {instance.path.parent for instance in instances} == {stream.folder}
+    assert all(pydicom.dcmread(item.path).SOPInstanceUID == item.sop_instance_uid for item in instances)
 
 
 @pytest_twisted.ensureDeferred
@@ -253,8 +311,16 @@ async def test_the_endpoint_refuses_the_pacs(mover: Mover, peer: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_asked(mover: Mover, tmp_path: Path) -> None:
-    """What comes while no move runs is put aside with a warning, until the quarantine's bound is reached."""
+async def test_nobody_asked(mover: Mover, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while no move runs is put aside, durably, with a warning, until the quarantine's bound is reached."""
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        real(number)
+        flushed.append(str(Path(f"/proc/self/fd/{number}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
     receiver = MoveReceiver("x", "DEST", free_port())
     await mover.ports.open(receiver)
     study = make_study(tmp_path / "study", 3, size=64)
@@ -262,6 +328,8 @@ async def test_nobody_asked(mover: Mover, tmp_path: Path) -> None:
     statuses = await mover.means.in_thread(send, receiver.port, study.files)
     assert statuses == [0xB000, 0xB000, 0xA700]
     assert len(mover.reasons) == 2
+    assert {str(path) for path in mover.means.quarantine.glob("*.dcm")} < set(flushed)
+    assert str(mover.means.quarantine) in flushed
     assert await mover.means.in_thread(send, receiver.port, study.files) == []
 
 

@@ -293,6 +293,17 @@ async def test_a_caller_that_vouches_for_itself(native: Any, folder: Path, serve
         await running.in_thread(associated, running.port, client(ca))
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_name_in_an_old_encoding(native: Any, tmp_path: Path, server: Issued, ca: Authority, told: Any) -> None:
+    """A certificate that OpenSSL understands gets through, though its name is Latin-1 in a TeletexString."""
+    own = self_signed(tmp_path)
+    made = ssl.PEM_cert_to_DER_cert(own.cert.read_text()).replace(b"\x0c\x05alone", b"\x14\x05al\xf6ne")
+    own.cert.write_text(ssl.DER_cert_to_PEM_cert(made))  # nobody checks the signature of what is trusted as it is
+    running = await native(tls=secured(server, ca_file=own.cert, require_client_certificate=True))
+    assert await running.in_thread(associated, running.port, client(ca, own)) == "TLSv1.3"
+    assert told(f"certificate of somebody whose name cannot be read, SHA-256 {own.sha256}")
+
+
 def self_signed(folder: Path) -> Issued:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "alone")])

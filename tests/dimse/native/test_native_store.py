@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydicom.filereader import read_dataset
 from pynetdicom import AE, evt
 from raw_scp import Raw
 from scu_kit import Scu, read
+from tls_kit import server_context
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
@@ -24,8 +26,10 @@ from harmonyd.dimse.errors import AssociationAborted, DimseTimeout, NoPresentati
 from harmonyd.dimse.native import find, names, sending, store
 from harmonyd.dimse.native.files import Conversion, NotConvertible
 from harmonyd.errors import DeadlinePassed
+from harmonyd.testing.certificates import Authority
 from harmonyd.testing.data import MadeStudy, make_study, shipped_folder
 from harmonyd.testing.processes import dcmtk, end_group, free_port, port_is_free, wait_until
+from harmonyd.tls import TlsClient
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT, IMPLICIT, JPEG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.4.50"
@@ -346,15 +350,21 @@ async def test_a_node_that_stops_reading(scu: Scu, tmp_path: Path, how: str) -> 
     server.close()
 
 
+@pytest.mark.parametrize("tls", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_a_node_that_reads_slowly(scu: Scu, tmp_path: Path) -> None:
+async def test_a_node_that_reads_slowly(scu: Scu, tmp_path: Path, tls: bool) -> None:
     """A node is not silent while it takes what the kernel holds for it, however long that lasts."""
-    server = Raw()
-    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
-    node = scu.node(server, association_timeout_secs=0.4)
+    raw = Raw()
+    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    node = scu.node(raw, association_timeout_secs=0.4)
+    if tls:
+        ca = Authority(tmp_path)
+        context = server_context(ca.issue("node", ("127.0.0.1",)))
+        raw.socket = context.wrap_socket(raw.socket, server_side=True)
+        node = replace(node, tls=TlsClient(ca.cert))
     big = make_study(tmp_path / "big", 1, size=1000)
     items, done = scu.start(store.store(scu.means, node, big.files, scu.op()))
-    connection, acceptor = await scu.means.in_thread(server.negotiate)
+    connection, acceptor = await scu.means.in_thread(raw.negotiate)
     connection.sendall(acceptor.data_to_send())
 
     def take() -> None:
@@ -373,7 +383,7 @@ async def test_a_node_that_reads_slowly(scu: Scu, tmp_path: Path) -> None:
     await scu.means.in_thread(take)
     await done
     assert statuses(items) == [0]
-    server.close()
+    raw.close()
 
 
 def _first_command(connection: Any, acceptor: Any) -> Any:

@@ -123,7 +123,7 @@ async def test_real_socket_options(scu: Scu, secure_scp: Any, ca: Authority) -> 
     node = scu.node(secure_scp(), tls=TlsClient(ca.cert))
     assert (await find.echo(scu.means, node, scu.op())).status == 0
     [connection] = scu.pool._nodes[node].connections
-    sock = connection._socket()
+    sock = connection._wire().getHandle()
     assert isinstance(sock, socket.socket)
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert connection.peer == "127.0.0.1"

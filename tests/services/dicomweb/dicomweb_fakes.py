@@ -9,6 +9,7 @@ from typing import Any
 
 import pydicom.data
 from service_fakes import FakeRecord, FakeResults
+from twisted.internet.defer import Deferred
 
 from harmonyd.bodies import EmptyBody
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
@@ -33,6 +34,8 @@ class FakePipeline:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.envelopes: list[RequestEnvelope] = []
         self.results: list[FakeResults] = []
+        self.before_closing: dict[str, Deferred[None]] = {}
+        """What closing the answers of a level waits for."""
         self._answer = answer
         self._cut = cut
 
@@ -46,6 +49,7 @@ class FakePipeline:
             record if isinstance(record, Exception) else FakeRecord(json.dumps(record).encode()) for record in records
         ]
         results = FakeResults(items, summary=INCOMPLETE if level in self._cut else None)
+        results.closing = self.before_closing.get(level)
         self.results.append(results)
         return ResponseEnvelope(results=results)
 

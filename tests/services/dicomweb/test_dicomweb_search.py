@@ -138,6 +138,19 @@ async def test_limit_ends_the_questions() -> None:
     assert all(results.closed for results in pipeline.results)
 
 
+def test_a_page_waits_until_its_questions_are_closed() -> None:
+    """Closing one takes a while, as the association has to be ended: the search is over when it is done."""
+    pipeline = FakePipeline(hospital)
+    closing: Deferred[None] = Deferred()
+    pipeline.before_closing["IMAGE"] = closing
+    page = Deferred.fromCoroutine(search(pipeline.asker(), query("IMAGE", limit="1"), {}, 99))
+    assert not page.called
+    assert not pipeline.results[-1].closed
+    closing.callback(None)
+    assert page.called
+    assert [results.closed for results in pipeline.results] == [1] * len(pipeline.results)
+
+
 @pytest_twisted.ensureDeferred
 async def test_an_incomplete_answer_warns() -> None:
     """When the backend cut one of the answers, the results are not all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from io import BytesIO
 from pathlib import Path
 
@@ -12,15 +13,21 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended, get_frame
 from pydicom.uid import ExplicitVRLittleEndian
 from pytest_twisted import ensureDeferred
+from service_fakes import FakeResults
+from twisted.internet.defer import Deferred
 
 from harmonyd.bodies import EmptyBody
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import RangeNotSatisfiable
 from harmonyd.services.dicom.keeping import document_for, key_of, wants_fresh
+from harmonyd.services.dicomweb.accept import OCTETS, Offer
+from harmonyd.services.dicomweb.bulkdata import streamed
 from harmonyd.services.dicomweb.images import MAX_BYTES, Images
 from harmonyd.services.dicomweb.pixel_file import _joined, frame_extents
+from harmonyd.services.dicomweb.results import Held
 from harmonyd.services.dicomweb.single import FilePiece, has_already, wanted_range
+from harmonyd.services.http.answers import ClosingIterator
 from harmonyd.services.http.errors import IncompleteAnswer
 
 TAG = '"abc"'
@@ -204,3 +211,33 @@ def test_a_key_that_middleware_forces_is_not_in_the_uids() -> None:
 def test_what_a_client_says_of_caches(given: str, fresh: bool) -> None:
     """RFC 9111 section 5.2.1.4."""
     assert wants_fresh(envelope(headers={"cache-control": given})) is fresh
+
+
+class _SlowlyClosed:
+    """Content whose end takes a while, as that of a file which a thread closes."""
+
+    length = 2
+
+    def __init__(self) -> None:
+        self.closing: Deferred[None] = Deferred()
+
+    async def chunks(self, start: int, length: int) -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"a"
+            yield b"b"
+        finally:
+            await self.closing
+
+
+@ensureDeferred
+async def test_a_client_that_leaves_a_large_value_waits_for_its_end() -> None:
+    """The file is closed before the results are, which may remove it."""
+    content, results = _SlowlyClosed(), FakeResults()
+    answer = streamed(Offer(OCTETS, multipart=True), Held(Path("unused"), results), content, None)
+    chunks = answer.chunks
+    assert isinstance(chunks, ClosingIterator)
+    assert [(await anext(chunks))[:2], await anext(chunks)] == [b"--", b"a"]
+    ended = Deferred.fromCoroutine(chunks.aclose())
+    assert (ended.called, results.closed) == (False, 0)
+    content.closing.callback(None)
+    assert (ended.called, results.closed) == (True, 1)
