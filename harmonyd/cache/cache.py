@@ -72,7 +72,8 @@ class SeriesCache:
         self._unfit: dict[Key, float] = {}
         """Until when a series is not retrieved ahead: it could not be had, or is too big."""
         self._is_closed = False
-        self._answers = dict.fromkeys(("kept", "joined", "retrieved", "passed_by"), 0)
+        self.answers = dict.fromkeys(("kept", "joined", "retrieved", "passed_by"), 0)
+        """Retrieves answered from the disk, by one that ran, by one that fills the cache, and without the cache."""
 
     async def start(self) -> None:
         """Take over what an earlier run left whole."""
@@ -102,7 +103,7 @@ class SeriesCache:
         Raises what the operation raises.
         """
         if not self._store.config.enabled or self._is_closed:
-            self._answers["passed_by"] += 1
+            self.answers["passed_by"] += 1
             return await source.alone(key)
         if fresh:
             self._forget(key)
@@ -132,7 +133,6 @@ class SeriesCache:
             "bytes": figures.bytes,
             "max_bytes": config.max_bytes,
             "retrieving": len(self._running),
-            "answers": dict(self._answers),
         }
 
     async def clear(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class SeriesCache:
         if results is None and not self._is_closed and await self._store.admits():
             results = self._present(key, source) or self._asked(key, source)
         if results is None:
-            self._answers["passed_by"] += 1
+            self.answers["passed_by"] += 1
             return await source.alone(key)
         return await _ready(results)
 
@@ -176,12 +176,12 @@ class SeriesCache:
         running = self._running.get(key)
         if running is None:
             return None
-        self._answers["joined"] += 1
+        self.answers["joined"] += 1
         return self._following(running, source)
 
     def _asked(self, key: Key, source: Source) -> KeptResults:
         """What the PACS is asked for now."""
-        self._answers["retrieved"] += 1
+        self.answers["retrieved"] += 1
         return self._following(self._begin(key, source, is_watched=source.is_watched), source)
 
     async def _instance(self, key: Key, source: Source) -> Results:
@@ -207,7 +207,7 @@ class SeriesCache:
 
     def _held(self, entry: Entry, key: Key, source: Source) -> KeptResults:
         """What is there already."""
-        self._answers["kept"] += 1
+        self.answers["kept"] += 1
         self._store.hold(entry)
 
         def left() -> None:

@@ -255,6 +255,7 @@ class Daemon:
             self.operated.children,
             self.spool.summary,
             self.cache.figures,
+            lambda: self.cache.answers,
             self.operations.figures,
             self._http_load,
             lambda: self.health.ready()[0],

@@ -38,6 +38,8 @@ class Metrics:
     def __init__(self, reactor: Any, config: Config, sources: Sources) -> None:
         self._reactor = reactor
         self._config = config
+        self._endpoints: set[str] = set()
+        """All that there have been."""
         self._sources = sources
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -56,7 +58,8 @@ class Metrics:
     def configure(self, config: Config) -> None:
         """Another configuration is in force."""
         self.operations.keep(config.backends)
-        self.requests.forget(set(self._config.endpoints) - set(config.endpoints))
+        self._endpoints |= set(self._config.endpoints)  # a request may end after its endpoint is gone: look again
+        self.requests.forget(self._endpoints - set(config.endpoints))
         self._config = config
         if config.telemetry.metrics:
             self._lag.start()

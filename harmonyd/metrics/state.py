@@ -23,6 +23,7 @@ class Sources:
     children: Callable[[], Sequence[Child]]
     spool: Callable[[], Awaitable[Summary]]
     cache: Callable[[], Mapping[str, Any]]
+    cache_answers: Callable[[], Mapping[str, int]]
     operations: Callable[[], Mapping[str, int]]
     http: Callable[[], tuple[int, int]]
     """Requests that are being answered, open connections."""
@@ -37,7 +38,7 @@ def add_state(found: Found, sources: Sources) -> None:
     found.add("harmonyd_http_requests_in_flight", requests)
     found.add("harmonyd_http_connections", connections)
     _add_children(found, sources.children())
-    _add_cache(found, sources.cache())
+    _add_cache(found, sources.cache(), sources.cache_answers())
     later = sources.operations()
     found.add("harmonyd_async_operations_running", later["running"])
     found.add("harmonyd_async_operations_kept", later["kept"])
@@ -63,13 +64,13 @@ def _add_children(found: Found, children: Iterable[Child]) -> None:
         found.add("harmonyd_tool_processes", count, program)
 
 
-def _add_cache(found: Found, cache: Mapping[str, Any]) -> None:
+def _add_cache(found: Found, cache: Mapping[str, Any], answers: Mapping[str, int]) -> None:
     found.add("harmonyd_cache_series", cache["entries"])
     found.add("harmonyd_cache_instances", cache["instances"])
     found.add("harmonyd_cache_bytes", cache["bytes"])
     found.add("harmonyd_cache_limit_bytes", cache["max_bytes"])
     found.add("harmonyd_cache_retrieving", cache["retrieving"])
-    for source, count in cache["answers"].items():
+    for source, count in answers.items():
         found.add("harmonyd_cache_answers_total", count, source)
 
 

@@ -229,9 +229,9 @@ async def test_a_disk_that_hangs_costs_only_its_part(
     monkeypatch.setattr(metrics, "PART_SECS", 0.05)
     given = config.load(write_config(tmp_path, http_port=free_port(), backends={"answer": {"service": "echo"}}))
     hanging = Asked()
-    cache = {"entries": 1, "instances": 2, "bytes": 3, "max_bytes": 4, "retrieving": 5, "answers": {"kept": 6}}
+    cache = {"entries": 1, "instances": 2, "bytes": 3, "max_bytes": 4, "retrieving": 5}
     later = {"running": 7, "kept": 8, "bytes": 9, "watchers": 10}
-    sources = Sources(list, hanging, lambda: cache, lambda: later, lambda: (11, 12), lambda: False)
+    sources = Sources(list, hanging, lambda: cache, lambda: {"kept": 6}, lambda: later, lambda: (11, 12), lambda: False)
     made = metrics.Metrics(reactor, given, sources)
     for _ in range(2):
         text = (await made.text()).decode("utf-8")
