@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["UNWATCHED", "Progress", "SharedProgress", "SummedProgress", "without_records"]
+__all__ = ["UNTIMED", "UNWATCHED", "Progress", "SharedProgress", "Steps", "SummedProgress", "without_records"]
 
 
 class Progress(Protocol):
@@ -24,6 +24,37 @@ class Progress(Protocol):
         None: the node does not say.
         """
         ...
+
+
+class Steps(Protocol):
+    """Who measures an operation is told its steps. Called in the reactor's thread; raises nothing."""
+
+    def queued(self) -> None:
+        """It waits until an association may be opened. Safe to call twice."""
+        ...
+
+    def began(self) -> None:
+        """Nothing is waited for any more. Safe to call twice."""
+        ...
+
+    def associated(self) -> None:
+        """An association is there. Safe to call twice; not every engine knows."""
+        ...
+
+
+class _Untimed:
+    def queued(self) -> None:
+        pass
+
+    def began(self) -> None:
+        pass
+
+    def associated(self) -> None:
+        pass
+
+
+UNTIMED: Steps = _Untimed()
+"""Nobody measures."""
 
 
 class _Unwatched:

@@ -45,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services": BASE | {"waiters", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "config", "services", "web"},
+    "metrics": BASE
+    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
     "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}

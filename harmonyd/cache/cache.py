@@ -72,6 +72,8 @@ class SeriesCache:
         self._unfit: dict[Key, float] = {}
         """Until when a series is not retrieved ahead: it could not be had, or is too big."""
         self._is_closed = False
+        self.answers = dict.fromkeys(("kept", "joined", "retrieved", "passed_by"), 0)
+        """Retrieves answered from the disk, by one that ran, by one that fills the cache, and without the cache."""
 
     async def start(self) -> None:
         """Take over what an earlier run left whole."""
@@ -101,6 +103,7 @@ class SeriesCache:
         Raises what the operation raises.
         """
         if not self._store.config.enabled or self._is_closed:
+            self.answers["passed_by"] += 1
             return await source.alone(key)
         if fresh:
             self._forget(key)
@@ -160,10 +163,9 @@ class SeriesCache:
     async def _found(self, key: Key, source: Source) -> Results:
         results = self._present(key, source)
         if results is None and not self._is_closed and await self._store.admits():
-            results = self._present(key, source)
-            if results is None:
-                results = self._following(self._begin(key, source, is_watched=source.is_watched), source)
+            results = self._present(key, source) or self._asked(key, source)
         if results is None:
+            self.answers["passed_by"] += 1
             return await source.alone(key)
         return await _ready(results)
 
@@ -172,7 +174,15 @@ class SeriesCache:
         if entry is not None:
             return self._held(entry, key, source)
         running = self._running.get(key)
-        return None if running is None else self._following(running, source)
+        if running is None:
+            return None
+        self.answers["joined"] += 1
+        return self._following(running, source)
+
+    def _asked(self, key: Key, source: Source) -> KeptResults:
+        """What the PACS is asked for now."""
+        self.answers["retrieved"] += 1
+        return self._following(self._begin(key, source, is_watched=source.is_watched), source)
 
     async def _instance(self, key: Key, source: Source) -> Results:
         series = key.of_series
@@ -197,6 +207,7 @@ class SeriesCache:
 
     def _held(self, entry: Entry, key: Key, source: Source) -> KeptResults:
         """What is there already."""
+        self.answers["kept"] += 1
         self._store.hold(entry)
 
         def left() -> None:

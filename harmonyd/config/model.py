@@ -174,9 +174,11 @@ class ManagementConfig:
 
 @dataclass(frozen=True, slots=True)
 class TelemetryConfig:
-    """``network``: where /livez and /readyz are served; None: on every HTTP network."""
+    """``network``: where /livez, /readyz and /metrics are served; None: on every HTTP network."""
 
     network: str | None = None
+    metrics: bool = True
+    """Serve /metrics."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,9 +235,11 @@ def _base_path(value: str) -> str | None:
 
 def telemetry(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> TelemetryConfig:
     """``[telemetry]``."""
-    named = http_network(section, networks, known)
+    result = TelemetryConfig(
+        http_network(section, networks, known), metrics=section.flag("metrics", TelemetryConfig().metrics)
+    )
     section.finish()
-    return TelemetryConfig(named)
+    return result
 
 
 def web(section: Section) -> WebConfig:

@@ -28,6 +28,8 @@ from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.dimse.native.engine import NativeEngine
+from harmonyd.metrics.endpoint import metrics_route
+from harmonyd.metrics.metrics import Metrics
 from harmonyd.middleware import registry as middleware_registry
 from harmonyd.operations.describing import with_operations
 from harmonyd.operations.endpoint import LongRunningEndpoint
@@ -125,6 +127,7 @@ class Builder:
         documents: Mapping[str, Document],
         resources: Mapping[str, Resource],
         cache: SeriesCache,
+        metrics: Metrics,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
@@ -135,6 +138,7 @@ class Builder:
         self._documents = documents
         self._resources = resources
         self._cache = cache
+        self._metrics = metrics
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -166,7 +170,13 @@ class Builder:
     ) -> dict[str, Backend]:
         """By name. Those in ``unchanged`` go on. Raises ``HarmonydError``."""
         resources = registry.Resources(
-            self._reactor, engines, self._folders.storage, asked_over_http(config), self._in_thread, self._cache
+            self._reactor,
+            engines,
+            self._folders.storage,
+            asked_over_http(config),
+            self._in_thread,
+            self._cache,
+            self._metrics.operations,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -213,7 +223,7 @@ class Builder:
     def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
         """What serves an HTTP network."""
         routes, health = self.routes(config, network.name, pipelines), self.health_on(config, network.name)
-        return HttpFrontEnd(self._reactor, network, routes, config.limits, health)
+        return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests)
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network."""
@@ -227,6 +237,8 @@ class Builder:
         if config.management.enabled and config.management.network == network:
             managed = management_route(config.management.base_path, self._documents, self._resources)
             routes.append(replace(managed, compresses=config.web.compression))
+        if config.telemetry.metrics and self.health_on(config, network) is not None:
+            routes.append(metrics_route(self._metrics.text))
         return routes + (self._documentation(config, network, routes) if config.web.documentation else [])
 
     def _documentation(self, config: Config, network: str, routes: Sequence[Route]) -> list[Route]:

@@ -34,6 +34,8 @@ from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
+from harmonyd.metrics.metrics import Metrics
+from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.process import in_thread
@@ -97,6 +99,7 @@ class Daemon:
             "cache": CacheResource(self.cache),
         }
         documents = self._management.documents
+        self._metrics = Metrics(reactor, config, self._sources())
         self._builder = Builder(
             reactor,
             self.supervisor,
@@ -107,6 +110,7 @@ class Daemon:
             documents,
             resources,
             self.cache,
+            self._metrics,
         )
         self._parts = self._builder.all(config)
         self._disk = DiskWritable(reactor, config.storage.path)
@@ -127,6 +131,7 @@ class Daemon:
         await self._control.start()
         await self.supervisor.start()
         self.operated.sampler.start()
+        self._metrics.start()
         await self._disk.start()
         if self._parts.endpoints or self.spool.exists:
             await self.spool.start()
@@ -162,6 +167,7 @@ class Daemon:
         self.spool.configure(new.spool)
         self.operations.configure(new.operations, long_running(new))
         self.cache.configure(new.cache)
+        self._metrics.configure(new)
         try:
             await takeover.finish()
         finally:
@@ -215,6 +221,7 @@ class Daemon:
         await self._all(backend.stop for backend in parts.all_backends)
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
+        self._metrics.stop()
         await self._all([self.operations.close])
         await self._all([parts.engines.close, self._control.stop])
         self.manager.close()
@@ -242,6 +249,21 @@ class Daemon:
 
     def _operations(self) -> Mapping[str, frozenset[str]]:
         return operations_by_backend(self._parts.all_backends)
+
+    def _sources(self) -> Sources:
+        return Sources(
+            self.operated.children,
+            self.spool.summary,
+            self.cache.figures,
+            lambda: self.cache.answers,
+            self.operations.figures,
+            self._http_load,
+            lambda: self.health.ready()[0],
+        )
+
+    def _http_load(self) -> tuple[int, int]:
+        loads = [front_end.load for front_end in self._parts.front_ends]
+        return sum(requests for requests, _ in loads), sum(connections for _, connections in loads)
 
     def _children(self) -> CheckResult:
         waiting = [child for child in self.supervisor.children() if child.state != "RUNNING"]

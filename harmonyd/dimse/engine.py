@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
-from harmonyd.progress import UNWATCHED, Progress
+from harmonyd.progress import UNTIMED, UNWATCHED, Progress, Steps
 from harmonyd.tls import TlsClient, TlsServer
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class OperationContext:
     slots: AssociationSlots | None = None
     """The engine holds one slot while it has an association open for this operation."""
     progress: Progress = UNWATCHED
+    steps: Steps = UNTIMED
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,12 @@ class Operations:
         """Of those that have not ended."""
         return frozenset(operation.id for operation in self._running())
 
+    def figures(self) -> dict[str, int]:
+        """How many there are, and the size of their results."""
+        running = len(self._running())
+        kept = len(self._operations) - running
+        return {"running": running, "kept": kept, "bytes": self._used_bytes, "watchers": self.watchers.count}
+
     def _running(self) -> list[Operation]:
         return [operation for operation in self._operations.values() if not operation.has_ended]
 

@@ -20,6 +20,7 @@ from harmonyd.config.model import (
 from harmonyd.dimse.engine import EnginesByName
 from harmonyd.services.base import AskingEndpoint, Backend, HttpEndpoint
 from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.dicom.metering import UNMETERED, Meter
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
 from harmonyd.services.storage import StorageBackend
@@ -38,6 +39,7 @@ class Resources:
     in_thread: Callable[..., Awaitable[Any]]
     """Runs blocking work in the reactor's thread pool."""
     cache: SeriesCache | None = None
+    meter: Meter = UNMETERED
 
 
 def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
@@ -64,6 +66,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         resources.storage,
         has_retrievers=config.name in resources.asked_over_http,
         cache=resources.cache,
+        meter=resources.meter,
     )
 
 

@@ -29,6 +29,8 @@ class Figures:
     """Of one processor, since the look before; None at the first look."""
     fds: int | None
     """None where we may not see them."""
+    cpu_secs: float | None = None
+    """Since it was started."""
 
 
 class Sampler:
@@ -120,7 +122,9 @@ def _read(processes: dict[int, psutil.Process], pid: int) -> Figures | None:
         process = known or psutil.Process(pid)
         cpu_percent = process.cpu_percent(None)
         processes[pid] = process
-        return Figures(process.memory_info().rss, cpu_percent if known else None, _fds(process))
+        times = process.cpu_times()
+        rss_bytes = process.memory_info().rss
+        return Figures(rss_bytes, cpu_percent if known else None, _fds(process), times.user + times.system)
     except (psutil.Error, OSError):
         processes.pop(pid, None)
         return None

@@ -10,7 +10,7 @@ coroutine is cancelled when the client leaves; whatever it holds is closed at it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -36,7 +36,10 @@ from harmonyd.web.router import Router, parse_query, segments_of, split_target
 from harmonyd.web.site import Site
 from harmonyd.web.stream import ClientStalled, send
 
-__all__ = ["HttpFrontEnd", "Route"]
+__all__ = ["HttpFrontEnd", "Measured", "Route"]
+
+Measured = Callable[[str, int | None, float], None]
+"""Told of each request: name of its endpoint ("": none), status (None: the answer did not reach its end), seconds."""
 
 _RETRY_AFTER_SHUTDOWN_SECS = 10
 _MAX_BACKLOG = 1024
@@ -114,6 +117,7 @@ class HttpFrontEnd:
         routes: Sequence[Route],
         limits: LimitsConfig,
         health: Health | None,
+        measured: Measured = lambda endpoint, status, secs: None,
     ) -> None:
         """Raises ``ValueError`` for equal prefixes."""
         if network.http is None:
@@ -121,6 +125,7 @@ class HttpFrontEnd:
         self.limits = limits
         self.stopping = False
         self._reactor = reactor
+        self._measured = measured
         self._network_name = network.name
         self._listener = network.http
         self._router = _router(routes, health)
@@ -147,6 +152,11 @@ class HttpFrontEnd:
         if self._listening is None:
             raise RuntimeError("the front end was not started")
         return int(self._listening.getHost().port)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that are being answered, and open connections."""
+        return len(self._running), len(self._site.connections)
 
     async def start(self) -> None:
         """Listen. Raises ``PortTaken`` or ``CannotBind``."""
@@ -280,7 +290,10 @@ class HttpFrontEnd:
                 await exchange.answering
             except Exception as exc:  # noqa: BLE001 - the boundary: whatever went wrong becomes an answer
                 self._failed(request, exc, exchange)
-            self._log_access(request, self._reactor.seconds() - began_at, exchange.operation)
+            secs = self._reactor.seconds() - began_at
+            self._log_access(request, secs, exchange.operation)
+            endpoint = request.match.target.endpoint.name if request.match is not None else ""
+            self._measured(endpoint, None if request.gone else request.code, secs)
         finally:
             await exchange.close()
 

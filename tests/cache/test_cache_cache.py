@@ -44,6 +44,7 @@ def test_all_share_one_retrieve(pacs: FakePacs) -> None:
         assert pacs.done(reader) == ["1.2.3.1", "1.2.3.2"]
     assert len(pacs.asked) == 1
     assert pacs.asked[0].is_closed
+    assert pacs.cache.answers == {"retrieved": 1, "joined": 1, "kept": 1, "passed_by": 0}
 
 
 def test_all_are_told_what_went_wrong(pacs: FakePacs) -> None:

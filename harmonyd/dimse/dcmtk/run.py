@@ -127,9 +127,11 @@ class ToolRun:
 
         Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, and ``OSError`` for the folder.
         """
+        self._op.steps.queued()
         if self._op.slots is not None:
             await self._op.slots.acquire(self._op.deadline)
             self._holds_slot = True
+        self._op.steps.began()
         self._op.progress.began()
         if self._folder is not None:
             self._folder.mkdir(parents=True)

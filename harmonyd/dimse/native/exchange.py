@@ -133,15 +133,18 @@ class Exchange:
 
     async def slot(self) -> None:
         """Wait until the node may have one more association of ours. Raises ``Unavailable`` and ``DeadlinePassed``."""
+        self._op.steps.queued()
         if self._op.slots is not None and not self._holds_slot:
             await self._op.slots.acquire(self._op.deadline)
             self._holds_slot = True
+        self._op.steps.began()
         self._op.progress.began()
 
     def use(self, association: ClientAssociation) -> None:
         """From now on the deadline, and ``end``, are about this association."""
         self.association = association
         self._is_used = True
+        self._op.steps.associated()
 
     @property
     def is_reusable(self) -> bool:

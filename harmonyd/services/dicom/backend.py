@@ -32,6 +32,7 @@ from harmonyd.errors import HarmonydError
 from harmonyd.progress import Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
+from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.record import OperationRecord, failed
@@ -68,6 +69,7 @@ class DicomBackend:
         *,
         has_retrievers: bool,
         cache: SeriesCache | None = None,
+        meter: Meter = UNMETERED,
     ) -> None:
         """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE."""
         self.name = name
@@ -78,6 +80,7 @@ class DicomBackend:
         self._reactor = reactor
         self._has_retrievers = has_retrievers
         self._cache = cache
+        self._meter = meter
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
@@ -122,13 +125,15 @@ class DicomBackend:
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
-        async with self._recorded("store", self._context(requests[0])) as (op, summary):
+        async with self._recorded("store", requests[0]) as (op, summary):
             async with self._changing() as studies:
                 answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, studies)
             failed_at = [answer for answer in answers if isinstance(answer, Exception)]
             summary.update(success=not failed_at, complete=not failed_at, stored=len(answers) - len(failed_at))
             if failed_at:
                 summary["incomplete_reason"] = f"{len(failed_at)} of {len(answers)} objects were not stored"
+            if len(failed_at) == len(answers):
+                summary["outcome"] = outcome_of_error(failed_at[0])
         return answers
 
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
@@ -146,24 +151,25 @@ class DicomBackend:
         if operation == "store":
             return await self._store(request)
         query = dicom_request.build_query(request, document, operation, self.options)
-        op = self._context(request)
+        kept = self._begin(operation, request)
         if operation == "find":
-            found = self._engine.find(self.remote, query, op)
+            found = self._engine.find(self.remote, query, kept.op)
 
             def record(match: Match) -> MatchRecord:
-                op.progress.arrived(len(match.json))
+                kept.arrived(len(match.json))
                 return MatchRecord(match)
 
-            return await self._respond(operation, media_type, "matches", found, op, record)
-        return await self._retrieve(operation, media_type, query, op)
+            return await self._respond(kept, media_type, "matches", found, record)
+        return await self._retrieve(kept, media_type, query)
 
     async def _retrieve_kept(
         self, operation: str, cache: SeriesCache, asked: Key, request: RequestEnvelope
     ) -> ResponseEnvelope:
         async def perform(key: Key, id_: str | None, storage: Path | None, progress: Progress) -> Results:
             query = dicom_request.build_query(request, document_for(key), operation, self.options)
-            op = replace(self._context(request, id_, storage), progress=progress)
-            response = await self._retrieve(operation, JSON, query, op)
+            kept = self._begin(operation, request, id_, storage)
+            kept = replace(kept, op=replace(kept.op, progress=progress))
+            response = await self._retrieve(kept, JSON, query)
             assert response.results is not None
             return response.results
 
@@ -179,20 +185,20 @@ class DicomBackend:
         takes_turns = options.dimse_retrieve_mode == "move" and options.store_scp in ("persistent", "transient")
         return options.max_associations > 1 and not takes_turns
 
-    async def _retrieve(self, operation: str, media_type: str, query: Query, op: OperationContext) -> ResponseEnvelope:
-        if operation == "get":
-            stream = self._engine.get(self.remote, query, op)
+    async def _retrieve(self, kept: OperationRecord, media_type: str, query: Query) -> ResponseEnvelope:
+        if kept.operation == "get":
+            stream = self._engine.get(self.remote, query, kept.op)
         else:
-            stream = self._engine.move(self.remote, self.receiver, query, op)
+            stream = self._engine.move(self.remote, self.receiver, query, kept.op)
 
         def record(instance: Instance) -> InstanceRecord:
-            op.progress.arrived(instance.size_bytes)
+            kept.arrived(instance.size_bytes)
             return InstanceRecord(instance, self._in_thread)
 
-        return await self._respond(operation, media_type, "instances", stream, op, record)
+        return await self._respond(kept, media_type, "instances", stream, record)
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
-        async with self._recorded("echo", self._context(request)) as (op, _):
+        async with self._recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
         remote = self.remote
         summary = {
@@ -207,7 +213,7 @@ class DicomBackend:
     async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
         negotiate("store", request.headers.get("accept"))
         try:
-            async with self._recorded("store", self._context(request)) as (op, summary):
+            async with self._recorded("store", request) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
                 async with self._changing() as studies:
                     results = await store(
@@ -232,21 +238,19 @@ class DicomBackend:
 
     @asynccontextmanager
     async def _recorded(
-        self, operation: str, op: OperationContext
+        self, operation: str, request: RequestEnvelope
     ) -> AsyncIterator[tuple[OperationContext, dict[str, Any]]]:
         """An operation that has ended when the block ends; the summary may be filled in there."""
-        record = self._record(operation, op)
+        record = self._begin(operation, request)
         summary: dict[str, Any] = {}
         try:
-            yield op, summary
+            yield record.op, summary
         except BaseException as error:
             summary.update(failed(error))
             raise
         finally:
+            record.measure.arrived(summary.get("stored", 0), 0)
             await self._ended(record, summary, None)
-
-    def _record(self, operation: str, op: OperationContext) -> OperationRecord:
-        return OperationRecord(operation, self.remote, op, self._reactor.seconds())
 
     async def _ended(self, record: OperationRecord, summary: Mapping[str, Any], folder: Path | None) -> None:
         try:
@@ -256,21 +260,22 @@ class DicomBackend:
 
     async def _respond(
         self,
-        operation: str,
+        kept: OperationRecord,
         media_type: str,
         items_key: str,
         stream: OperationStream[T],
-        op: OperationContext,
         record: Callable[[T], MatchRecord | InstanceRecord],
     ) -> ResponseEnvelope:
-        kept = self._record(operation, op)
+        operation = kept.operation
 
         async def closed(summary: Mapping[str, Any]) -> None:
             await self._ended(kept, summary, stream.folder)
 
         try:
             first = await anext(aiter(stream), None)
-            if first is None and operation != "find":
+            if first is not None:
+                kept.measure.first()
+            elif operation != "find":
                 raise_for_nothing(operation, stream.outcome)
         except Exception as error:
             try:
@@ -285,13 +290,14 @@ class DicomBackend:
         )
         return ResponseEnvelope(results=results)
 
-    def _context(
-        self, request: RequestEnvelope, id_: str | None = None, storage: Path | None = None
-    ) -> OperationContext:
+    def _begin(
+        self, operation: str, request: RequestEnvelope, id_: str | None = None, storage: Path | None = None
+    ) -> OperationRecord:
         now = self._reactor.seconds()
         deadline = now + self.options.operation_timeout_secs
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
+        measure = self._meter.begin(self.name, operation)
         op = OperationContext(
             id_ or request.operation_id or new_id(),
             request.id,
@@ -300,9 +306,10 @@ class DicomBackend:
             storage=storage or self.options.storage_dir,
             slots=self._slots,
             progress=request.progress,
+            steps=measure.steps,
         )
         self.active.add(op.id)
-        return op
+        return OperationRecord(operation, self.remote, op, now, measure)
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)

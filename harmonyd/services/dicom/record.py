@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from harmonyd.dimse.engine import OperationContext, RemoteNode
 from harmonyd.errors import HarmonydError
+from harmonyd.services.dicom.metering import Measure, outcome_of, outcome_of_error
 
 _log = Logger()
 _KEPT = ("success", "complete", "incomplete_reason", "error", "count", "file_count", "suboperations", "warnings")
@@ -32,11 +33,18 @@ class OperationRecord:
     op: OperationContext
     began: float
     """Seconds since the epoch."""
+    measure: Measure
+
+    def arrived(self, size_bytes: int) -> None:
+        """One more result is taken."""
+        self.measure.arrived(1, size_bytes)
+        self.op.progress.arrived(size_bytes)
 
     async def end(
         self, now: float, summary: Mapping[str, Any], folder: Path | None, in_thread: Callable[..., Awaitable[Any]]
     ) -> None:
         """Log the outcome; keep it beside ``folder`` if that is there. A failure to do so is only logged."""
+        self.measure.ended(outcome_of(summary))
         self._log_end(now, summary)
         if folder is None:
             return
@@ -82,7 +90,7 @@ def failed(error: BaseException) -> dict[str, Any]:
     else:
         what = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         said = f"ended before it was done ({what})"
-    return {"success": False, "complete": False, "error": said}
+    return {"success": False, "complete": False, "error": said, "outcome": outcome_of_error(error)}
 
 
 def _time(secs: float) -> str:

@@ -16,6 +16,7 @@ from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, Sto
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.uid import is_uid
 from harmonyd.errors import NotFound
+from harmonyd.services.dicom.metering import CANCELLED, outcome_of_error
 from harmonyd.services.dicom.record import failed
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ class DimseResults(Generic[T]):
             self._failed = error
             raise
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> dict[str, Any]:
         members: dict[str, Any] = {"success": self._ended, "complete": self._ended}
         if not self._ended:
             left = "nobody took the rest of the answer"
@@ -121,13 +122,19 @@ class DimseResults(Generic[T]):
             members["debug"] = self._stream.debug
         return members
 
+    def _ending(self) -> dict[str, str]:
+        """How it ended, where it did not end by itself."""
+        if self._ended:
+            return {}
+        return {"outcome": outcome_of_error(self._failed) if self._failed else CANCELLED}
+
     async def aclose(self) -> None:
         closed, self._closed = self._closed, None
         try:
             await self._stream.aclose()
         finally:
             if closed is not None:
-                await closed(self.summary())
+                await closed(self.summary() | self._ending())
 
 
 def outcome_members(outcome: Outcome) -> dict[str, Any]:

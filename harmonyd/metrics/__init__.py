@@ -1,0 +1,1 @@
+"""What Prometheus is told: ``families`` is the table of all metrics, ``metrics`` puts together what they say now."""

@@ -1,0 +1,91 @@
+"""What the daemon knows of itself, read when somebody asks. Nothing here waits or blocks."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harmonyd import __version__
+from harmonyd.control.api import Child
+from harmonyd.metrics.families import Found
+from harmonyd.spool.api import Summary
+from harmonyd.supervision.states import State
+
+__all__ = ["Sources", "add_spool", "add_state"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where to look; all but ``spool`` answer at once."""
+
+    children: Callable[[], Sequence[Child]]
+    spool: Callable[[], Awaitable[Summary]]
+    cache: Callable[[], Mapping[str, Any]]
+    cache_answers: Callable[[], Mapping[str, int]]
+    operations: Callable[[], Mapping[str, int]]
+    http: Callable[[], tuple[int, int]]
+    """Requests that are being answered, open connections."""
+    is_ready: Callable[[], bool]
+
+
+def add_state(found: Found, sources: Sources) -> None:
+    """All that is known at once."""
+    found.add("harmonyd_build_info", 1, __version__, platform.python_version())
+    found.add("harmonyd_ready", sources.is_ready())
+    requests, connections = sources.http()
+    found.add("harmonyd_http_requests_in_flight", requests)
+    found.add("harmonyd_http_connections", connections)
+    _add_children(found, sources.children())
+    _add_cache(found, sources.cache(), sources.cache_answers())
+    later = sources.operations()
+    found.add("harmonyd_async_operations_running", later["running"])
+    found.add("harmonyd_async_operations_kept", later["kept"])
+    found.add("harmonyd_async_result_bytes", later["bytes"])
+    found.add("harmonyd_async_watchers", later["watchers"])
+
+
+def _add_children(found: Found, children: Iterable[Child]) -> None:
+    programs: dict[str, int] = {}
+    for child in children:
+        if not child.is_kept:  # its name holds the id of an operation
+            programs[child.group] = programs.get(child.group, 0) + 1
+            continue
+        name = f"{child.group}:{child.name}"
+        for state in State:
+            found.add("harmonyd_child_state", child.state == state, name, state)
+        found.add("harmonyd_child_restarts_total", max(0, child.starts - 1), name)
+        figures = child.figures
+        if figures is not None:
+            found.add("harmonyd_child_resident_memory_bytes", figures.rss_bytes, name)
+            found.add("harmonyd_child_cpu_seconds_total", figures.cpu_secs, name)
+    for program, count in programs.items():
+        found.add("harmonyd_tool_processes", count, program)
+
+
+def _add_cache(found: Found, cache: Mapping[str, Any], answers: Mapping[str, int]) -> None:
+    found.add("harmonyd_cache_series", cache["entries"])
+    found.add("harmonyd_cache_instances", cache["instances"])
+    found.add("harmonyd_cache_bytes", cache["bytes"])
+    found.add("harmonyd_cache_limit_bytes", cache["max_bytes"])
+    found.add("harmonyd_cache_retrieving", cache["retrieving"])
+    for source, count in answers.items():
+        found.add("harmonyd_cache_answers_total", count, source)
+
+
+def add_spool(found: Found, summary: Summary, now: float) -> None:
+    """``now``: seconds since the epoch."""
+    found.add("harmonyd_spool_objects", summary.entries)
+    found.add("harmonyd_spool_bytes", summary.bytes)
+    found.add("harmonyd_spool_damaged_objects", summary.damaged)
+    found.add("harmonyd_spool_refusing", summary.refusal is not None)
+    for each in summary.backends:
+        queue = each.endpoint, each.backend
+        found.add("harmonyd_spool_waiting_objects", each.waiting, *queue)
+        found.add("harmonyd_spool_quarantined_objects", each.quarantined, *queue)
+        age = 0.0 if each.oldest_received_at is None else max(0.0, now - each.oldest_received_at)
+        found.add("harmonyd_spool_oldest_age_seconds", age, *queue)
+        found.add("harmonyd_spool_backend_away", bool(each.away_reason), *queue)
+    found.add("harmonyd_quarantine_folder_objects", summary.set_aside.files)
+    found.add("harmonyd_quarantine_folder_bytes", summary.set_aside.bytes)
