@@ -29,6 +29,7 @@ _TEXT = frozenset(
         "text/html",
     }
 )
+_NOT_MODIFIED = 304
 _BOUND_TO_BYTES = frozenset({"content-encoding", "content-digest", "content-md5", "digest"})
 """Fields that would be wrong for other bytes."""
 _WHOLE = frozenset({200, 201, 202, 404, 409})
@@ -38,9 +39,12 @@ _WHOLE = frozenset({200, 201, 202, 404, 409})
 def compressed(answer: HttpAnswer, request_headers: Mapping[str, str]) -> HttpAnswer:
     """Return ``answer`` with its body in gzip if it is text, not short, and the client prefers that; else as it is.
 
-    ``Vary`` tells caches either way. An ETag becomes a weak one: the bytes are others (RFC 9110 section 8.8.3.3).
+    ``Vary`` tells caches either way, with a 304, too (RFC 9110 section 15.4.5). An ETag becomes a weak one: the bytes are
+    others (RFC 9110 section 8.8.3.3).
     """
     fields = {name.lower(): value for name, value in answer.headers.items()}
+    if answer.status == _NOT_MODIFIED:
+        return HttpAnswer(answer.status, add_vary(answer.headers, "Accept-Encoding"), answer.chunks, answer.length)
     media = parse_media_type(fields.get("content-type", ""))
     if media is None or media.essence not in _TEXT or "no-transform" in fields.get("cache-control", ""):
         return answer

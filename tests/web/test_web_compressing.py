@@ -118,6 +118,12 @@ def test_a_short_body_is_not_worth_it() -> None:
     assert (answer.length, answer.headers) == (2, {"Content-Type": JSON, "Vary": "Accept-Encoding"})
 
 
+def test_not_modified_varies_too() -> None:
+    """As the answer would that the client has; the tag is as it was given."""
+    answer = compressed(HttpAnswer(304, {"ETag": 'W/"x"'}), TAKES)
+    assert (answer.status, answer.headers) == (304, {"ETag": 'W/"x"', "Vary": "Accept-Encoding"})
+
+
 def test_an_etag_becomes_weak() -> None:
     """The bytes are others; ranges of them mean nothing."""
     fields = {"Content-Type": JSON, "ETag": '"1"', "Accept-Ranges": "bytes"}
