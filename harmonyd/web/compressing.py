@@ -39,8 +39,8 @@ _WHOLE = frozenset({200, 201, 202, 404, 409})
 def compressed(answer: HttpAnswer, request_headers: Mapping[str, str]) -> HttpAnswer:
     """Return ``answer`` with its body in gzip if it is text, not short, and the client prefers that; else as it is.
 
-    ``Vary`` tells caches either way, with a 304, too (RFC 9110 section 15.4.5). An ETag becomes a weak one: the bytes are
-    others (RFC 9110 section 8.8.3.3).
+    ``Vary`` tells caches either way, with a 304, too (RFC 9110 section 15.4.5). An ETag becomes a weak one: the bytes
+    are others (RFC 9110 section 8.8.3.3).
     """
     fields = {name.lower(): value for name, value in answer.headers.items()}
     if answer.status == _NOT_MODIFIED:
