@@ -131,7 +131,7 @@ def _read(section: Section, key: str, path: Path | None, parse: Callable[[bytes]
         section.problem(key, f"cannot be read: {error.strerror}", "paths are relative to config.toml's folder")
     except TypeError:
         section.problem(key, "the key is encrypted", "give one without a password, that only harmonyd can read")
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         section.problem(key, "nothing usable in it", "PEM is needed: -----BEGIN … and -----END …")
     return None
 

@@ -58,14 +58,16 @@ class Acceptor:
     def listen(self, why: Explain = explain) -> None:
         """Accept from now on. Raises ``Unavailable``."""
         family = socket.AF_INET6 if ":" in self.bind_addr else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = None
         try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self.bind_addr, self.port))
             sock.listen(self.backlog)
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             raise Unavailable(f"DICOM cannot be received: {why(self.port, error)}") from error
         self._sock = sock
         self.port = sock.getsockname()[1]

@@ -153,7 +153,7 @@ def described(der: bytes) -> dict[str, Any]:
             "days_left": (until - datetime.now(UTC)).days,
             "sha256": fingerprint(der),
         }
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         unknown = dict.fromkeys(("issuer", "not_before", "not_after"), "unknown")
         return {"subject": "(not readable)", **unknown, "names": [], "days_left": 0, "sha256": fingerprint(der)}
 
@@ -161,6 +161,6 @@ def described(der: bytes) -> dict[str, Any]:
 def _names(certificate: x509.Certificate) -> list[str]:
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         return []
     return [str(name.value) for name in found if isinstance(name, x509.DNSName | x509.IPAddress)]

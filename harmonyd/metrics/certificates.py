@@ -50,6 +50,6 @@ def expiry(path: Path) -> float | None:
     try:
         with path.open("rb") as file:
             certificates = x509.load_pem_x509_certificates(file.read(MOST_BYTES))
-    except (OSError, ValueError):
+    except (OSError, ValueError, x509.InvalidVersion):
         return None
     return min(each.not_valid_after_utc.timestamp() for each in certificates)

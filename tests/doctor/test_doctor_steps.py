@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from doctor_kit import Doctor, on_find, pacs, results
 from pydicom import Dataset
+from pynetdicom import evt
 
+from harmonyd.dimse.engine import RemoteNode
+from harmonyd.dimse.native.ping import ping
 from harmonyd.doctor.walk import STEPS
 from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.peer import ScriptedPeer
@@ -208,6 +211,40 @@ def test_every_query_is_refused(doctor_of: Doctor) -> None:
     with pacs([on_find(answer)]) as port:
         found = doctor_of.examine(port=port)["find"]
     assert (found["result"], found["details"]["dimse_status"]) == ("error", "0xA700")
+
+
+def test_an_answer_that_comes_late(doctor_of: Doctor) -> None:
+    """What follows a request that was not answered in time has an association of its own."""
+    late = threading.Event()
+
+    def wait(_: Any) -> int:
+        late.wait(60)
+        return 0
+
+    with pacs([(evt.EVT_C_ECHO, wait), on_find(lambda _: iter([(0x0000, None)]))]) as port:
+        try:
+            steps = doctor_of.examine(port=port, timeout_secs=2.0)
+        finally:
+            late.set()
+    assert (steps["echo"]["result"], steps["echo"]["details"]["timeout"]) == ("error", "dimse")
+    assert steps["find"]["result"] == "ok", steps["find"]
+
+
+def test_a_release_that_is_not_answered() -> None:
+    """It is not waited for: the answer to the C-ECHO counts."""
+    over, asked = threading.Event(), threading.Event()
+
+    def wait(event: Any) -> None:
+        if event.fsm_event == "Evt12":  # A-RELEASE-RQ has come (PS3.8 table 9-10)
+            asked.set()
+            over.wait(60)
+
+    with pacs([(evt.EVT_FSM_TRANSITION, wait)]) as port:
+        try:
+            ping(RemoteNode("pacs", "PEER", "127.0.0.1", port, "HARMONYD"))
+        finally:
+            over.set()
+    assert asked.is_set()
 
 
 # --- C-MOVE

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from doctor_kit import Doctor, Steps, pacs
 
-from harmonyd.testing.certificates import Authority, Issued
+from harmonyd.doctor.network import described
+from harmonyd.testing.certificates import Authority, Issued, of_version_2
 from harmonyd.testing.peer import ScriptedPeer
 
 
@@ -94,3 +100,19 @@ def test_tls_where_there_is_none(doctor_of: Doctor, ca: Authority, peer: Callabl
     tls = {"ca_file": str(ca.cert)}
     found = doctor_of.examine(port=peer("garbage").port, engine="native", use_tls=True, tls=tls)["tls"]
     assert (found["result"], found["side"], found["details"]["tls"]) == ("error", "harmonyd", "peer_speaks_plain")
+
+
+def test_a_certificate_that_is_odd(ca: Authority) -> None:
+    """What cannot be read of it is left out."""
+    cert = ca.issue("odd").cert
+    assert described(ssl.PEM_cert_to_DER_cert(of_version_2(cert)))["subject"] == "(not readable)"
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "twice")])
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    names = [x509.DNSName("pacs.example")]
+    for extension in (x509.SubjectAlternativeName(names), x509.IssuerAlternativeName(names)):
+        builder = builder.add_extension(extension, critical=False)
+    der = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    assert described(der)["names"] == ["pacs.example"]
+    twice = described(der.replace(bytes.fromhex("0603551d12"), bytes.fromhex("0603551d11")))
+    assert (twice["subject"], twice["names"]) == ("CN=twice", [])

@@ -23,7 +23,7 @@ from harmonyd.metrics.requests import RequestMeter
 from harmonyd.metrics.shared import Shared
 from harmonyd.metrics.state import Sources
 from harmonyd.services.dicom.metering import OUTCOMES, outcome_of, outcome_of_error
-from harmonyd.testing.certificates import Authority
+from harmonyd.testing.certificates import Authority, of_version_2
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.processes import free_port
 
@@ -211,6 +211,8 @@ def test_the_first_to_expire_counts(tmp_path: Path) -> None:
     chain.write_bytes(long.cert.read_bytes() + short.cert.read_bytes())
     assert expiry(chain) == expiry(short.cert) != expiry(long.cert)
     chain.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    assert expiry(chain) is None
+    chain.write_text(of_version_2(short.cert))
     assert expiry(chain) is None
     assert expiry(tmp_path / "missing") is None
     assert expiry(tmp_path) is None

@@ -18,6 +18,7 @@ from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.blocking_tls import failure_of, secured
 from harmonyd.dimse.native.client import MAX_MESSAGE_BYTES, Proposal, association_request, error_for
 from harmonyd.dimse.tls_failures import speaks_tls
+from harmonyd.errors import HarmonydError
 
 _READ_BYTES = 65536
 _ENDING_SECS = 2.0
@@ -135,7 +136,7 @@ class BlockingAssociation:
     def release(self) -> None:
         """End it in good order; a peer that does not answer within 2 seconds is not waited for. Never raises."""
         self._give_up_at = time.monotonic() + _ENDING_SECS
-        with contextlib.suppress(DimseError, core.NotAllowed):
+        with contextlib.suppress(HarmonydError, core.NotAllowed):
             self._association.release()
             while not isinstance(self._next_event(), core.Released | core.Aborted | core.ConnectionLost):
                 pass
@@ -150,8 +151,12 @@ class BlockingAssociation:
         self._sock.close()
 
     def _next_event(self) -> core.Event:
-        while not self._events:
-            self._read()
+        try:
+            while not self._events:
+                self._read()
+        except HarmonydError:
+            self.close()  # what comes late would be taken for the answer to the next request
+            raise
         return self._events.popleft()
 
     def _read(self) -> None:
