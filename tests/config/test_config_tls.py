@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from harmonyd.testing.certificates import Authority
+from harmonyd.testing.certificates import Authority, of_version_2
 from harmonyd.tls import TlsClient
 
 BACKEND = (
@@ -67,6 +67,7 @@ def test_the_dcmtk_engine_has_none(problems):
     [
         ("tls = { ca_file = 'none.crt' }", "ca_file", "No such file"),
         ("tls = { ca_file = 'config.toml' }", "ca_file", "nothing usable"),
+        ("tls = { ca_file = 'v2.crt' }", "ca_file", "nothing usable"),
         ("tls = { cert_file = 'own.crt' }", "key_file", "missing"),
         ("tls = { key_file = 'own.key' }", "cert_file", "missing"),
         ("tls = { cert_file = 'own.key', key_file = 'own.key' }", "cert_file", "nothing usable"),
@@ -80,9 +81,10 @@ def test_the_dcmtk_engine_has_none(problems):
         ("tls = 'x'", "tls", "not a table"),
     ],
 )
-def test_one_mistake(problems, ca, text, key, what):
+def test_one_mistake(problems, tmp_path, ca, text, key, what):
     """Each mistake is told once, at its key."""
-    ca.issue("own")
+    own = ca.issue("own")
+    (tmp_path / "v2.crt").write_text(of_version_2(own.cert))
     ca.issue("old", days=-1)
     [found] = problems(BACKEND + text)
     assert found.key == key
