@@ -71,7 +71,6 @@ class Taking:
         self._idle: Waiters[None] = Waiters()
         self._turn = DeferredLock()
         """Of the batch that is handed over; those behind it may be checked meanwhile."""
-        self._stopped = False
 
     def add(self, source: Source, path: Path) -> None:
         """A file is closed. Nothing happens when it is known: a sweep also finds what waits for its turn."""
@@ -85,15 +84,8 @@ class Taking:
         while self._queue or self._running or self._damaged:
             await self._idle.wait()
 
-    async def stop(self) -> None:
-        """Take nothing new; returns when what is under way has ended. What waits stays where it lies."""
-        self._stopped = True
-        self._known.difference_update(path for _, path in self._queue)
-        self._queue.clear()
-        await self.all_settled()
-
     def _work(self) -> None:
-        while self._queue and len(self._running) < MAX_BATCHES and not self._stopped:
+        while self._queue and len(self._running) < MAX_BATCHES:
             batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
             self._begin(self._take(batch), self._running)
 
