@@ -143,7 +143,7 @@ def test_delivered_late(wrong: Stage, kind: str) -> None:
     assert "4 instances delivered, 2 arrived" in told["incomplete_reason"]
     new = new_in_quarantine(wrong.daemon, before, 2)
     assert all("no C-MOVE was under way" in reason for reason in new.values())
-    assert all(path.name in wrong.daemon.log for path in new)
+    wait_until(lambda: all(path.name in wrong.daemon.log for path in new), "the log names what is in quarantine")
     assert wrong.ask("move", f"{kind}good").json()["complete"] is True
     wait_nothing_incoming(wrong.daemon)
 

@@ -17,6 +17,7 @@ from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.leftovers import Entry, OwnerAlive
 from harmonyd.supervision.runner import ProcessSupervisor
 from harmonyd.supervision.watcher import members, read_stat
+from harmonyd.testing.processes import wait_until
 
 SLEEP = ("/bin/sleep", "100")
 
@@ -30,6 +31,8 @@ def sleeper() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             process = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
+            # It is there a moment before the kernel tells what it runs.
+            wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes(), "its command line")
             return process
 
         yield start
