@@ -150,7 +150,7 @@ def test_a_pacs_that_comes_back(gateway: Gateways, tmp_path: Path, mode: str) ->
         wait_delivered(running)
     send(port, *studies[1].files)
     wait_until(lambda: "pacs is away: " in running.log, "it is missed")
-    wait_until(lambda: len(entries(running)) == 8, "all is in the journal")
+    wait_until(lambda: len(entries(running)) >= 8, "all is in the journal")
     with SpoolFolder(storage(running)) as spool:
         assert spool.summary().backends[0].away_reason
     assert {delivery.attempts for info in entries(running) for delivery in info.deliveries} == {0}
