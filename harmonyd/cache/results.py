@@ -13,7 +13,7 @@ from harmonyd.cache.made import Made
 from harmonyd.cache.retrieval import Retrieval
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.engine import Instance
-from harmonyd.dimse.uid import is_uid
+from harmonyd.dimse.uid import name_of
 from harmonyd.envelope import Record, Results
 from harmonyd.progress import UNWATCHED, Progress
 
@@ -31,9 +31,8 @@ class KeptRecord:
 
     @property
     def name(self) -> str:
-        """The SOP Instance UID; the file's name where the sender had none."""
-        uid = self.instance.sop_instance_uid
-        return uid if is_uid(uid) else self.path.name.lstrip(".")
+        """See ``name_of``."""
+        return name_of(self.instance.sop_instance_uid, self.path.name)
 
     async def json(self) -> bytes:
         data: bytes = await self.made.in_thread(file_to_json, self.path)

@@ -9,6 +9,7 @@ MAX_LENGTH = 64
 _UID = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*")
 
 _LENIENT_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z._-]|^\.+")
 
 
 def is_uid(text: str) -> bool:
@@ -19,3 +20,8 @@ def is_uid(text: str) -> bool:
 def is_lenient_uid(text: str) -> bool:
     """Tell whether ``text`` is a UID but for leading zeros: what to ask for, since there are archives full of them."""
     return len(text) <= MAX_LENGTH and _LENIENT_UID.fullmatch(text) is not None
+
+
+def name_of(uid: str, file_name: str) -> str:
+    """What an instance is called in a ZIP: its UID; where a sender put something else there (a path), its file's name."""
+    return uid if is_uid(uid) else _NOT_IN_NAMES.sub("_", file_name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -110,7 +110,10 @@ class Metrics:
         files = certificate_files(self._config)
         if not files:
             return []
-        read: Callable[[], list[float | None]] = lambda: [expiry(file.path) for file in files]  # noqa: E731
+
+        def read() -> list[float | None]:
+            return [expiry(file.path) for file in files]
+
         return list(zip(files, await in_thread(self._reactor, read), strict=True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from twisted.internet.defer import CancelledError
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, StoreResult
 from harmonyd.dimse.errors import DimseError
-from harmonyd.dimse.uid import is_uid
+from harmonyd.dimse.uid import name_of
 from harmonyd.errors import NotFound
 from harmonyd.services.dicom.metering import CANCELLED, outcome_of_error
 from harmonyd.services.dicom.record import failed
 
 T = TypeVar("T")
 InThread = Callable[..., Awaitable[Any]]
-_NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z._-]|^\.+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +47,8 @@ class InstanceRecord:
 
     @property
     def name(self) -> str:
-        """The SOP Instance UID; where a sender put something else there (a path, say), what the file is called."""
-        uid = self.instance.sop_instance_uid
-        return uid if is_uid(uid) else _NOT_IN_NAMES.sub("_", self.path.name)
+        """See ``name_of``."""
+        return name_of(self.instance.sop_instance_uid, self.path.name)
 
     async def json(self) -> bytes:
         data: bytes = await self.in_thread(file_to_json, self.instance.path)
