@@ -23,5 +23,5 @@ def is_lenient_uid(text: str) -> bool:
 
 
 def name_of(uid: str, file_name: str) -> str:
-    """What an instance is called in a ZIP: its UID; where a sender put something else there (a path), its file's name."""
+    """What an instance is called in a ZIP: its UID; where a sender put something else there, the name of its file."""
     return uid if is_uid(uid) else _NOT_IN_NAMES.sub("_", file_name)

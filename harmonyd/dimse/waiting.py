@@ -26,7 +26,7 @@ async def until(reactor: Any, deadline: float, waiting: Deferred[T], error: Dead
     call = reactor.callLater(max(0.0, deadline - reactor.seconds()), expire)
     try:
         return await waiting
-    except Exception:  # whatever an attempt that was cancelled raises: endpoints have errors of their own for it
+    except Exception:  # an attempt that was cancelled may raise anything: endpoints have errors of their own for it
         if expired:
             raise error from None
         raise
