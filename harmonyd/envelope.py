@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from harmonyd.progress import UNWATCHED, Progress
+from harmonyd.subject import OURSELVES, Caller, Subject
 
 
 class Body(Protocol):
@@ -122,6 +123,9 @@ class RequestEnvelope:
     operation_id: str | None = None
     """UUID in hex that the operation and its artifact folder are named by; None: the backend makes one."""
     progress: Progress = UNWATCHED
+    caller: Caller = OURSELVES
+    subject: Subject | None = None
+    """Whom middleware found the request's credentials to belong to."""
 
     def part(self, **changes: Any) -> RequestEnvelope:
         """Return a request of its own on behalf of this one: its own metadata and artifacts, and ``changes``."""

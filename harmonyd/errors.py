@@ -105,6 +105,26 @@ class Forbidden(HarmonydError):
     title = "Forbidden"
 
 
+class Unauthorized(HarmonydError):
+    """The request shows no valid credentials (RFC 9110 section 15.5.2).
+
+    ``extra['www_authenticate']`` says which would do.
+    """
+
+    fault = Fault.CALLER
+    title = "Unauthorized"
+
+
+class TooManyRequests(HarmonydError):
+    """The caller is over one of its limits (RFC 6585 section 4).
+
+    ``extra['retry_after_secs']`` says when to try again.
+    """
+
+    fault = Fault.CALLER
+    title = "Too many requests"
+
+
 class Unavailable(HarmonydError):
     """We cannot take this work now; ``extra['retry_after_secs']`` says when to try again."""
 

@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
@@ -27,7 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "acknowledge": set(),
     "identity": set(),
     "jolt": {"errors"},
-    "envelope": {"errors", "progress"},
+    "subject": set(),
+    "audit": {"subject"},
+    "envelope": {"errors", "progress", "subject"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
@@ -38,16 +40,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
-    "middleware": BASE | {"config", "jolt"},
+    "middleware": BASE | {"config", "jolt", "audit"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
-    "services": BASE | {"waiters", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
+    "services": BASE | {"waiters", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
-    "operations": BASE | {"waiters", "config", "services", "web"},
+    "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
     | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
-    "web": BASE | {"config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
+    "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""

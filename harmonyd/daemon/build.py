@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
+from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import (
     Config,
@@ -187,10 +188,11 @@ class Builder:
 
     def pipelines(self, config: Config, backends: Mapping[str, Backend]) -> dict[str, Pipeline]:
         """By name. Raises ``HarmonydError``."""
+        resources = middleware_registry.Resources(self._reactor, self._in_thread, no_audit)
         return {
             name: Pipeline(
                 name,
-                [middleware_registry.build(config.middleware[link]) for link in item.middleware],
+                [middleware_registry.build(config.middleware[link], resources) for link in item.middleware],
                 {backend: backends[backend] for backend in item.backends},
                 FanOut(self._reactor, item.fan_out_timeout_secs) if item.fan_out else None,
             )

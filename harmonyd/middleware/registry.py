@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from harmonyd.audit.api import Auditor
 from harmonyd.config.model import MiddlewareConfig
 from harmonyd.errors import HarmonydError
 from harmonyd.middleware.base import Middleware
@@ -15,19 +18,30 @@ from harmonyd.middleware.path_filter import PathFilter
 from harmonyd.middleware.route import Route
 from harmonyd.middleware.transform import Transform
 
-MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig], Middleware]] = {
-    "passthru": lambda config: Passthru(config.name),
-    **dict.fromkeys(("dicomweb_bridge", "dicomweb"), lambda config: Passthru(config.name)),  # see config.dicomweb
-    "path_filter": lambda config: PathFilter(config.name, config.options["rules"]),
-    **dict.fromkeys(("json_extractor", "json"), lambda config: JsonExtractor(config.name)),
-    "transform": lambda config: Transform(config.name, config.options),
-    "metadata_transform": lambda config: MetadataTransform(config.name, config.options),
-    "metadata": lambda config: Metadata(config.name, config.options),
-    "route": lambda config: Route(config.name, config.options["rules"], config.options["otherwise"]),
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What middleware is built from, beside its configuration."""
+
+    reactor: Any
+    in_thread: Callable[..., Awaitable[Any]]
+    """Runs blocking work in the reactor's thread pool."""
+    audit: Auditor
+
+
+MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middleware]] = {
+    "passthru": lambda config, _: Passthru(config.name),
+    **dict.fromkeys(("dicomweb_bridge", "dicomweb"), lambda config, _: Passthru(config.name)),  # see config.dicomweb
+    "path_filter": lambda config, _: PathFilter(config.name, config.options["rules"]),
+    **dict.fromkeys(("json_extractor", "json"), lambda config, _: JsonExtractor(config.name)),
+    "transform": lambda config, _: Transform(config.name, config.options),
+    "metadata_transform": lambda config, _: MetadataTransform(config.name, config.options),
+    "metadata": lambda config, _: Metadata(config.name, config.options),
+    "route": lambda config, _: Route(config.name, config.options["rules"], config.options["otherwise"]),
 }
 
 
-def build(config: MiddlewareConfig) -> Middleware:
+def build(config: MiddlewareConfig, resources: Resources) -> Middleware:
     """Build a middleware from its validated configuration; raises ``HarmonydError`` for a type that is not built in."""
     factory = MIDDLEWARE_TYPES.get(config.type)
     if factory is None:
@@ -35,4 +49,4 @@ def build(config: MiddlewareConfig) -> Middleware:
             f"Middleware {config.name} has the unknown type {config.type!r}",
             hint=f"The types are: {', '.join(MIDDLEWARE_TYPES)}",
         )
-    return factory(config)
+    return factory(config, resources)

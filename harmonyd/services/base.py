@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
+from harmonyd.subject import Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,7 @@ class HttpRequest:
     headers: Mapping[str, str]
     query: Mapping[str, list[str]]
     body: Body
-    client: str
-    """Peer address, for logs."""
+    caller: Caller
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ _WITH_BODY = (413, 415)
 _NO_WORD = re.compile(r"[^0-9A-Za-z]+")
 PROBLEMS: Mapping[int, str] = {
     400: "The request is wrong; key names the part of it where that is known.",
+    401: "Credentials are missing or wrong; WWW-Authenticate says which would do.",
     403: "The configuration does not let this caller do this.",
     404: "Nothing is there, or nothing matched.",
     405: "The path takes other methods; Allow says which.",
@@ -26,6 +27,7 @@ PROBLEMS: Mapping[int, str] = {
     413: "The body is larger than its limit.",
     415: "The body is of a kind that is not read here.",
     416: "There is no such range; Content-Range says how many bytes there are.",
+    429: "One of the caller's limits is reached; Retry-After says when to try again.",
     500: "A fault of harmonyd; its log has the details.",
     502: "The node behind cannot be reached, refused, broke off, or failed.",
     503: "Not now: shutting down, too much at once, or a part is not ready.",

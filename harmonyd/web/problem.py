@@ -29,6 +29,8 @@ from harmonyd.errors import (
     RangeNotSatisfiable,
     RemoteError,
     StorageFull,
+    TooManyRequests,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -40,6 +42,7 @@ Problem = tuple[int, dict[str, str], bytes]
 
 STATUS: Mapping[type[HarmonydError], int] = {
     BadRequest: 400,
+    Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
     MethodNotAllowed: 405,
@@ -49,6 +52,7 @@ STATUS: Mapping[type[HarmonydError], int] = {
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
+    TooManyRequests: 429,
     HarmonydError: 500,
     RemoteError: 502,
     Unavailable: 503,
@@ -58,7 +62,11 @@ STATUS: Mapping[type[HarmonydError], int] = {
 
 _DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _RETRY_AFTER_SECS = 5
-_OURS = frozenset({"type", "title", "status", "detail", "success", "error", "fault", "hint", "request_id", "allow"})
+_OURS = frozenset(
+    {"type", "title", "status", "detail", "success", "error", "fault", "hint", "request_id", "allow"}
+    | {"www_authenticate"}
+)
+_LATER = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def status_of(kind: type[HarmonydError]) -> int:
@@ -102,11 +110,13 @@ def _as_ours(exc: BaseException, request_id: str) -> HarmonydError:
 
 def _headers(error: HarmonydError, status: int) -> dict[str, str]:
     headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in _LATER:
         headers["Retry-After"] = str(math.ceil(error.extra.get("retry_after_secs", _RETRY_AFTER_SECS)))
     if "allow" in error.extra:
         allow = error.extra["allow"]
         headers["Allow"] = allow if isinstance(allow, str) else ", ".join(allow)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = error.extra.get("www_authenticate", "Bearer")
     if "content_range" in error.extra:
         headers["Content-Range"] = error.extra["content_range"]
     return headers

@@ -18,6 +18,7 @@ from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import Body
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
+from harmonyd.subject import Caller
 from harmonyd.web.route import Route
 from harmonyd.web.router import Match
 from harmonyd.web.upload import MEMORY_BYTES, UploadBody
@@ -170,8 +171,12 @@ class Request(http.Request):
             headers=self.fields(),
             query=self.query,
             body=body,
-            client=str(getattr(self.client, "host", "")),
+            caller=self.caller(),
         )
+
+    def caller(self) -> Caller:
+        """Where the request comes from."""
+        return Caller(str(getattr(self.client, "host", "")))
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""

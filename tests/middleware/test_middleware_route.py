@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from middleware_kit import RESOURCES
 
 from harmonyd.bodies import EmptyBody
 from harmonyd.config.model import MiddlewareConfig, RouteRule
@@ -28,7 +29,7 @@ OBJECT = {
 
 async def routed(*rules: RouteRule, otherwise: Any = None, normalized: Any = OBJECT, **metadata: str) -> dict[str, str]:
     """The metadata after the rules."""
-    link = build(MiddlewareConfig("m", "route", {"rules": rules, "otherwise": otherwise}))
+    link = build(MiddlewareConfig("m", "route", {"rules": rules, "otherwise": otherwise}), RESOURCES)
     request = RequestEnvelope("dicom", "C-STORE", "dicom://A/1", "/", EmptyBody(), metadata=metadata)
     request.normalized = normalized
     assert await link.on_request(request) is None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from middleware_kit import RESOURCES
 
 from harmonyd.bodies import BytesBody, EmptyBody
 from harmonyd.config.model import MiddlewareConfig
@@ -28,13 +29,13 @@ JSON = {"content-type": "application/json"}
 def transform(spec: Spec, apply: str = "left", **options: Any) -> Middleware:
     defaults = {"fail_on_error": True, "inject_context": False, "per_record": False, "max_bytes": 10_000}
     given = {**defaults, "content_type": "application/json", "specification": spec, "apply": apply, **options}
-    return build(MiddlewareConfig("mine", "transform", given))
+    return build(MiddlewareConfig("mine", "transform", given), RESOURCES)
 
 
 def metadata_transform(spec: Spec, apply: str = "left", **options: Any) -> Middleware:
     defaults = {"fail_on_error": True, "inject_context": False, "transform_target": "metadata"}
     given = {**defaults, "specification": spec, "apply": apply, **options}
-    return build(MiddlewareConfig("mine", "metadata_transform", given))
+    return build(MiddlewareConfig("mine", "metadata_transform", given), RESOURCES)
 
 
 def request(body: bytes = b"", protocol: str = "http", **headers: str) -> RequestEnvelope:
@@ -371,7 +372,7 @@ async def test_metadata_of_the_response() -> None:
 @pytest_twisted.ensureDeferred
 async def test_json_extractor_shows_bodies(kind: str) -> None:
     """JSON of request and answer becomes the normalised view; the bodies can still be read."""
-    link = build(MiddlewareConfig("mine", kind, {}))
+    link = build(MiddlewareConfig("mine", kind, {}), RESOURCES)
     asked = request(b'{"a": 1}', content_type="application/json")
     await link.on_request(asked)
     assert asked.normalized == {"a": 1} and await text_of(asked.body) == {"a": 1}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from middleware_kit import RESOURCES
 
 from harmonyd.bodies import EmptyBody
 from harmonyd.config.model import MiddlewareConfig
@@ -16,7 +17,7 @@ from harmonyd.middleware.registry import build
 
 
 def made(kind: str, **options: Any) -> Middleware:
-    return build(MiddlewareConfig("mine", kind, options))
+    return build(MiddlewareConfig("mine", kind, options), RESOURCES)
 
 
 def request(path: str = "/find", **metadata: str) -> RequestEnvelope:

@@ -16,6 +16,7 @@ from harmonyd.services.base import HttpAnswer, HttpRequest
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
 from harmonyd.services.http.headers import end_to_end
 from harmonyd.services.http.media import NDJSON
+from harmonyd.subject import Caller
 
 ENDPOINT = HttpServiceEndpoint("web", HttpEndpointOptions("/dicom", ("POST",)))
 
@@ -50,7 +51,7 @@ def test_a_request_becomes_an_envelope() -> None:
         headers={"Accept": "*/*", "dimse_op": "move", "backend": "b"},
         query={"backend": ["a"]},
         body=body,
-        client="192.0.2.1",
+        caller=Caller("192.0.2.1"),
     )
     envelope = ENDPOINT.request(request)
     assert (envelope.protocol, envelope.method, envelope.path, envelope.id) == ("http", "POST", "/find", "r1")

@@ -65,7 +65,7 @@ async def test_what_an_endpoint_sees(serve: Any) -> None:
     assert (seen.method, seen.prefix, seen.path) == ("GET", "/dimse", "/Jürgen")
     assert seen.query == {"a": ["1", "2"]}
     assert seen.headers["x-thing"] == "1, 2"
-    assert seen.client == "127.0.0.1"
+    assert seen.caller.address == "127.0.0.1"
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,18 @@
+"""What the tests of middleware share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from harmonyd.audit.api import no_audit
+from harmonyd.middleware.registry import Resources
+
+
+async def at_once(function: Any, *args: Any) -> Any:
+    """Stands for a thread."""
+    return function(*args)
+
+
+RESOURCES = Resources(Clock(), at_once, no_audit)
