@@ -40,6 +40,8 @@ class NetworkConfig:
     name: str
     http: HttpListener | None
     dicom: DicomDefaults = DicomDefaults()
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and CIDR blocks whose X-Forwarded-For is believed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ _ALL = (
     # HTTP and the process
     Family("harmonyd_http_requests_total", "counter", "Requests that were answered.", ("endpoint", "status")),
     Family("harmonyd_http_request_seconds", "histogram", "From the request to the end of its answer.", ("endpoint",)),
+    Family("harmonyd_limited_requests_total", "counter", "Refused by a limit of the caller.", ("middleware",)),
     Family("harmonyd_http_requests_in_flight", "gauge", "Requests that are being answered."),
     Family("harmonyd_http_connections", "gauge", "Open connections."),
     Family("harmonyd_event_loop_lag_seconds", "histogram", "How late timers are: the reactor was busy.", (), LAGS),

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from harmonyd.config.model import Config
 from harmonyd.metrics.certificates import CertificateFile, certificate_files, expiry
-from harmonyd.metrics.families import Found, histogram
+from harmonyd.metrics.families import Found, counter, histogram
 from harmonyd.metrics.lag import LoopLag
 from harmonyd.metrics.operations import OperationMeter
 from harmonyd.metrics.requests import RequestMeter
@@ -45,6 +45,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self.operations = OperationMeter(self._registry)
         self.requests = RequestMeter(self._registry)
+        self._limited = counter("harmonyd_limited_requests_total", self._registry)
         self._lag = LoopLag(reactor, histogram("harmonyd_event_loop_lag_seconds", self._registry).observe)
         self._spool = Shared(reactor, self._summary)
         self._certificates = Shared(reactor, self._expiries)
@@ -65,6 +66,10 @@ class Metrics:
             self._lag.start()
         else:
             self._lag.stop()
+
+    def limited(self, middleware: str) -> None:
+        """This middleware refused a request because of a limit of its caller."""
+        self._limited.labels(middleware).inc()
 
     def stop(self) -> None:
         """Leave no timer."""
