@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient, TlsServer
 
@@ -249,6 +250,32 @@ class DicomEndpointOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerOptions:
+    """When a node is left alone that makes no association."""
+
+    failures: int = 5
+    """In a row; 0: never."""
+    open_secs: float = 10.0
+    """Until it is tried again, with a C-ECHO; twice as long after each that fails."""
+    max_open_secs: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SelectivityOptions:
+    """What a C-FIND has to have."""
+
+    keys: tuple[str, ...] = (
+        *("PatientID", "PatientName", "AccessionNumber", "StudyDate"),
+        *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
+    )
+    """Keywords, one of which has to narrow it."""
+    min_letters: int = 3
+    """Letters and digits beside wildcards."""
+    max_days: int = 31
+    """Of a range of dates."""
+
+
+@dataclass(frozen=True, slots=True)
 class DicomBackendOptions:
     """An SCU; see design: configuration, table ``dicom`` under ``[backends]``."""
 
@@ -284,6 +311,13 @@ class DicomBackendOptions:
     """None: not secured. engine = "native" only."""
     user_identity: Credentials | None = None
     """engine = "native" only."""
+    breaker: BreakerOptions = BreakerOptions()
+    hours: Hours | None = None
+    """When it may be asked; None: always."""
+    health_echo_secs: float = 0.0
+    """Between C-ECHOs that nobody asked for; 0: there are none."""
+    selectivity: SelectivityOptions | None = None
+    """None: any query is let through."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ class Failed:
     """For people; never patient data."""
     is_away: bool = False
     """The backend as a whole cannot be reached or used now: no other object would fare better."""
+    again_secs: float | None = None
+    """When it may be used again, where that is known and it is away."""
 
 
 @dataclass(frozen=True, slots=True)
