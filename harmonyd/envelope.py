@@ -96,11 +96,11 @@ class Results(Protocol):
 class Occasion:
     """What all questions have in common that are asked for one request of a client, from the first to its answer's end.
 
-    ``marks`` is for middleware, each under itself as the key.
+    ``marks`` is for middleware: each under its name.
     """
 
     def __init__(self) -> None:
-        self.marks: dict[object, Any] = {}
+        self.marks: dict[str, Any] = {}
         self._at_end: list[Callable[[], None]] | None = []
 
     def at_end(self, call: Callable[[], None]) -> None:

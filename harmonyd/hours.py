@@ -19,6 +19,8 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _DAY_MINUTES = 24 * 60
 _WINDOW = re.compile(r"(?:(?P<days>[A-Za-z][A-Za-z,-]*) +)?(?P<start>\d\d:\d\d)-(?P<end>\d\d:\d\d)\Z")
 _STEP_SECS = 60
+_AHEAD_DAYS = 16
+"""Each window has a day of the week, and at most one in a row is skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,11 @@ class Hours:
         return _in_one(self.windows, datetime.fromtimestamp(now, _zone(self.zone)))
 
     def next_begin(self, now: float) -> float:
-        """``now`` where that is in one of the windows, else when the next one begins; that is within eight days."""
+        """``now`` where that is in one of the windows, else when the next one begins; that is within two weeks."""
         if self.permit(now):
             return now
         today = datetime.fromtimestamp(now, _zone(self.zone)).date()
-        begins = (begin for ahead in range(9) for begin in self._begins_on(today + timedelta(days=ahead)))
+        begins = (begin for ahead in range(_AHEAD_DAYS) for begin in self._begins_on(today + timedelta(days=ahead)))
         return min(begin for begin in begins if begin > now)
 
     def _begins_on(self, day: date) -> Iterator[float]:
@@ -100,14 +102,14 @@ class Hours:
                 yield from self._moments(wall)
 
     def _moments(self, wall: datetime) -> Iterator[float]:
-        """When a clock shows this: once, twice where it was set back; where it skips it, the first moment after."""
+        """When a clock shows this: once, twice where it was set back; where it skips it, the first moment after of the window."""
         first, second = wall.timestamp(), wall.replace(fold=1).timestamp()
         if first <= second:
             yield from {first, second}
             return
         # The clock jumps over it between the two.
         moments = range(int(second), int(first) + 1, _STEP_SECS)
-        yield next((float(each) for each in moments if self.permit(each)), first)
+        yield from [float(each) for each in moments if self.permit(each)][:1]
 
 
 def _in_one(windows: Sequence[Window], wall: datetime) -> bool:

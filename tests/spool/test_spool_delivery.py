@@ -104,6 +104,26 @@ async def test_a_backend_that_is_away_is_probed_with_one_object(make_spool, inco
 
 
 @ensureDeferred
+async def test_a_backend_that_says_when_is_asked_then(make_spool, incoming, clock, until):
+    """Not before, but within the hour; by hand at any time. It is no attempt."""
+    spool, pacs = make_spool(), Pacs()
+    hours = [Failed("not at this time of the day", is_away=True, again_secs=secs) for secs in (900, 7200, 60)]
+    pacs.answer = lambda backend, entry: hours.pop(0) if hours else Delivered()
+    await spool.start()
+    spool.attach(ENDPOINT, pacs, in_order=False)
+    await take(spool, incoming, "1.1")
+    await until(lambda: clock.waits() == [900])
+    clock.advance(900)
+    await until(lambda: clock.waits() == [3600])
+    assert (await spool.entries())[0].deliveries[0].attempts == 0
+    assert await spool.retry() == 1
+    await until(lambda: clock.waits() == [60])
+    clock.advance(60)
+    await spool.emptied(ENDPOINT)
+    assert pacs.uids()[-1] == "1.1"
+
+
+@ensureDeferred
 async def test_what_is_too_old_is_given_up(make_spool, incoming, clock):
     """An object is given up when its time is over, though its backend has only been away."""
     spool, pacs = make_spool(), Pacs()

@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import DicomBackendOptions
-from harmonyd.errors import Fault, HarmonydError, Unavailable
+from harmonyd.errors import HarmonydError, Unavailable
 from harmonyd.services.dicom.breaker import Breaker, State, Verdict, of_echo, of_operation
 from harmonyd.waiters import Waiters
 
@@ -32,7 +32,6 @@ _LEAST_SECS = 1.0
 class CircuitOpen(Unavailable):
     """The node failed so often that it is left alone for now."""
 
-    fault = Fault.REMOTE
     title = "The remote node is not asked now"
 
 
@@ -85,10 +84,8 @@ class Guard:
     async def stop(self) -> None:
         """End all that runs by itself."""
         self._is_stopped = True
-        for timer in self._timers.values():
-            if timer.active():
-                timer.cancel()
-        self._timers.clear()
+        for name in list(self._timers):
+            self._cancel(name)
         if self._asking is not None:
             self._asking.cancel()
         if self._is_asking:
@@ -217,6 +214,7 @@ class Guard:
         if verdict is Verdict.ANSWERS:
             self.last_answer = self._reactor.seconds()
             if breaker.probe_answered():
+                self._cancel("probe")
                 secs = self.last_answer - since
                 self._log.info("{backend} answers again, after {secs:.0f} s", backend=self.name, secs=secs)
             return
@@ -229,11 +227,14 @@ class Guard:
             self._probe_later()
 
     def _later(self, name: str, secs: float, call: Callable[[], None]) -> None:
-        timer = self._timers.pop(name, None)
-        if timer is not None and timer.active():
-            timer.cancel()
+        self._cancel(name)
         if not self._is_stopped:
             self._timers[name] = self._reactor.callLater(secs, partial(self._due, name, call))
+
+    def _cancel(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
 
     def _due(self, name: str, call: Callable[[], None]) -> None:
         self._timers.pop(name, None)
