@@ -77,10 +77,9 @@ def _add_nodes(found: Found, nodes: Mapping[str, Mapping[str, Any]]) -> None:
             found.add("harmonyd_backend_refused_total", count, name, reason)
         found.add("harmonyd_backend_permitted", all(node["permitted"].values()), name)
         echo = node["last_echo"]
-        if echo is not None:
-            found.add("harmonyd_backend_echo_ok", echo["ok"], name)
-            found.add("harmonyd_backend_echo_seconds", echo["latency_ms"] / 1000, name)
-            found.add("harmonyd_backend_echo_timestamp_seconds", echo["at"], name)
+        found.add("harmonyd_backend_echo_ok", echo and echo["ok"], name)
+        found.add("harmonyd_backend_echo_seconds", echo and echo["latency_ms"] / 1000, name)
+        found.add("harmonyd_backend_echo_timestamp_seconds", echo and echo["at"], name)
 
 
 def _add_cache(found: Found, cache: Mapping[str, Any], answers: Mapping[str, int]) -> None:

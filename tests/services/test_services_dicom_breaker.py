@@ -158,7 +158,7 @@ def test_clients_are_told_at_once_until_an_echo_is_answered() -> None:
     node.trip()
     assert node.refused() == 10
     node.clock.advance(4)
-    assert node.refused("echo") == 6
+    assert node.refused() == 6
     assert node.asked == []
     node.clock.advance(6)
     assert node.refused() == 1
@@ -180,6 +180,18 @@ def test_the_reason_is_told() -> None:
     assert "after 3 failures in a row" in raised.value.detail
     assert "Connection refused" in raised.value.detail
     run(node.guard.stop())
+    assert not node.clock.getDelayedCalls()
+
+
+def test_an_echo_of_a_client_goes_through() -> None:
+    """Its failure changes nothing while the breaker is open; its answer closes it."""
+    node = Node()
+    node.trip()
+    node.guard.admit("echo")
+    node.guard.note(GONE, "echo")
+    assert node.refused() == 10
+    node.guard.note(None, "echo")
+    node.guard.admit("find")
     assert not node.clock.getDelayedCalls()
 
 

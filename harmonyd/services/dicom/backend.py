@@ -212,7 +212,7 @@ class DicomBackend:
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
-            self.guard.note(None)
+            self.guard.note(None, "echo")
         remote = self.remote
         summary = {
             "success": True,
@@ -263,7 +263,7 @@ class DicomBackend:
             yield record.op, summary
         except BaseException as error:
             summary.update(failed(error))
-            self.guard.note(error)
+            self.guard.note(error, operation)
             raise
         finally:
             record.measure.arrived(summary.get("stored", 0), 0)

@@ -94,9 +94,12 @@ class Guard:
     # --- before an operation
 
     def admit(self, operation: str) -> None:
-        """Raises ``OutsideHours`` and ``CircuitOpen``."""
+        """Raises ``OutsideHours`` and ``CircuitOpen``.
+
+        An echo goes through: who asks for it wants to know how the node is, and it costs what one of ours does.
+        """
         self._check_hours(operation)
-        if not self.breaker.is_closed:
+        if not self.breaker.is_closed and operation != "echo":
             self.refused["breaker"] += 1
             raise self._suspended()
 
@@ -139,9 +142,12 @@ class Guard:
 
     # --- after it
 
-    def note(self, error: BaseException | None) -> None:
+    def note(self, error: BaseException | None, operation: str = "") -> None:
         """An operation ended with this; None: the node has answered."""
         verdict = of_operation(error)
+        if operation == "echo" and verdict is Verdict.ANSWERS:
+            self._note_echo(error)
+            return
         if verdict is Verdict.ANSWERS:
             self.last_answer = self._reactor.seconds()
             self.breaker.answered()
