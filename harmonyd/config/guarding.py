@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from harmonyd.config import keywords
 from harmonyd.config.fields import Section
-from harmonyd.config.model import BreakerOptions, SelectivityOptions
+from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours, parse_window
 
 KEYS = (

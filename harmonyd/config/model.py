@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient, TlsServer
@@ -247,32 +248,6 @@ class DicomEndpointOptions:
     """None: not secured. engine = "native" only."""
     storage_dir: Path | None = None
     """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
-
-
-@dataclass(frozen=True, slots=True)
-class BreakerOptions:
-    """When a node is left alone that makes no association."""
-
-    failures: int = 5
-    """In a row; 0: never."""
-    open_secs: float = 10.0
-    """Until it is tried again, with a C-ECHO; twice as long after each that fails."""
-    max_open_secs: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class SelectivityOptions:
-    """What a C-FIND has to have."""
-
-    keys: tuple[str, ...] = (
-        *("PatientID", "PatientName", "AccessionNumber", "StudyDate"),
-        *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
-    )
-    """Keywords, one of which has to narrow it."""
-    min_letters: int = 3
-    """Letters and digits beside wildcards."""
-    max_days: int = 31
-    """Of a range of dates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import MAIN, Loaded, Problems
 
-from harmonyd.config.model import BreakerOptions, DicomBackendOptions, SelectivityOptions
+from harmonyd.config.model import DicomBackendOptions
+from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours, parse_window
 
 BACKEND = "[backends.b]\nservice = 'dicom'\n[backends.b.options]\naet = 'A'\nhost = 'h'\nport = 104\n"

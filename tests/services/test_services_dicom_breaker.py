@@ -8,7 +8,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from harmonyd.config.model import BreakerOptions, DicomBackendOptions
+from harmonyd.config.model import DicomBackendOptions
+from harmonyd.config.sparing import BreakerOptions
 from harmonyd.dimse import failures
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import (

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from harmonyd.bodies import EmptyBody
-from harmonyd.config.model import DicomBackendOptions, SelectivityOptions
+from harmonyd.config.model import DicomBackendOptions
+from harmonyd.config.sparing import SelectivityOptions
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.services.dicom.request import build_query
 from harmonyd.services.dicom.selectivity import TooBroad, check_selective

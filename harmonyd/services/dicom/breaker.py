@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from twisted.internet.defer import CancelledError
 
-from harmonyd.config.model import BreakerOptions
+from harmonyd.config.sparing import BreakerOptions
 from harmonyd.dimse.errors import (
     AssociationAborted,
     AssociationRejected,

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harmonyd.config.model import SelectivityOptions
+from harmonyd.config.sparing import SelectivityOptions
 from harmonyd.dimse.engine import Query
 from harmonyd.errors import BadRequest
 
