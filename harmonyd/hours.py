@@ -102,7 +102,10 @@ class Hours:
                 yield from self._moments(wall)
 
     def _moments(self, wall: datetime) -> Iterator[float]:
-        """When a clock shows this: once, twice where it was set back; where it skips it, the first moment after of the window."""
+        """When a clock shows this: once, or twice where it was set back.
+
+        Where it skips it: the first moment after that in which something is permitted, if there is one.
+        """
         first, second = wall.timestamp(), wall.replace(fold=1).timestamp()
         if first <= second:
             yield from {first, second}

@@ -286,7 +286,7 @@ class DicomBackendOptions:
     """None: not secured. engine = "native" only."""
     user_identity: Credentials | None = None
     """engine = "native" only."""
-    breaker: BreakerOptions = BreakerOptions()
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
     hours: Hours | None = None
     """When it may be asked; None: always."""
     health_echo_secs: float = 0.0

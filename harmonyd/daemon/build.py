@@ -180,6 +180,7 @@ class Builder:
             self._in_thread,
             self._cache,
             self._metrics.operations,
+            self._spool.returned,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {

@@ -16,7 +16,10 @@ from harmonyd.errors import TooManyRequests
 from harmonyd.middleware.limiting import LimitState, caller_key, whole_secs
 from harmonyd.middleware.passthru import Passthru
 
-__all__ = ["Concurrency", "RateLimit"]
+__all__ = ["LIMITS", "Concurrency", "RateLimit"]
+
+LIMITS = ("rate_limit", "concurrency")
+"""Types whose refusals are 429."""
 
 _BUSY_SECS = 2
 

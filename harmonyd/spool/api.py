@@ -202,6 +202,10 @@ class Spool(Protocol):
         """Deliver nothing of this endpoint any more; what is under way is cancelled. Returns when that has ended."""
         ...
 
+    def returned(self, backend: str) -> None:
+        """It can be reached again: try it now."""
+        ...
+
     async def emptied(self, endpoint: str) -> None:
         """Return when nothing of this endpoint waits (what is in quarantine does not count)."""
         ...

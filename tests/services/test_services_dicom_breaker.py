@@ -81,7 +81,7 @@ def test_only_failures_in_a_row_open_it() -> None:
 def test_it_never_opens_when_it_is_switched_off() -> None:
     """``failures = 0``."""
     it = breaker(Clock(), failures=0)
-    assert not any([it.failed("x") for _ in range(100)])
+    assert not any(it.failed("x") for _ in range(100))
     assert it.is_closed
 
 
@@ -244,6 +244,51 @@ def test_echoes_that_nobody_asked_for() -> None:
     assert node.guard.figures()["last_answer_at"] == node.clock.seconds()
     run(node.guard.stop())
     assert not node.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize(
+    "error", [DeadlinePassed("too long"), failures.silence(NODE, accepted=True), failures.aborted(NODE, accepted=True)]
+)
+def test_what_may_be_its_fault_is_found_out(error: Exception) -> None:
+    """A silence or a deadline says nothing; a C-ECHO after it does, and counts."""
+    node = Node()
+    node.guard.note(error)
+    node.guard.note(error)
+    assert len(node.asked) == 1, "one at a time"
+    node.asked[0].callback(None)
+    assert node.guard.breaker.in_a_row == 0
+    for number in range(1, 4):
+        node.clock.advance(1)
+        node.guard.note(error)
+        node.asked[number].errback(DeadlinePassed("it does not answer an echo either"))
+    assert node.refused() == 10
+    node.guard.note(error)
+    assert len(node.asked) == 4, "while it is open, the breaker asks"
+    run(node.guard.stop())
+
+
+def test_nothing_is_found_out_that_is_of_no_use() -> None:
+    """Without a breaker, and after what is the client's business, no C-ECHO is asked for."""
+    node = Node(breaker=BreakerOptions(0))
+    node.guard.note(DeadlinePassed("too long"))
+    other = Node()
+    for error in (CancelledError(), DeadlinePassed("our queue", timeout="queue"), BadRequest("bad")):
+        other.guard.note(error)
+    assert node.asked == other.asked == []
+
+
+def test_the_spool_is_told_that_it_is_back() -> None:
+    """Once, when it answers again; not while all is well."""
+    told: list[str] = []
+    node = Node()
+    node.guard = Guard("pacs", DicomBackendOptions("P", "p", 1), node.clock, node._echo, told.append)
+    node.guard.note(None, "echo")
+    assert told == []
+    for _ in range(5):
+        node.guard.note(GONE)
+    node.clock.advance(10)
+    node.asked[0].callback(None)
+    assert told == ["pacs"]
 
 
 def test_a_stop_ends_the_echo_that_runs() -> None:

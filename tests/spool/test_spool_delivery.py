@@ -124,6 +124,22 @@ async def test_a_backend_that_says_when_is_asked_then(make_spool, incoming, cloc
 
 
 @ensureDeferred
+async def test_a_backend_that_is_back_is_tried_at_once(make_spool, incoming, clock, until):
+    """Whoever knows it says so; others are left alone."""
+    spool, pacs = make_spool(), Pacs()
+    pacs.answer = away
+    await spool.start()
+    spool.attach(ENDPOINT, pacs, in_order=False)
+    await take(spool, incoming, *UIDS)
+    await until(lambda: clock.waits().count(1) == 2)  # one of them looks at the disk
+    spool.returned("another")
+    pacs.answer = lambda backend, entry: Delivered()
+    spool.returned(BACKEND)
+    await spool.emptied(ENDPOINT)
+    assert sorted(pacs.uids())[-3:] == UIDS
+
+
+@ensureDeferred
 async def test_what_is_too_old_is_given_up(make_spool, incoming, clock):
     """An object is given up when its time is over, though its backend has only been away."""
     spool, pacs = make_spool(), Pacs()

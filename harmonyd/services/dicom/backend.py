@@ -74,8 +74,9 @@ class DicomBackend:
         has_retrievers: bool,
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
+        returned: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE."""
+        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
         self.options = options
         self.active: set[str] = set()
@@ -86,7 +87,7 @@ class DicomBackend:
         self._cache = cache
         self._meter = meter
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
-        self.guard = Guard(name, options, reactor, self._own_echo)
+        self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
 

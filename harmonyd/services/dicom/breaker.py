@@ -25,7 +25,7 @@ from harmonyd.dimse.errors import (
 )
 from harmonyd.errors import DeadlinePassed, NotFound, RemoteError
 
-__all__ = ["Breaker", "State", "Verdict", "of_echo", "of_operation"]
+__all__ = ["Breaker", "State", "Verdict", "is_suspicious", "of_echo", "of_operation"]
 
 
 class State(StrEnum):
@@ -54,7 +54,7 @@ _BEFORE_ASSOCIATION = ("connect", "association")
 def of_operation(error: BaseException | None) -> Verdict:
     """Of one that ended with this; None: well.
 
-    A silence on an association says nothing: the question may have been too big for the node.
+    A silence on an association says nothing by itself: the question may have been too big for the node.
     """
     if error is None or isinstance(error, _ASSOCIATED):
         return Verdict.ANSWERS
@@ -65,6 +65,13 @@ def of_operation(error: BaseException | None) -> Verdict:
     if isinstance(error, DimseTimeout) and error.extra.get("timeout") in _BEFORE_ASSOCIATION:
         return Verdict.AWAY
     return Verdict.UNKNOWN
+
+
+def is_suspicious(error: BaseException | None) -> bool:
+    """Tell whether an UNKNOWN one may be the node's fault: a silence, a deadline, an association that broke off."""
+    if isinstance(error, DeadlinePassed):
+        return error.extra.get("timeout") != "queue"
+    return isinstance(error, AssociationAborted | NonsenseAnswer)
 
 
 def of_echo(error: BaseException | None) -> Verdict:

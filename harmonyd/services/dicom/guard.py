@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.errors import HarmonydError, Unavailable
-from harmonyd.services.dicom.breaker import Breaker, State, Verdict, of_echo, of_operation
+from harmonyd.services.dicom.breaker import Breaker, State, Verdict, is_suspicious, of_echo, of_operation
 from harmonyd.waiters import Waiters
 
 __all__ = ["CircuitOpen", "Echo", "Guard", "OutsideHours", "kind_of"]
@@ -26,7 +26,7 @@ __all__ = ["CircuitOpen", "Echo", "Guard", "OutsideHours", "kind_of"]
 KINDS = ("echo", "find", "retrieve", "store")
 _RETRIEVES = ("get", "move")
 _LEAST_SECS = 1.0
-"""Between two C-ECHOs on behalf of deliveries."""
+"""Between two C-ECHOs on behalf of deliveries, or of operations that ended badly."""
 
 
 class CircuitOpen(Unavailable):
@@ -58,8 +58,14 @@ class Guard:
     _log = Logger()
 
     def __init__(
-        self, name: str, options: DicomBackendOptions, reactor: Any, echo: Callable[[], Awaitable[Any]]
+        self,
+        name: str,
+        options: DicomBackendOptions,
+        reactor: Any,
+        echo: Callable[[], Awaitable[Any]],
+        returned: Callable[[str], None] = lambda name: None,
     ) -> None:
+        """``returned`` is told the name when the node answers again."""
         self.name = name
         self.breaker = Breaker(options.breaker, reactor.seconds)
         self.last_echo: Echo | None = None
@@ -71,6 +77,7 @@ class Guard:
         self._echo_secs = options.health_echo_secs
         self._reactor = reactor
         self._echo = echo
+        self._returned = returned
         self._timers: dict[str, DelayedCall] = {}
         self._asked: Waiters[None] = Waiters()
         self._asking: Deferred[None] | None = None
@@ -145,6 +152,8 @@ class Guard:
     def note(self, error: BaseException | None, operation: str = "") -> None:
         """An operation ended with this; None: the node has answered."""
         verdict = of_operation(error)
+        if verdict is Verdict.UNKNOWN and is_suspicious(error):
+            self._suspect()
         if operation == "echo" and verdict is Verdict.ANSWERS:
             self._note_echo(error)
             return
@@ -153,6 +162,13 @@ class Guard:
             self.breaker.answered()
         elif verdict is Verdict.AWAY and self.breaker.failed(_reason(error)):
             self._opened()
+
+    def _suspect(self) -> None:
+        """Find out whether it is the node: a C-ECHO says so, whatever was asked before."""
+        last = self.last_echo.at if self.last_echo is not None else 0.0
+        is_of_use = self.breaker.is_closed and self.breaker.options.failures and self.permits("echo")
+        if is_of_use and not self._is_stopped and self._reactor.seconds() - last >= _LEAST_SECS:
+            self._begin_asking()
 
     def _opened(self) -> None:
         breaker = self.breaker
@@ -223,6 +239,7 @@ class Guard:
                 self._cancel("probe")
                 secs = self.last_answer - since
                 self._log.info("{backend} answers again, after {secs:.0f} s", backend=self.name, secs=secs)
+                self._returned(self.name)
             return
         if verdict is Verdict.UNKNOWN:
             breaker.probe_undecided()
