@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject", "permit"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
@@ -28,19 +28,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": set(),
     "jolt": {"errors"},
     "subject": set(),
+    "permit": {"errors", "subject"},
+    "passwords": set(),
+    "jwk": set(),
     "audit": {"subject"},
-    "envelope": {"errors", "progress", "subject"},
+    "envelope": {"errors", "progress", "subject", "permit"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "acknowledge", "identity", "jolt"},
+    "config": {"errors", "tls", "acknowledge", "identity", "jolt", "permit", "passwords", "jwk"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
-    "middleware": BASE | {"config", "jolt", "audit"},
+    "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},

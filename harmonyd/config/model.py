@@ -40,6 +40,8 @@ class NetworkConfig:
     name: str
     http: HttpListener | None
     dicom: DicomDefaults = DicomDefaults()
+    middleware: tuple[str, ...] = ()
+    """What each HTTP request passes first, but for those to ``/livez`` and ``/readyz``."""
 
 
 @dataclass(frozen=True, slots=True)

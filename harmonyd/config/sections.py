@@ -58,8 +58,9 @@ def network(name: str, section: Section) -> NetworkConfig:
     http = _listener(section.table("http")) if "http" in section else None
     dicom = _dicom_defaults(section.table("dicom"))
     section.raw("http")
+    links = section.strings("middleware")
     section.finish()
-    return NetworkConfig(name, http, dicom)
+    return NetworkConfig(name, http, dicom, links)
 
 
 def _listener(section: Section) -> HttpListener:
@@ -210,22 +211,24 @@ def cache(section: Section) -> CacheConfig:
 
 
 def management(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> ManagementConfig:
-    """``[management]``: only on a network that nobody but this machine reaches, for there is no authentication yet."""
+    """``[management]``: on a network that nobody but this machine reaches, or whose middleware asks who it is."""
     enabled = section.flag("enabled", False)
     base = section.text("base_path", "admin", _base_path)
     named = http_network(section, networks, known)
     if enabled and named is None:
         section.problem("enabled", "network is missing", "say on which network it is served")
     elif enabled and named in networks:
-        _check_local(section, networks[named].http)
+        _check_local(section, networks[named])
     section.finish()
     return ManagementConfig(enabled, "/" + base.strip("/"), named)
 
 
-def _check_local(section: Section, listener: HttpListener | None) -> None:
-    if listener is not None and not checks.is_loopback(listener.bind_address):
-        what = f"this network listens on {listener.bind_address}, and the management API asks for no password yet"
-        section.problem("network", what, "name one whose bind_address is 127.0.0.1 or ::1")
+def _check_local(section: Section, network: NetworkConfig) -> None:
+    listener = network.http
+    if listener is not None and not checks.is_loopback(listener.bind_address) and not network.middleware:
+        what = f"this network listens on {listener.bind_address}, and nothing asks who it is that asks there"
+        remedy = f"name one whose bind_address is 127.0.0.1 or ::1, or give [network.{network.name}] middleware"
+        section.problem("network", what, remedy)
 
 
 def _base_path(value: str) -> str | None:
@@ -270,6 +273,7 @@ _SERVICES = ("http", "dicom", "echo", "dicomweb", "fhir", "jmix", "mock_dicom", 
 _MIDDLEWARE_TYPES = (
     *("passthru", "path_filter", "metadata", "basic_auth", "jwt_auth", "jwtauth", "auth", "connect"),
     *("json_extractor", "json", "transform", "metadata_transform", "dicomweb_bridge", "dicomweb", "jmix_builder"),
+    *("api_key", "client_certificate", "calling_aet", "authorize"),
 )
 
 
