@@ -66,7 +66,7 @@ class Permit(Protocol):
     def limits(self, action: str, backend: str) -> Limits:
         """Return what an action (or DIMSE operation) at a backend is limited to.
 
-        When it is not allowed at all, raises ``Unauthorized`` for one that has shown no credentials, else ``Forbidden``.
+        Where it is not allowed at all, raises ``Unauthorized`` for who has shown no credentials, else ``Forbidden``.
         """
         ...
 

@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGE = Path(harmonyd.__file__).parent
 
 _LINK = re.compile(r"\[[^]]*]\(([^)\s]+)\)")
-_COMMAND = re.compile(r"^\s*(?:\$ |sudo )?(?:\.venv/bin/)?harmonyd ([a-z]+)\b([^|#\n]*)")
+_COMMAND = re.compile(r"^\s*(?:\$ |sudo )?(?:\.venv/bin/)?harmonyd ([a-z]+(?:-[a-z]+)*)\b([^|#\n]*)")
 _FLAG = re.compile(r"(?<!\S)(--?[a-z][a-z-]*)")
 _CODE = re.compile(r"`([^`]+)`")
 _URN = "urn:harmonyd:problem:"

@@ -102,7 +102,7 @@ def api_key(base: Path, section: Section) -> Mapping[str, Any]:
 
 
 def client_certificate(section: Section) -> Mapping[str, Any]:
-    """``certificates`` by name or fingerprint: roles. ``others``: those of all that are trusted, None to refuse them."""
+    """``certificates`` by name or fingerprint: roles. ``others``: those of all other trusted ones, None to refuse."""
     known: dict[str, frozenset[str]] = {}
     for name, entry in section.table("certificates").tables().items():
         key = name.replace(":", "").lower() if _FINGERPRINT.match(name) else name

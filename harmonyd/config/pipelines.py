@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from harmonyd.config.auth import IDENTITY_TYPES
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section, shown
 from harmonyd.config.middleware import chosen_backends, named_backends
@@ -107,15 +106,9 @@ def _check_reachable(section: Section, item: PipelineConfig, parts: Parts) -> No
 
 
 def _check_networks(parts: Parts) -> None:
-    """The middleware of a network sees requests before it is known what they are: it can find out who asks."""
     for name, network in parts.networks.items():
         section = parts.tables["network"][name]
         _check_names(section, "middleware", "middleware", network.middleware, parts.tables["middleware"])
-        for link in network.middleware:
-            kind = parts.middleware[link].type if link in parts.middleware else IDENTITY_TYPES[0]
-            if kind not in IDENTITY_TYPES:
-                what = f'"{link}" is of the type {kind}, which is for pipelines'
-                section.problem("middleware", what, f"a network can have: {listing(IDENTITY_TYPES)}")
 
 
 def _tell_unused(parts: Parts) -> None:

@@ -210,14 +210,16 @@ def cache(section: Section) -> CacheConfig:
     return result
 
 
-def management(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> ManagementConfig:
-    """``[management]``: on a network that nobody but this machine reaches, or whose middleware asks who it is."""
+def management(
+    section: Section, networks: dict[str, NetworkConfig], known: set[str], guarded: frozenset[str] = frozenset()
+) -> ManagementConfig:
+    """``[management]``: on a network that nobody but this machine reaches, or on one of those in ``guarded``."""
     enabled = section.flag("enabled", False)
     base = section.text("base_path", "admin", _base_path)
     named = http_network(section, networks, known)
     if enabled and named is None:
         section.problem("enabled", "network is missing", "say on which network it is served")
-    elif enabled and named in networks:
+    elif enabled and named in networks and named not in guarded:
         _check_local(section, networks[named])
     section.finish()
     return ManagementConfig(enabled, "/" + base.strip("/"), named)
@@ -225,7 +227,7 @@ def management(section: Section, networks: dict[str, NetworkConfig], known: set[
 
 def _check_local(section: Section, network: NetworkConfig) -> None:
     listener = network.http
-    if listener is not None and not checks.is_loopback(listener.bind_address) and not network.middleware:
+    if listener is not None and not checks.is_loopback(listener.bind_address):
         what = f"this network listens on {listener.bind_address}, and nothing asks who it is that asks there"
         remedy = f"name one whose bind_address is 127.0.0.1 or ::1, or give [network.{network.name}] middleware"
         section.problem("network", what, remedy)
