@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, ResponseDone
@@ -26,7 +25,7 @@ class _Collector(Protocol):
     transport: Any
 
     def __init__(self, most_bytes: int) -> None:
-        self.done: Deferred[bytes] = Deferred(lambda _: self._hang_up())
+        self.done: Deferred[bytes] = Deferred(lambda _: self.hang_up())
         self._most_bytes = most_bytes
         self._data = bytearray()
 
@@ -34,7 +33,7 @@ class _Collector(Protocol):
         self._data += data
         if len(self._data) > self._most_bytes and not self.done.called:
             self.done.errback(RemoteError(f"It has more than {self._most_bytes} bytes."))
-            self._hang_up()
+            self.hang_up()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         if self.done.called:
@@ -44,10 +43,12 @@ class _Collector(Protocol):
         else:
             self.done.errback(RemoteError("The server broke off in the middle of its answer."))
 
-    def _hang_up(self) -> None:
-        if self.transport is not None:
-            self.transport.abortConnection() if hasattr(self.transport, "abortConnection") else None
-            self.transport.loseConnection()
+    def hang_up(self) -> None:
+        """Drop the connection, whatever the server still wants to send."""
+        # The transport is Twisted's proxy, which can only ask nicely.
+        behind = getattr(self.transport, "_producer", None)
+        if behind is not None:
+            getattr(behind, "abortConnection", behind.loseConnection)()
 
 
 async def fetch(reactor: Any, url: str, ca: Path | None, most_bytes: int) -> bytes:
@@ -58,10 +59,20 @@ async def fetch(reactor: Any, url: str, ca: Path | None, most_bytes: int) -> byt
     """
     agent = Agent(reactor, _policy(ca), connectTimeout=FETCH_SECS)
     asked = Deferred.fromCoroutine(_fetched(agent, url.encode("ascii"), most_bytes))
+    is_late = False
+
+    def late(result: Any, _: float) -> Any:
+        nonlocal is_late
+        is_late = True
+        return result
+
+    asked.addTimeout(FETCH_SECS, reactor, late)
     try:
-        return await asked.addTimeout(FETCH_SECS, reactor)
-    except (DeferredTimeout, CancelledError):
-        raise DeadlinePassed(f"The server did not answer within {FETCH_SECS:g} s.") from None
+        return await asked
+    except Exception:
+        if is_late:
+            raise DeadlinePassed(f"The server did not answer within {FETCH_SECS:g} s.") from None
+        raise
 
 
 async def _fetched(agent: Any, url: bytes, most_bytes: int) -> bytes:
@@ -70,7 +81,7 @@ async def _fetched(agent: Any, url: bytes, most_bytes: int) -> bytes:
     response.deliverBody(collector)
     if response.code != 200:
         collector.done.addErrback(lambda _: None)
-        collector._hang_up()
+        collector.hang_up()
         raise RemoteError(f"The server answered with status {response.code}.")
     return await collector.done
 
