@@ -52,8 +52,8 @@ def basic_auth(base: Path, section: Section) -> Mapping[str, Any]:
 
 def _one_user(section: Section, base: Path, users: dict[str, tuple[Stored, frozenset[str]]]) -> None:
     """Harmony's spelling for one user, with ``password_hash`` or (with a warning) the password itself."""
-    if not any(key in section for key in ("username", "password", "password_hash")):
-        section.strings("roles")
+    keys = ("username", "password", "password_hash", "roles")
+    if not [key for key in keys if section.raw(key) is not None]:
         return
     section.require("username")
     name = section.text("username", "", _user_name)

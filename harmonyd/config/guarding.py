@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from harmonyd.config import checks
 from harmonyd.config.auth import IDENTITY_TYPES, TYPES
 from harmonyd.config.errors import listing
 from harmonyd.config.model import DicomEndpointOptions, MiddlewareConfig, PipelineConfig
@@ -34,7 +35,29 @@ def settle(parts: Parts) -> frozenset[str]:
                     what = f'"{link.name}" asks for credentials that no DICOM sender has, so no object would pass'
                     remedy = "give it optional = true and let authorize decide, or give the endpoint another pipeline"
                     section.problem("middleware", what, remedy)
+    _tell_open(parts)
     return frozenset(name for name, network in parts.networks.items() if _guards(_links(parts, network.middleware)))
+
+
+def _tell_open(parts: Parts) -> None:
+    """Others than this machine reach a pipeline, and nothing asks who they are."""
+    for name, network in parts.networks.items():
+        address = network.http.bind_address if network.http is not None else ""
+        is_local = not checks.is_ip_address(address) or checks.is_loopback(address)
+        if is_local or _asks(parts, network.middleware):
+            continue
+        is_open = [
+            item.name
+            for item in parts.pipelines.values()
+            if name in item.networks and parts.http_endpoints(item) and not _asks(parts, item.middleware)
+        ]
+        if is_open:
+            what = f"whoever reaches {address} may use {listing(is_open)}: no middleware asks who it is"
+            parts.tables["network"][name].warn(None, what)
+
+
+def _asks(parts: Parts, names: Iterable[str]) -> bool:
+    return any(link.type in IDENTITY_TYPES for link in _links(parts, names))
 
 
 def _links(parts: Parts, names: Iterable[str]) -> list[MiddlewareConfig]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cryptography.x509 import load_pem_x509_certificates
+
 from harmonyd.config import checks
 from harmonyd.config.auth import common
 from harmonyd.config.control import secret
@@ -23,6 +25,7 @@ _SOURCES = ("public_key_path", "jwks_path", "jwks_url", "use_hs256")
 def options(base: Path, section: Section) -> Mapping[str, Any]:
     """One source of keys, and the claims. ``base``: the folder of config.toml."""
     wants_secret = section.flag("use_hs256", False)
+    section.raw("hs256_secret")
     given = [key for key in _SOURCES if key in section and (key != "use_hs256" or wants_secret)]
     if len(given) != 1:
         what = "nothing says whose tokens are taken" if not given else f"several sources of keys: {', '.join(given)}"
@@ -32,7 +35,7 @@ def options(base: Path, section: Section) -> Mapping[str, Any]:
         "public_key": _public_key(section, base),
         "jwks_path": _key_set(section, base),
         "jwks_url": section.text("jwks_url", "", _url),
-        "jwks_ca_path": _file(section, "jwks_ca_path", base),
+        "jwks_ca": _certificates(section, base),
         "jwks_refresh_secs": section.number("jwks_refresh_secs", 600.0, 30, 24 * 3600),
         "issuer": section.text("issuer", "", _claim) or None,
         "audience": _audience(section),
@@ -80,6 +83,17 @@ def _file(section: Section, key: str, base: Path) -> Path | None:
     if _data(section, key, path) is None:
         return None
     return path
+
+
+def _certificates(section: Section, base: Path) -> bytes:
+    path = _file(section, "jwks_ca_path", base)
+    data = (_data(section, "jwks_ca_path", path) if path is not None else None) or b""
+    if path is not None and section.sound:
+        try:
+            load_pem_x509_certificates(data)
+        except ValueError:
+            section.problem("jwks_ca_path", f"{path} has no certificate in PEM", "write the authority's into it")
+    return data
 
 
 def _public_key(section: Section, base: Path) -> bytes:

@@ -144,7 +144,7 @@ class Builder:
         self._cache = cache
         self._metrics = metrics
         self._audit = no_audit
-        self._guard = Guard(reactor, self._in_thread, self._audit)
+        self.guard = Guard(reactor, self._in_thread, self._audit)
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -204,7 +204,7 @@ class Builder:
         }
 
     def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
-        resources = middleware_registry.Resources(self._reactor, self._in_thread, self._audit, self._guard)
+        resources = middleware_registry.Resources(self._reactor, self._in_thread, self._audit, self.guard)
         return [middleware_registry.build(config.middleware[name], resources) for name in names]
 
     def endpoint(

@@ -259,6 +259,7 @@ class Daemon:
             self.operations.figures,
             self._http_load,
             lambda: self.health.ready()[0],
+            lambda: self._builder.guard.alarms.refused,
         )
 
     def _http_load(self) -> tuple[int, int]:

@@ -28,6 +28,8 @@ class Sources:
     http: Callable[[], tuple[int, int]]
     """Requests that are being answered, open connections."""
     is_ready: Callable[[], bool]
+    refused: Callable[[], Mapping[tuple[str, str], int]] = dict
+    """Requests that middleware for identity refused, by its type and a reason; both are words of ours."""
 
 
 def add_state(found: Found, sources: Sources) -> None:
@@ -39,6 +41,8 @@ def add_state(found: Found, sources: Sources) -> None:
     found.add("harmonyd_http_connections", connections)
     _add_children(found, sources.children())
     _add_cache(found, sources.cache(), sources.cache_answers())
+    for (kind, reason), count in sources.refused().items():
+        found.add("harmonyd_auth_refusals_total", count, kind, reason)
     later = sources.operations()
     found.add("harmonyd_async_operations_running", later["running"])
     found.add("harmonyd_async_operations_kept", later["kept"])

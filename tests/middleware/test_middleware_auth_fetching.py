@@ -59,7 +59,7 @@ def serve() -> Iterator[Serve]:
 async def test_what_is_there(serve: Serve) -> None:
     """The body, as it is."""
     url, closed = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-    assert await fetching.fetch(reactor, url, None, 100) == b"{}"
+    assert await fetching.fetch(reactor, url, b"", 100) == b"{}"
     await closed
 
 
@@ -70,7 +70,7 @@ async def test_one_that_hangs(serve: Serve, monkeypatch: pytest.MonkeyPatch, ans
     monkeypatch.setattr(fetching, "FETCH_SECS", 0.1)
     url, closed = serve(answer)
     with pytest.raises(DeadlinePassed):
-        await fetching.fetch(reactor, url, None, 1000)
+        await fetching.fetch(reactor, url, b"", 1000)
     await closed
 
 
@@ -87,5 +87,5 @@ async def test_what_is_no_answer(serve: Serve, answer: bytes, expected: str) -> 
     """Too much, somewhere else, or nothing."""
     url, closed = serve(answer)
     with pytest.raises(RemoteError, match=expected):
-        await fetching.fetch(reactor, url, None, 100)
+        await fetching.fetch(reactor, url, b"", 100)
     await closed

@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "public_key": pem_of(RSA),
     "jwks_path": None,
     "jwks_url": "",
-    "jwks_ca_path": None,
+    "jwks_ca": b"",
     "jwks_refresh_secs": 600.0,
     "optional": False,
 }

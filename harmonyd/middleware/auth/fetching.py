@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -51,8 +50,8 @@ class _Collector(Protocol):
             getattr(behind, "abortConnection", behind.loseConnection)()
 
 
-async def fetch(reactor: Any, url: str, ca: Path | None, most_bytes: int) -> bytes:
-    """Return what is at ``url``. ``ca``: certificates that are trusted instead of the system's.
+async def fetch(reactor: Any, url: str, ca: bytes, most_bytes: int) -> bytes:
+    """Return what is at ``url``. ``ca``: certificates (PEM) that are trusted instead of the system's.
 
     Redirects are not followed. Raises ``DeadlinePassed`` after ``FETCH_SECS``, ``RemoteError``, and what Twisted's
     client raises.
@@ -86,11 +85,11 @@ async def _fetched(agent: Any, url: bytes, most_bytes: int) -> bytes:
     return await collector.done
 
 
-def _policy(ca: Path | None) -> Any:
-    if ca is None:
+def _policy(ca: bytes) -> Any:
+    if not ca:
         return BrowserLikePolicyForHTTPS()
     from twisted.internet.ssl import Certificate, trustRootFromCertificates
 
-    pieces = ca.read_bytes().split(b"-----END CERTIFICATE-----")
+    pieces = ca.split(b"-----END CERTIFICATE-----")
     whole = [piece + b"-----END CERTIFICATE-----\n" for piece in pieces if b"BEGIN CERTIFICATE" in piece]
     return BrowserLikePolicyForHTTPS(trustRootFromCertificates([Certificate.loadPEM(each) for each in whole]))

@@ -133,7 +133,7 @@ def _keys(options: Mapping[str, Any], guard: Guard) -> Keys:
     seconds = guard.reactor.seconds
     if path is not None:
         return ChangingKeys(str(path), lambda: guard.in_thread(_read, path), seconds, refresh_secs)
-    url, ca = options["jwks_url"], options["jwks_ca_path"]
+    url, ca = options["jwks_url"], options["jwks_ca"]
     return ChangingKeys(url, lambda: fetch(guard.reactor, url, ca, MOST_BYTES), seconds, refresh_secs)
 
 
