@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from identity_kit import basic
 from harmonyd.config import ConfigError, load
 from harmonyd.passwords import digest_of_key, parse
 from harmonyd.testing.daemon import RunningDaemon
-from harmonyd.testing.processes import free_port
+from harmonyd.testing.processes import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 HASH = [sys.executable, "-m", "harmonyd", "hash-password"]
@@ -70,6 +71,28 @@ def test_the_example(example: tuple[RunningDaemon, str, int]) -> None:
     assert 'harmonyd_auth_refusals_total{reason="password",type="basic_auth"} 1.0' in metrics
     assert PASSWORD not in daemon.log
     assert key not in daemon.log
+
+
+def test_users_change_with_a_reload(example: tuple[RunningDaemon, str, int]) -> None:
+    """Who is written into the file gets in after a reload, and who was removed does not, however lately known."""
+    daemon, _, operators = example
+    users = daemon.config.parent / "users"
+    text = users.read_text("utf-8")
+    ann, eve = basic("ann", PASSWORD), basic("eve", PASSWORD)
+
+    def statuses() -> tuple[int, ...]:
+        return tuple(daemon.http("POST", "/dicom/store", json={}, headers=who).status for who in (ann, eve))
+
+    assert statuses() == (415, 401)
+    users.write_text(text.replace("ann:", "eve:").replace("operator", "operator,janitor"), "utf-8")
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: statuses() == (401, 415), "the users are read again")
+    port, daemon.port = daemon.port, operators
+    try:
+        assert daemon.http("GET", "/admin/info", headers=eve).status == 403
+        assert daemon.http("GET", "/admin/info", headers=basic("ops", PASSWORD)).status == 200
+    finally:
+        daemon.port = port
 
 
 def test_a_password_is_read_and_never_an_argument() -> None:

@@ -61,6 +61,7 @@ class Alarms:
         self._told[key] = now
         before = self._untold.pop(key, 0)
         more = f", and {before} more before" if before else ""
+        name = "".join(char if char.isprintable() else "?" for char in name)
         said = f"{scheme}: {text or reason}{f' ({name})' if name else ''}{more}"
         where = request.caller.address or request.caller.aet or "?"
         self._log.warn("refused {address}: {said}", address=where, said=said, request=request.id)

@@ -35,15 +35,14 @@ class Scheme(Passthru):
 
     async def on_request(self, request: RequestEnvelope) -> ResponseEnvelope | None:
         """Find out who asks. Raises ``Unauthorized`` and ``TooManyRequests``."""
-        if self._is_optional and request.subject is not None:
-            return None
         shown = self.shown(request)
-        if shown is None:
-            self._missing(request)
-            return None
-        request.subject = await self.checked(request, shown)
-        if self.field and not self._forwards:
+        is_known = self._is_optional and request.subject is not None
+        if shown is not None and self.field and not self._forwards:
             request.consumed |= {self.field}
+        if shown is not None and not is_known:
+            request.subject = await self.checked(request, shown)
+        elif not is_known:
+            self._missing(request)
         return None
 
     def shown(self, request: RequestEnvelope) -> Any:
