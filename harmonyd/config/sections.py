@@ -42,7 +42,7 @@ def proxy(section: Section) -> tuple[str, str]:
     section.raw("pipelines_path")
     transforms_folder(section)
     section.ignore(["store_dir"], "[storage.options] path says where files go")
-    section.ignore(["jwks_cache_dir"], "key sets are not fetched")
+    section.ignore(["jwks_cache_dir"], "key sets that are fetched are kept in memory")
     section.finish()
     return identity, _LEVELS[level]
 

@@ -197,3 +197,41 @@ backends = ["b"]
 middleware = ["m"]
 """
     assert "no DICOM sender has" in problems(text)[0].what
+
+
+@pytest.mark.parametrize(
+    ("address", "networks", "pipelines", "warns"),
+    [
+        ("0.0.0.0", [], [], True),
+        ("::", [], [], True),
+        ("127.0.0.1", [], [], False),
+        ("systemd:http", [], [], False),
+        ("0.0.0.0", ["m"], [], False),
+        ("0.0.0.0", [], ["m"], False),
+    ],
+)
+def test_what_others_reach_without_being_asked_is_told(
+    loaded: Loaded, address: str, networks: list[str], pipelines: list[str], warns: bool
+) -> None:
+    """A network beyond this machine, and nothing that asks who it is: a warning."""
+    guarded = f"[network.default]\nmiddleware = {networks}\n[network.default.http]"
+    main = MAIN.replace("127.0.0.1", address).replace("[network.default.http]", guarded)
+    if address.startswith("systemd:"):
+        main = main.replace("bind_port = 8080\n", "")
+    text = f"""
+[middleware.m]
+type = "basic_auth"
+users.a = {{ password_hash = "{HASH}" }}
+[endpoints.e]
+service = "echo"
+options.path_prefix = "/"
+[backends.b]
+service = "echo"
+[pipelines.p]
+networks = ["default"]
+endpoints = ["e"]
+backends = ["b"]
+middleware = {pipelines}
+"""
+    warnings = loaded(text, main=main).warnings
+    assert any("no middleware asks who it is" in warning for warning in warnings) == warns

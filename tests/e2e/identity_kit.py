@@ -27,7 +27,7 @@ from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import free_port
 
 PASSWORD = "käse:brot"
-ROLES = ("admin", "north", "south", "finder", "retriever", "storer", "nobody")
+ROLES = ("admin", "north", "south", "finder", "retriever", "storer", "lone", "nobody")
 
 
 def key_of(name: str) -> dict[str, str]:
@@ -169,6 +169,7 @@ def _config(folder: Path, pacs: RunningPacs, issuer: Issuer, guarded: int) -> Pa
         {"roles": ["finder"], "allow": ["find"]},
         {"roles": ["retriever"], "allow": ["retrieve"], "backends": ["pacs", "second"]},
         {"roles": ["storer"], "allow": ["store"]},
+        {"roles": ["lone"], "allow": ["find", "retrieve"], "backends": ["second"]},
         {"roles": ["*"], "allow": ["echo", "forward"]},
     ]
     tokens = {"type": "jwt_auth", "jwks_url": issuer.url, "issuer": "issuer", "audience": "harmonyd"}

@@ -185,6 +185,20 @@ def test_backends_and_other_services(site: Site) -> None:
     assert site.ask("POST", "/keep/x", "storer", body=body, **kept).status == 200
 
 
+def test_of_several_only_those_that_the_role_may_ask(site: Site) -> None:
+    """Asked together, the others are left out of a query and of a retrieve; by name they are refused."""
+    found = site.ask("POST", "/both/find", "lone", document={"level": "STUDY"}).json()
+    assert [each["name"] for each in found.get("backends", [])] == ["second"]
+    assert found["complete"]
+    got = site.ask("POST", "/both/get", "lone", document=study(site, "north")).json()
+    assert {each["name"] for each in got.get("backends", [])} <= {"second"}
+    assert got["file_count"] == 2
+    assert site.ask("POST", "/both/find?backend=second", "lone", document={"level": "STUDY"}).status == 200
+    for path in ("/both/find?backend=pacs", "/dicom/find"):
+        assert site.ask("POST", path, "lone", document={"level": "STUDY"}).status == 403
+    assert site.ask("GET", "/both-web/studies", "lone").status == 200
+
+
 # --- which patients
 
 
