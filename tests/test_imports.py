@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject", "permit"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
@@ -29,19 +29,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hours": set(),
     "jolt": {"errors"},
     "subject": set(),
+    "permit": {"errors", "subject"},
+    "passwords": set(),
+    "jwk": set(),
     "audit": {"subject"},
-    "envelope": {"errors", "progress", "subject"},
+    "envelope": {"errors", "progress", "subject", "permit"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours"},
+    "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours", "permit", "passwords", "jwk"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
-    "middleware": BASE | {"config", "jolt", "audit"},
+    "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
@@ -52,7 +55,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
     "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
-EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {
+    *("cli", "check", "doctor", "spool_command", "cache_command", "hash_command", "daemon", "demo", "testing"),
+    "__main__",
+}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 SANS_IO = "harmonyd.dimse.native.core"
 SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}

@@ -44,6 +44,8 @@ class NetworkConfig:
     dicom: DicomDefaults = DicomDefaults()
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and CIDR blocks whose X-Forwarded-For is believed."""
+    middleware: tuple[str, ...] = ()
+    """What each HTTP request passes first, but for those to ``/livez`` and ``/readyz``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,6 +264,7 @@ class Daemon:
             self._http_load,
             lambda: self.health.ready()[0],
             self._backends.nodes,
+            lambda: self._builder.guard.alarms.refused,
         )
 
     def _http_load(self) -> tuple[int, int]:
