@@ -72,7 +72,7 @@ def speaks_tls(remote: RemoteNode, first_bytes: bytes) -> TlsFailed | None:
         return None
     return TlsFailed(
         f"{node_text(remote)} answers with TLS, and the backend does not use it",
-        hint='Set use_tls = true and engine = "native" for the backend, or enter the PACS\'s port without TLS.',
+        hint="Set use_tls = true for the backend, or enter the PACS's port without TLS.",
         tls="peer_speaks_tls",
     )
 

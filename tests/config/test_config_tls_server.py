@@ -98,11 +98,25 @@ def test_an_empty_table(problems):
 
 
 @pytest.mark.parametrize(("text", "key"), PLACES)
-def test_the_dcmtk_engine_has_none(problems, ca, text, key):
-    """A port is not opened without the TLS that was asked for; the message names the engine that can."""
-    [problem] = problems(text.replace("'native'", "'dcmtk'") + f"{key} = {{ {OWN} }}\n")
+def test_the_dcmtk_engine_listens_by_itself(loaded, problems, ca, text, key):
+    """A storescp listens without TLS, to everybody: what it would do is done per association, or is a mistake."""
+    text = text.replace("'native'", "'dcmtk'") + f"{key} = {{ {OWN} }}\n"
+    config = loaded(text)
+    chosen = config.endpoints["e"] if key == "tls" else config.backends["b"]
+    assert chosen.options.store_scp == "per-association"
+    assert any("was chosen" in warning and key in warning for warning in config.warnings)
+    assert not any("was chosen" in each for each in loaded(text + "store_scp = 'per-association'\n").warnings)
+    [problem] = problems(text + "store_scp = 'persistent'\n")
     assert problem.key == key
-    assert 'engine = "native"' in problem.remedy
+    assert 'store_scp = "per-association"' in problem.remedy
+
+
+@pytest.mark.parametrize("persistent", ["true", "false"])
+def test_programs_that_listen_for_deliveries(problems, ca, persistent):
+    """Neither storescp nor movescu has a port with TLS, however the mode is spelled."""
+    more = f"incoming_store_tls = {{ {OWN} }}\npersistent_store_scp = {persistent}\n"
+    [problem] = problems(BACKEND.replace("'native'", "'dcmtk'") + more)
+    assert problem.key == "incoming_store_tls"
 
 
 def test_use_tls_is_of_a_backend(problems, ca):
