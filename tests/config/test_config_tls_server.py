@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from harmonyd.testing.certificates import Authority
+from harmonyd.testing.certificates import Authority, self_signed
 from harmonyd.tls import TlsServer
 
 ENDPOINT = "[endpoints.e]\nservice = 'dicom'\n[endpoints.e.options]\nengine = 'native'\n"
@@ -83,11 +79,7 @@ def test_one_mistake(problems, ca, table, key, what):
 def test_a_key_that_is_too_short(problems, ca, tmp_path):
     """What OpenSSL would refuse later is told now."""
     key = rsa.generate_private_key(65537, 1024)
-    now = datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "short")])
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(100))
-    (tmp_path / "own.crt").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
-    (tmp_path / "own.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    self_signed(tmp_path, "own", key)
     [problem] = problems(ENDPOINT + f"tls = {{ {OWN} }}\n")
     assert (problem.key, problem.what) == ("cert_file", "OpenSSL does not take it: ee key too small")
 

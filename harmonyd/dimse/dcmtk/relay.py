@@ -50,10 +50,10 @@ class End(Protocol):
             if one._held:
                 two.transport.write(bytes(one._held))
                 one._held.clear()
-            if one.is_connected:
+            if two.is_connected:
                 one.resumeProducing()
             else:
-                two.finish()
+                one.finish()
 
     def finish(self) -> None:
         """Say what is left to be said, and close the connection. Safe at any time."""

@@ -116,6 +116,7 @@ class SecureHandshake(SecureEnd):
             self._on_end(self, why)
 
     def _time_is_over(self) -> None:
+        self.problem = caller_problem(self, None, is_secured=self.is_secured)
         self._give_up(f"no whole A-ASSOCIATE-RQ within {ARTIM_SECS:g} s")
         self.cut()
 

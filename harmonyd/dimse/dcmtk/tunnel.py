@@ -126,13 +126,13 @@ class Tunnel(Acceptor):
     async def _look_at(self, end: LocalEnd) -> None:
         try:
             async with self._turn:
-                if end.is_connected and await self._is_own(end) and end.is_connected and self._local_end is None:
+                if self._local_end is None and await self._is_own(end):
                     self._local_end = end
                     self.close()
                     end.join(self._remote_end)
-                    return
-            await self._turn_away(end)
         finally:
+            if end is not self._local_end:
+                await self._turn_away(end)
             self._unknown.discard(end)
             self.go_on()
 
@@ -141,8 +141,10 @@ class Tunnel(Acceptor):
         return await in_thread(self._reactor, connected_by_session, end.peer, end.here, self._child.pid)
 
     async def _turn_away(self, end: LocalEnd) -> None:
-        who = await in_thread(self._reactor, connected_by_text, end.peer, end.here)
-        end.cut()
+        try:
+            who = await in_thread(self._reactor, connected_by_text, end.peer, end.here)
+        finally:
+            end.cut()
         self._log.warn(
             "security: {who} has connected to the port that is for {child} alone; it was turned away",
             who=who, child=self._name, port=self.port,

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 from raw_scp import Raw
-from tls_kit import server_context
 
 from harmonyd.dimse.native import core, names
-from harmonyd.testing.certificates import Authority
+from harmonyd.testing.certificates import Authority, server_context
 from harmonyd.testing.data import make_ct
 
 OBJECT_BYTES = 500_000_000
