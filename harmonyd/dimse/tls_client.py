@@ -86,9 +86,8 @@ class ClientCreator:
     def __init__(self, remote: RemoteNode, settings: TlsClient) -> None:
         self._settings = settings
         self._host = remote.host
-        files = (settings.ca_file, settings.cert_file, settings.key_file)
         try:
-            self._context = _context(settings, tuple(stamp(file) for file in files))
+            self._context = _context(settings, _stamps(settings))
         except (OSError, SSL.Error, crypto.Error) as error:
             raise EngineFailed(
                 f"The certificates of backend {remote.name} cannot be used: {said(error)}",
@@ -110,6 +109,18 @@ def stamp(file: Path | None) -> tuple[int, int, int] | None:
         return None
     found = file.stat()
     return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _stamps(settings: TlsClient) -> tuple[object, ...]:
+    return tuple(stamp(file) for file in (settings.ca_file, settings.cert_file, settings.key_file))
+
+
+def files_now(settings: TlsClient | None) -> tuple[object, ...]:
+    """What is equal as long as the files have not changed. Never raises."""
+    try:
+        return () if settings is None else _stamps(settings)
+    except OSError as error:
+        return (said(error),)
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.reasons import REASONS, RESULTS, SOURCES
 from harmonyd.dimse.native.secure import SecureConnection
+from harmonyd.dimse.tls_client import files_now
 from harmonyd.dimse.waiting import deadline_passed, until
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
@@ -35,6 +36,8 @@ class ClientAssociation:
         self.peer_max_pdu = accepted.peer_max_pdu
         self.was_idle = False
         """It has waited in a pool, where its peer may have ended it without our knowing."""
+        self.made_with: tuple[object, ...] = ()
+        """Which files secured its connection (``tls_client.files_now``)."""
         self.connection = connection
         self._reactor = reactor
         self._message_id = 0
@@ -228,6 +231,7 @@ async def open_association(
     def build() -> Connection:
         return kind(reactor, core.Association.requestor(request), remote.association_timeout_secs)
 
+    made_with = files_now(remote.tls)
     connection = await connect(reactor, remote, build, deadline)
     connected(connection)
     try:
@@ -240,7 +244,9 @@ async def open_association(
         raise
     if not isinstance(event, core.Accepted):
         raise connection.problem(remote) or error_for(event, remote, accepted=False)
-    return ClientAssociation(reactor, connection, remote, event)
+    association = ClientAssociation(reactor, connection, remote, event)
+    association.made_with = made_with
+    return association
 
 
 def association_request(
