@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def child(what: str, port: int, path: Path, ca: Path | None = None) -> dict[str,
     argv = [sys.executable, str(Path(__file__).with_name("memory_child.py")), what, str(port), str(path)]
     if ca is not None:
         argv.append(str(ca))
-    run = subprocess.run(argv, capture_output=True, timeout=110, check=False)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}  # where its kits are
+    run = subprocess.run(argv, capture_output=True, timeout=110, check=False, env=env)
     assert run.stdout, run.stderr.decode()
     found: dict[str, Any] = json.loads(run.stdout)
     return found
