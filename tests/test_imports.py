@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
     "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},

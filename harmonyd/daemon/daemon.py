@@ -29,6 +29,7 @@ from harmonyd.daemon.build import (
     long_running,
     operations_by_backend,
 )
+from harmonyd.daemon.certificates import CertificateWatch
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
@@ -123,6 +124,7 @@ class Daemon:
         self.health.add_check("receiving", self._receiving)
         self._retention = LoopingCall(lambda: Deferred.fromCoroutine(self._clean_artifacts()))
         self._retention.clock = reactor
+        self._certificates = CertificateWatch(reactor, lambda: self.config)
         self._stopping: Deferred[None] | None = None
 
     async def start(self) -> None:
@@ -152,6 +154,7 @@ class Daemon:
         self._retention.start(RETENTION_INTERVAL_SECS).addErrback(
             lambda failure: self._log.failure("retention of artifacts stopped", failure=failure)
         )
+        self._certificates.start()
         self.manager.listening()
         self._reloader.open()
         self._log.info("{id} is up", id=self.config.id)
@@ -176,6 +179,7 @@ class Daemon:
             await takeover.finish()
         finally:
             await self._look_for_untaken()
+            await self._certificates.look()
         await self._children_settle()
 
     async def _look_for_untaken(self) -> None:
@@ -213,6 +217,7 @@ class Daemon:
         await self._reloader.close()
         if self._retention.running:
             self._retention.stop()
+        self._certificates.stop()
         parts = self._parts
         self.manager.step(f"requests and inbound associations have up to {grace_secs:g} s to end")
         front_ends = [front_end.stop for front_end in parts.front_ends]
