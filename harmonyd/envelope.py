@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.subject import OURSELVES, Caller, Subject
+from harmonyd.tracing import Trace
 
 
 class Body(Protocol):
@@ -126,6 +127,8 @@ class RequestEnvelope:
     caller: Caller = OURSELVES
     subject: Subject | None = None
     """Whom middleware found the request's credentials to belong to."""
+    trace: Trace | None = None
+    """The span that the work for it is part of; from the client's ``traceparent``, or ours."""
 
     def part(self, **changes: Any) -> RequestEnvelope:
         """Return a request of its own on behalf of this one: its own metadata and artifacts, and ``changes``."""

@@ -18,27 +18,32 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject"}
+BASE = {
+    *("errors", "privacy", "tracing", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"),
+    "subject",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "privacy": {"errors"},
+    "tracing": set(),
     "waiters": set(),
     "progress": set(),
     "tls": set(),
     "acknowledge": set(),
     "identity": set(),
-    "jolt": {"errors"},
+    "jolt": {"errors", "privacy"},
     "subject": set(),
     "audit": {"subject"},
-    "envelope": {"errors", "progress", "subject"},
+    "envelope": {"errors", "progress", "subject", "tracing"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
     "config": {"errors", "tls", "acknowledge", "identity", "jolt"},
-    "telemetry": {"errors", "config"},
+    "telemetry": {"errors", "privacy", "tracing", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
+    "dimse": {"errors", "waiters", "progress", "tls", "tracing", "acknowledge", "identity"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "tracing", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
     "middleware": BASE | {"config", "jolt", "audit"},
     "pipeline": BASE | {"config", "middleware"},

@@ -32,6 +32,7 @@ from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
+from harmonyd.daemon.spans import Spans
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
 from harmonyd.metrics.metrics import Metrics
@@ -117,6 +118,7 @@ class Daemon:
         self.health.add_check("storage", self._disk)
         self.health.add_check("children", self._children)
         self.health.add_check("receiving", self._receiving)
+        self._spans = Spans(partial(in_thread, reactor))
         self._retention = LoopingCall(lambda: Deferred.fromCoroutine(self._clean_artifacts()))
         self._retention.clock = reactor
         self._stopping: Deferred[None] | None = None
@@ -128,6 +130,7 @@ class Daemon:
         """
         self.manager.starting()
         self._lock.take()
+        await self._spans.configure(self.config)
         await self._control.start()
         await self.supervisor.start()
         self.operated.sampler.start()
@@ -168,6 +171,7 @@ class Daemon:
         self.operations.configure(new.operations, long_running(new))
         self.cache.configure(new.cache)
         self._metrics.configure(new)
+        await self._spans.configure(new)
         try:
             await takeover.finish()
         finally:
@@ -223,7 +227,7 @@ class Daemon:
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
         self._metrics.stop()
         await self._all([self.operations.close])
-        await self._all([parts.engines.close, self._control.stop])
+        await self._all([parts.engines.close, self._control.stop, self._spans.stop])
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)

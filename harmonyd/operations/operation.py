@@ -25,6 +25,7 @@ from harmonyd.errors import Gone, HarmonydError
 from harmonyd.operations.body import WatchedBody
 from harmonyd.operations.result import Result
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
+from harmonyd.tracing import Trace
 from harmonyd.waiters import Waiters
 from harmonyd.web.problem import is_ours, problem
 
@@ -209,7 +210,7 @@ class Operation:
         result: Result | None = None
         try:
             try:
-                answer = await respond(request, self._asking(handle))
+                answer = await respond(request, self._asking(handle, request.trace))
                 self.began()
                 result = await write(answer)
                 self._outcome = self._summary()
@@ -219,10 +220,11 @@ class Operation:
             error = exc
         self._conclude(result, error)
 
-    def _asking(self, handle: Ask) -> Ask:
+    def _asking(self, handle: Ask, trace: Trace | None) -> Ask:
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self._envelope = envelope
             envelope.progress = self
+            envelope.trace = trace
             # What an endpoint has to find out first has artifacts of its own.
             if not self._has_named and envelope.metadata.get("dimse_op") != "find":
                 self._has_named = True
@@ -261,8 +263,8 @@ class Operation:
         self._ended_at = self._seconds()
         self.expires = self._ended_at + self.keep_secs
         self._log.info(
-            "operation {id}: {state}, {ms} ms",
-            id=self.id,
+            "operation {operation_id}: {state}, {ms} ms",
+            operation_id=self.id,
             state=self.state.value,
             ms=round((self._ended_at - self._created) * 1000),
             request=self.request_id,

@@ -11,6 +11,7 @@ from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, Fault, Forbidden, HarmonydError, NotFound
 from harmonyd.middleware.base import Middleware
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, UnknownBackend
+from harmonyd.tracing import begin
 
 
 class Backend(Protocol):
@@ -61,11 +62,19 @@ class Pipeline:
         Raises what middleware and backend raise, ``Forbidden`` for a ``?backend=`` that is not allowed, ``NotFound``
         when the pipeline has no backend, and ``UnknownBackend`` when middleware names one that is not there.
         """
-        passed: list[Middleware] = []
-        response = await self._request_side(request, passed)
-        if response is None:
-            response = await self._ask(request)
-        return await self._response_side(request, response, passed)
+        span = begin(f"pipeline {self.name}", request.trace, harmonyd__pipeline=self.name)
+        request.trace = span.trace
+        try:
+            passed: list[Middleware] = []
+            response = await self._request_side(request, passed)
+            if response is None:
+                response = await self._ask(request)
+            response = await self._response_side(request, response, passed)
+        except BaseException as error:
+            span.end(type(error).__name__)
+            raise
+        span.end()
+        return response
 
     async def deliver(self, backend: str, requests: Sequence[RequestEnvelope]) -> list[Exception | None]:
         """Deliver inbound objects to one backend.

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.subject import Caller
+from harmonyd.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class HttpRequest:
     query: Mapping[str, list[str]]
     body: Body
     caller: Caller
+    trace: Trace | None = None
+    """The span that the work for it is part of."""
 
 
 @dataclass(slots=True)

@@ -95,7 +95,7 @@ def test_levels_below_the_configured_one_are_left_out(log_path: Path) -> None:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_failure_has_its_traceback(log_path: Path, logged_failures: Any, form: str) -> None:
     """In text the traceback follows in lines that cannot be taken for log lines; in JSON it is a member."""
-    start_logging(LoggingConfig(format=form, file=log_path))
+    start_logging(LoggingConfig(format=form, file=log_path, patient_identifiers=True))
     try:
         raise RuntimeError("first\nsecond")
     except RuntimeError:

@@ -40,6 +40,7 @@ from harmonyd.services.dicom.results import DimseResults, FixedResults, Instance
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
+from harmonyd.tracing import begin
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 T = TypeVar("T", Match, Instance)
@@ -298,6 +299,15 @@ class DicomBackend:
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
         measure = self._meter.begin(self.name, operation)
+        span = begin(
+            f"DIMSE {operation} {self.name}",
+            request.trace,
+            "client",
+            harmonyd__backend=self.name,
+            harmonyd__operation=operation,
+            harmonyd__engine=self.options.engine,
+            harmonyd__request=request.id,
+        )
         op = OperationContext(
             id_ or request.operation_id or new_id(),
             request.id,
@@ -307,9 +317,10 @@ class DicomBackend:
             slots=self._slots,
             progress=request.progress,
             steps=measure.steps,
+            trace=span.trace,
         )
         self.active.add(op.id)
-        return OperationRecord(operation, self.remote, op, now, measure)
+        return OperationRecord(operation, self.remote, op, now, measure, span)
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)

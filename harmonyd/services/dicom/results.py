@@ -14,7 +14,7 @@ from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, StoreResult
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.uid import name_of
-from harmonyd.errors import NotFound
+from harmonyd.errors import HarmonydError, NotFound
 from harmonyd.services.dicom.metering import CANCELLED, outcome_of_error
 from harmonyd.services.dicom.record import failed
 
@@ -103,7 +103,7 @@ class DimseResults(Generic[T]):
         members: dict[str, Any] = {"success": self._ended, "complete": self._ended}
         if not self._ended:
             left = "nobody took the rest of the answer"
-            members["incomplete_reason"] = failed(self._failed)["error"] if self._failed else left
+            members["incomplete_reason"] = _told(self._failed) if self._failed else left
         else:
             members |= outcome_members(self._stream.outcome)
         if self.items_key == "matches":
@@ -125,13 +125,21 @@ class DimseResults(Generic[T]):
             return {}
         return {"outcome": outcome_of_error(self._failed) if self._failed else CANCELLED}
 
+    def _said(self) -> dict[str, str]:
+        """Why it is not complete, for those who did not ask."""
+        return {"incomplete_reason": failed(self._failed)["error"]} if self._failed and not self._ended else {}
+
     async def aclose(self) -> None:
         closed, self._closed = self._closed, None
         try:
             await self._stream.aclose()
         finally:
             if closed is not None:
-                await closed(self.summary() | self._ending())
+                await closed(self.summary() | self._ending() | self._said())
+
+
+def _told(error: Exception) -> str:
+    return error.told if isinstance(error, HarmonydError) else str(failed(error)["error"])
 
 
 def outcome_members(outcome: Outcome) -> dict[str, Any]:
@@ -139,6 +147,8 @@ def outcome_members(outcome: Outcome) -> dict[str, Any]:
     members: dict[str, Any] = {"complete": outcome.complete}
     if outcome.incomplete_reason:
         members["incomplete_reason"] = outcome.incomplete_reason
+        if outcome.comment:
+            members["dimse_comment"] = outcome.comment
     if outcome.suboperations is not None:
         members["suboperations"] = asdict(outcome.suboperations)
     if outcome.warnings:
@@ -192,6 +202,7 @@ def store_members(result: StoreResult) -> dict[str, Any]:
         "sop_instance_uid": result.sop_instance_uid,
         "status": None if result.status is None else f"0x{result.status:04X}",
         "status_text": result.status_text,
+        **({"dimse_comment": result.comment} if result.comment else {}),
         **{name: uid for name, uid in above.items() if uid},
     }
 
