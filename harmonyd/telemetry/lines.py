@@ -1,4 +1,4 @@
-"""An event as a line of the log: what gets into it, as text and as JSON (``docs/log.schema.json``).
+"""An event as a line of the log: what gets into it, as text and as JSON (``log.schema.json``).
 
 Whatever the network may have written is escaped. Where patients must not be named, exceptions show what
 ``privacy.said`` lets through, tracebacks have no texts of exceptions, and UIDs are UIDs.
@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from harmonyd.privacy import Privacy, said, uid_or_nothing
 from harmonyd.tracing import trace_of
 
-__all__ = ["FIELDS", "TEXT_FIELDS", "json_line", "text_line", "traceback_of"]
+__all__ = ["FIELDS", "TEXT_FIELDS", "escape", "json_line", "text_line", "traceback_of"]
 
 _STR, _INT = (str,), (int,)
 FIELDS: dict[str, tuple[str, tuple[type, ...]]] = {
@@ -58,10 +58,10 @@ def text_line(event: LogEvent) -> str:
     """Render one line, and below it a traceback whose lines cannot be taken for log lines."""
     event = _fit(event)
     fields = _fields(event)
-    added = "".join(f" {name}={_escape(str(fields[name]))}" for name in TEXT_FIELDS if name in fields)
-    message = _escape(_message(event))
-    line = f"{_time(event)} {_level(event):<5} [{_escape(event.get('log_namespace') or '-')}] {message}{added}\n"
-    return line + "".join(f"  | {_escape(below)}\n" for below in _traceback(event).splitlines())
+    added = "".join(f" {name}={escape(str(fields[name]))}" for name in TEXT_FIELDS if name in fields)
+    message = escape(_message(event))
+    line = f"{_time(event)} {_level(event):<5} [{escape(event.get('log_namespace') or '-')}] {message}{added}\n"
+    return line + "".join(f"  | {escape(below)}\n" for below in _traceback(event).splitlines())
 
 
 def json_line(event: LogEvent) -> str:
@@ -121,7 +121,8 @@ def _fields(event: LogEvent) -> dict[str, Any]:
     return found
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """The text in one line, with nothing that a terminal obeys."""
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 

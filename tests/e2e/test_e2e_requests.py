@@ -68,7 +68,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, archive: RunningPacs) -> I
 
 def log_lines(daemon: RunningDaemon) -> list[Line]:
     """The log; each line is one JSON object."""
-    return [json.loads(line) for line in daemon.log.splitlines()]
+    return [json.loads(line) for line in daemon.raw_log.splitlines()]
 
 
 def lines_of(daemon: RunningDaemon, request_id: str) -> list[Line]:
@@ -312,7 +312,7 @@ def test_no_patient_data_at_info_level(
     wait_idle(running)
     lines = log_lines(running)
     assert sum("POST /dicom/find" in line["message"] for line in lines) == 8
-    assert MARK not in running.log
+    assert MARK not in running.raw_log
     assert {line["level"] for line in lines} <= {"info", "warn"}
 
 

@@ -103,7 +103,9 @@ class DimseResults(Generic[T]):
         members: dict[str, Any] = {"success": self._ended, "complete": self._ended}
         if not self._ended:
             left = "nobody took the rest of the answer"
-            members["incomplete_reason"] = _told(self._failed) if self._failed else left
+            members["incomplete_reason"] = failed(self._failed)["error"] if self._failed else left
+            if isinstance(self._failed, HarmonydError) and "dimse_comment" in self._failed.extra:
+                members["dimse_comment"] = self._failed.extra["dimse_comment"]
         else:
             members |= outcome_members(self._stream.outcome)
         if self.items_key == "matches":
@@ -125,21 +127,13 @@ class DimseResults(Generic[T]):
             return {}
         return {"outcome": outcome_of_error(self._failed) if self._failed else CANCELLED}
 
-    def _said(self) -> dict[str, str]:
-        """Why it is not complete, for those who did not ask."""
-        return {"incomplete_reason": failed(self._failed)["error"]} if self._failed and not self._ended else {}
-
     async def aclose(self) -> None:
         closed, self._closed = self._closed, None
         try:
             await self._stream.aclose()
         finally:
             if closed is not None:
-                await closed(self.summary() | self._ending() | self._said())
-
-
-def _told(error: Exception) -> str:
-    return error.told if isinstance(error, HarmonydError) else str(failed(error)["error"])
+                await closed(self.summary() | self._ending())
 
 
 def outcome_members(outcome: Outcome) -> dict[str, Any]:

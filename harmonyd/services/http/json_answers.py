@@ -125,7 +125,7 @@ def _object_end(results: Results, error: HarmonydError | None, request_id: str) 
     if error is not None:
         said = "{operation} failed under way: {reason}"
         _log.warn(said, operation=results.operation, reason=error, request=request_id)
-        reason = members.get("incomplete_reason") or error.told
+        reason = members.get("incomplete_reason") or error.detail
         members = {**error.extra, **members, "success": False, "complete": False, "incomplete_reason": reason}
         members |= {"error": error.told} | ({"hint": error.hint} if error.hint else {})
     members.pop("operation", None)
