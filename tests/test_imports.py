@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
     "config": {"errors", "tls", "acknowledge", "identity", "jolt"},
     "telemetry": {"errors", "privacy", "tracing", "config"},
-    "supervision": {"errors", "waiters", "config", "telemetry"},
+    "supervision": {"errors", "privacy", "waiters", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "tls", "tracing", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "progress", "tracing", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},

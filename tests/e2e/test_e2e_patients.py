@@ -14,8 +14,8 @@ from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
-from patients_kit import damaged_objects, marked_study
 from endpoint_kit import WebServer, associate, endpoint, send_as_is, status_of
+from patients_kit import damaged_objects, marked_study
 from retrieve_kit import multipart, peer_backend
 
 from harmonyd.testing.config_files import write_config
@@ -54,6 +54,9 @@ class Scene:
             self.answers.append(self.daemon.http(method, path, **options))  # type: ignore[arg-type]
             return self.answers[-1]
         return None
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 
 
 @pytest.fixture(scope="module", params=["dcmtk", "native"])
@@ -108,7 +111,8 @@ def ask_everything(scene: Scene, backends: tuple[str, ...]) -> None:
         at = f"backend={backend}&PatientName={NAME}"
         scene.ask("POST", f"/dicom/echo?{at}")
         for form in ("application/json", "application/x-ndjson"):
-            scene.ask("POST", f"/dicom/find?{at}", json=keys, headers={"Accept": form, "X-Request-ID": f"find-{backend}"})
+            headers = {"Accept": form, "X-Request-ID": f"find-{backend}"}
+            scene.ask("POST", f"/dicom/find?{at}", json=keys, headers=headers)
         retrieve = {"StudyInstanceUID": "1.2.826.0.1.3680043.8.498.1"}
         for operation in ("get", "move"):
             scene.ask("POST", f"/dicom/{operation}?{at}", json=retrieve)
@@ -125,7 +129,7 @@ def ask_everything(scene: Scene, backends: tuple[str, ...]) -> None:
         {**keys, "PatientID": [NUMBER] * 3000},
         {**keys, "PatientName": f"{NAME}\n"},
         {**keys, "PatientName": f"{NAME}=" * 9},
-        {**keys, "PatientName": {"vr": "PN", "Value": [NAME], NUMBER: 1}},
+        {**keys, "PatientName": {"vr": "PN", "Value": [NAME], "more": 1}},
         {**keys, "PatientSex": NAME * 9},
         {**keys, "StudyTime": NUMBER},
         {"identifier": {"PatientID": {"vr": NAME[:4], "Value": [NUMBER]}}},
@@ -214,7 +218,9 @@ def test_the_lines_are_as_documented(scene: Scene) -> None:
     lines = scene.daemon.raw_log.splitlines(keepends=True)
     assert list(wrong_lines(lines)) == []
     seen = {name for line in lines for name in json.loads(line)}
-    assert log_schema()["properties"].keys() - seen <= {"traceback", "cause", "association", "calling_aet", "attempts"}
+    # Children are the dcmtk engine's, associations are known by id to the native one, and nothing broke.
+    engines_own = {"child", "pid", "association", "calling_aet", "cause"}
+    assert log_schema()["properties"].keys() - seen <= {"traceback", *engines_own}
 
 
 def test_the_request_is_followed(scene: Scene) -> None:
@@ -226,4 +232,5 @@ def test_the_request_is_followed(scene: Scene) -> None:
         assert any(re.match("findscu:", line.get("child", "")) and line["pid"] for line in about)
     later = [line for line in lines if line.get("request") == "later-1"]
     assert {line["trace"] for line in later} == {TRACE}
-    assert {"harmonyd.operations.operation.Operation", "harmonyd.services.dicom.record"} <= {line["logger"] for line in later}
+    loggers = {line["logger"] for line in later}
+    assert {"harmonyd.operations.operation.Operation", "harmonyd.services.dicom.record"} <= loggers

@@ -193,7 +193,7 @@ class DicomBackend:
             stream = self._engine.move(self.remote, self.receiver, query, kept.op)
 
         def record(instance: Instance) -> InstanceRecord:
-            kept.arrived(instance.size_bytes)
+            kept.arrived_object(instance.sop_instance_uid, instance.size_bytes)
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(kept, media_type, "instances", stream, record)

@@ -43,6 +43,17 @@ class OperationRecord:
         self.measure.arrived(1, size_bytes)
         self.op.progress.arrived(size_bytes)
 
+    def arrived_object(self, sop_instance_uid: str, size_bytes: int) -> None:
+        """The same for an object, which is named in the log at debug."""
+        self.arrived(size_bytes)
+        _log.debug(
+            "{sop_instance_uid} has come from {backend}",
+            sop_instance_uid=sop_instance_uid,
+            backend=self.remote.name,
+            operation_id=self.op.id,
+            **self._fields(),
+        )
+
     async def end(
         self, now: float, summary: Mapping[str, Any], folder: Path | None, in_thread: Callable[..., Awaitable[Any]]
     ) -> None:
