@@ -23,15 +23,20 @@ _WORDS = frozenset(
         *("studies", "series", "instances", "metadata", "rendered", "thumbnail", "frames", "bulkdata", "pixeldata"),
         *("operations", "events", "result", "echo", "find", "get", "move", "store", "retrieve", "query"),
         *("c-echo", "c-find", "c-get", "c-move", "c-store", "health", "status", "v1", "v2", "api", "docs"),
+        *("info", "spool", "cache", "backends", "processes", "pipelines", "networks", "routes", "entries", "retry"),
     )
 )
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 
 class Privacy:
-    """``shows_patients``: whether the configuration lets the log of this process hold what identifies patients."""
+    """``shows_patients``: whether the configuration lets the log of this process hold what identifies patients.
+
+    ``names``: of the configuration, which may stand in paths.
+    """
 
     shows_patients = False
+    names: frozenset[str] = frozenset()
 
 
 def said(error: BaseException) -> str:
@@ -68,4 +73,5 @@ def path_without_values(path: str, prefix: str = "") -> str:
 
 
 def _is_harmless(segment: str) -> bool:
-    return not segment or segment.lower() in _WORDS or bool(_UID.fullmatch(segment) or _ID.fullmatch(segment))
+    is_known = not segment or segment.lower() in _WORDS or segment in Privacy.names
+    return is_known or bool(_UID.fullmatch(segment) or _ID.fullmatch(segment))

@@ -38,6 +38,7 @@ from harmonyd.dimse import artifacts
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
+from harmonyd.privacy import Privacy
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
@@ -68,6 +69,7 @@ class Daemon:
         notifier: Notifier | None = None,
     ) -> None:
         self.config = config
+        Privacy.names = frozenset(config.backends)
         self.restarting = False
         """It stops in order to start again in place."""
         folders = Folders(config.storage.path)
@@ -171,6 +173,7 @@ class Daemon:
         self.operations.configure(new.operations, long_running(new))
         self.cache.configure(new.cache)
         self._metrics.configure(new)
+        Privacy.names = frozenset(new.backends)
         await self._spans.configure(new)
         try:
             await takeover.finish()
