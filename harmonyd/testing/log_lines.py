@@ -13,6 +13,8 @@ from harmonyd.telemetry.lines import TEXT_FIELDS, escape
 
 __all__ = ["as_text", "complaint", "log_schema", "wrong_lines"]
 
+_BEGIN = '{"'
+"""Of a line of the log; the demo shows JSON of other shapes beside it."""
 _TYPES = {"string": str, "integer": int}
 
 
@@ -32,7 +34,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 def wrong_lines(lines: Iterable[str]) -> Iterator[str]:
     """Each JSON line that the schema does not allow, and why. The last one may be cut: its writer was killed."""
     for line in lines:
-        if line.startswith("{") and line.endswith("\n") and (why := complaint(line)):
+        if line.startswith(_BEGIN) and line.endswith("\n") and (why := complaint(line)):
             yield f"{why}: {line.rstrip()}"
 
 
@@ -70,7 +72,7 @@ def _fits(name: str, value: Any, rule: dict[str, Any]) -> bool:
 
 def as_text(line: str) -> str:
     """A JSON line as the text format has it; any other line as it is."""
-    if not line.startswith("{"):
+    if not line.startswith(_BEGIN):
         return line
     try:
         members = json.loads(line)
