@@ -35,11 +35,13 @@ from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
+from harmonyd.daemon.spans import Spans
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
+from harmonyd.privacy import Privacy
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
@@ -70,6 +72,7 @@ class Daemon:
         notifier: Notifier | None = None,
     ) -> None:
         self.config = config
+        Privacy.names = frozenset(config.backends)
         self.restarting = False
         """It stops in order to start again in place."""
         folders = Folders(config.storage.path)
@@ -122,6 +125,7 @@ class Daemon:
         self.health.add_check("storage", self._disk)
         self.health.add_check("children", self._children)
         self.health.add_check("receiving", self._receiving)
+        self._spans = Spans(partial(in_thread, reactor))
         self._retention = LoopingCall(lambda: Deferred.fromCoroutine(self._clean_artifacts()))
         self._retention.clock = reactor
         self._certificates = CertificateWatch(reactor, lambda: self.config)
@@ -134,6 +138,7 @@ class Daemon:
         """
         self.manager.starting()
         self._lock.take()
+        await self._spans.configure(self.config)
         await self._control.start()
         await self.supervisor.start()
         self.operated.sampler.start()
@@ -175,6 +180,8 @@ class Daemon:
         self.operations.configure(new.operations, long_running(new))
         self.cache.configure(new.cache)
         self._metrics.configure(new)
+        Privacy.names = frozenset(new.backends)
+        await self._spans.configure(new)
         try:
             await takeover.finish()
         finally:
@@ -232,7 +239,7 @@ class Daemon:
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
         self._metrics.stop()
         await self._all([self.operations.close])
-        await self._all([parts.engines.close, self._control.stop])
+        await self._all([parts.engines.close, self._control.stop, self._spans.stop])
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)

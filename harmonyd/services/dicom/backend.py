@@ -46,6 +46,7 @@ from harmonyd.services.dicom.results import DimseResults, FixedResults, Instance
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
+from harmonyd.tracing import begin
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
@@ -249,7 +250,7 @@ class DicomBackend:
             stream = self._engine.move(self.remote, self.receiver, query, kept.op)
 
         def record(instance: Instance) -> InstanceRecord:
-            kept.arrived(instance.size_bytes)
+            kept.arrived_object(instance.sop_instance_uid, instance.size_bytes)
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(kept, media_type, "instances", stream, record)
@@ -366,6 +367,15 @@ class DicomBackend:
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
         measure = self._meter.begin(self.name, operation)
+        span = begin(
+            f"DIMSE {operation} {self.name}",
+            request.trace,
+            "client",
+            harmonyd__backend=self.name,
+            harmonyd__operation=operation,
+            harmonyd__engine=self.options.engine,
+            harmonyd__request=request.id,
+        )
         op = OperationContext(
             id_ or request.operation_id or new_id(),
             request.id,
@@ -375,9 +385,10 @@ class DicomBackend:
             slots=self._slots,
             progress=request.progress,
             steps=measure.steps,
+            trace=span.trace,
         )
         self.active.add(op.id)
-        return OperationRecord(operation, self.remote, op, now, measure)
+        return OperationRecord(operation, self.remote, op, now, measure, span)
 
     async def _own_echo(self) -> None:
         """That nobody asked for, and that is in no record."""

@@ -142,10 +142,10 @@ def _answers(
 
 def _answer(result: StoreResult) -> ResponseEnvelope | Exception:
     if result.status is None:
-        return DimseError(f"The object was not stored: {result.status_text}")
+        return DimseError(f"The object was not stored: {result.status_text}", dimse_comment=result.comment)
     if is_taken(result.status):
         return ResponseEnvelope()
-    return DimseFailure.from_status("C-STORE", result.status, result.status_text, None)
+    return DimseFailure.from_status("C-STORE", result.status, result.status_text, result.comment)
 
 
 def _summary(stored: list[StoreResult]) -> dict[str, Any]:
@@ -155,6 +155,7 @@ def _summary(stored: list[StoreResult]) -> dict[str, Any]:
         raise DimseFailure(
             f"The remote node took none of {len(stored)} instances: {worst.status_text}",
             dimse_status=None if worst.status is None else f"0x{worst.status:04X}",
+            dimse_comment=worst.comment,
             instances=list(map(store_members, stored)),
         )
     whole = len(taken) == len(stored)
