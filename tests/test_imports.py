@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": set(),
     "jolt": {"errors"},
     "subject": set(),
-    "audit": {"subject"},
+    "audit": {"errors", "subject", "tls", "config"},
     "envelope": {"errors", "progress", "subject"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},

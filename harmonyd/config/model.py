@@ -354,6 +354,28 @@ class PipelineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSyslog:
+    """A collector of audit messages."""
+
+    host: str
+    port: int
+    tls: TlsClient
+
+
+@dataclass(frozen=True, slots=True)
+class AuditConfig:
+    enabled: bool = False
+    file: Path | None = None
+    syslog: AuditSyslog | None = None
+    source_id: str = ""
+    """AuditSourceID (PS3.15 table A.5.2-1)."""
+    enterprise_site: str = ""
+    patient_identifiers: bool = True
+    max_backlog_bytes: int = 256 * 1000**2
+    """Of what waits on disk for the collector."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration. Only endpoints, backends and middleware that a pipeline names are started."""
 
@@ -375,5 +397,6 @@ class Config:
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     web: WebConfig = WebConfig()
+    audit: AuditConfig = AuditConfig()
     warnings: tuple[str, ...] = field(default=())
     """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""
