@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from harmonyd.dimse.engine import OperationContext, RemoteNode
 from harmonyd.errors import HarmonydError
+from harmonyd.services.dicom.auditing import UNAUDITED, Audited
 from harmonyd.services.dicom.metering import Measure, outcome_of, outcome_of_error
 
 _log = Logger()
@@ -34,6 +35,7 @@ class OperationRecord:
     began: float
     """Seconds since the epoch."""
     measure: Measure
+    audited: Audited = UNAUDITED
 
     def arrived(self, size_bytes: int) -> None:
         """One more result is taken."""
@@ -45,6 +47,7 @@ class OperationRecord:
     ) -> None:
         """Log the outcome; keep it beside ``folder`` if that is there. A failure to do so is only logged."""
         self.measure.ended(outcome_of(summary))
+        self.audited.ended(summary)
         self._log_end(now, summary)
         if folder is None:
             return
