@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
-    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
+    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision", "audit"},
     "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}

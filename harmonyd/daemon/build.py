@@ -10,7 +10,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import (
     Config,
@@ -40,6 +39,7 @@ from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.backend import DicomBackend, move_receiver
 from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
@@ -129,6 +129,7 @@ class Builder:
         resources: Mapping[str, Resource],
         cache: SeriesCache,
         metrics: Metrics,
+        witness: Witness,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
@@ -140,6 +141,7 @@ class Builder:
         self._resources = resources
         self._cache = cache
         self._metrics = metrics
+        self._witness = witness
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -161,10 +163,14 @@ class Builder:
 
     def _dcmtk(self) -> DcmtkEngine:
         storage, scratch = self._folders.storage, self._folders.run / "dcmtk"
-        return DcmtkEngine(self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch)
+        told = self._witness.refused
+        return DcmtkEngine(
+            self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch, on_refusal=told
+        )
 
     def _native(self) -> NativeEngine:
-        return NativeEngine(self._reactor, storage=self._folders.storage, why=problem_text)
+        storage, told = self._folders.storage, self._witness.refused
+        return NativeEngine(self._reactor, storage=storage, why=problem_text, on_refusal=told)
 
     def backends(
         self, config: Config, engines: Engines, unchanged: Mapping[str, Backend]
@@ -178,6 +184,7 @@ class Builder:
             self._in_thread,
             self._cache,
             self._metrics.operations,
+            self._witness,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -188,7 +195,7 @@ class Builder:
 
     def pipelines(self, config: Config, backends: Mapping[str, Backend]) -> dict[str, Pipeline]:
         """By name. Raises ``HarmonydError``."""
-        resources = middleware_registry.Resources(self._reactor, self._in_thread, no_audit)
+        resources = middleware_registry.Resources(self._reactor, self._in_thread, self._witness.audit)
         return {
             name: Pipeline(
                 name,
@@ -205,7 +212,7 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness.batches)
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]

@@ -19,6 +19,7 @@ from harmonyd.control.cache import CacheMethods, CacheResource
 from harmonyd.control.management import Management, Resource
 from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
+from harmonyd.daemon.audited import DaemonAudit
 from harmonyd.daemon.build import (
     Builder,
     Folders,
@@ -37,6 +38,7 @@ from harmonyd.dimse import artifacts
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
@@ -99,6 +101,7 @@ class Daemon:
             "cache": CacheResource(self.cache),
         }
         documents = self._management.documents
+        self._audit = DaemonAudit(reactor, config.storage.path, config.audit)
         self._metrics = Metrics(reactor, config, self._sources())
         self._builder = Builder(
             reactor,
@@ -111,6 +114,7 @@ class Daemon:
             resources,
             self.cache,
             self._metrics,
+            Witness(self._audit.trail, self._audit.batches),
         )
         self._parts = self._builder.all(config)
         self._disk = DiskWritable(reactor, config.storage.path)
@@ -128,6 +132,7 @@ class Daemon:
         """
         self.manager.starting()
         self._lock.take()
+        await self._audit.start()
         await self._control.start()
         await self.supervisor.start()
         self.operated.sampler.start()
@@ -150,6 +155,7 @@ class Daemon:
         )
         self.manager.listening()
         self._reloader.open()
+        self._audit.up(self.config, self._parts.all_backends)
         self._log.info("{id} is up", id=self.config.id)
 
     async def reload(self) -> None:
@@ -168,6 +174,7 @@ class Daemon:
         self.operations.configure(new.operations, long_running(new))
         self.cache.configure(new.cache)
         self._metrics.configure(new)
+        self._audit.trail.configure(new.audit)
         try:
             await takeover.finish()
         finally:
@@ -224,6 +231,7 @@ class Daemon:
         self._metrics.stop()
         await self._all([self.operations.close])
         await self._all([parts.engines.close, self._control.stop])
+        await self._audit.stop(self.config, parts.all_backends)
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
@@ -259,6 +267,7 @@ class Daemon:
             self.operations.figures,
             self._http_load,
             lambda: self.health.ready()[0],
+            self._audit.trail.figures,
         )
 
     def _http_load(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from harmonyd.dimse.accepting import OnRefusal, unheard
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.deliveries import Host, MoveDeliveries
 from harmonyd.dimse.dcmtk.inetd import Receiving
@@ -55,8 +56,9 @@ class Title:
 class Listeners:
     """Opens a port with the first who receives there, closes it with the last."""
 
-    def __init__(self, box: Toolbox) -> None:
+    def __init__(self, box: Toolbox, on_refusal: OnRefusal = unheard) -> None:
         self._box = box
+        self._on_refusal = on_refusal
         self._titles: dict[Place, Title] = {}
         self._open: dict[tuple[str, int], AssociationListener] = {}
 
@@ -118,6 +120,7 @@ class Listeners:
         listener = self._open.get(address)
         if listener is None:
             listener = AssociationListener(self._box, *address)
+            listener.on_refusal = self._on_refusal
             listener.open(folder)
             self._open[address] = listener
         self._titles[place] = listener.owners[place.aet] = title

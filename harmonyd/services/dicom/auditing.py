@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 from harmonyd.audit.api import AuditEvent, AuditKind, Auditor, Node, Outcome, Queried, Transferred, no_audit, node_of
 from harmonyd.audit.batches import Batches, Way, outcome_of
+from harmonyd.dimse.accepting import Refusal
 from harmonyd.dimse.engine import Instance, Query, QueryModel, RemoteNode, StoreResult
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.status import StatusCategory, category
 from harmonyd.envelope import RequestEnvelope, Results
+from harmonyd.subject import Caller
 
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 _FIND = {
@@ -68,6 +70,17 @@ class Witness:
     def store(self, remote: RemoteNode, request: RequestEnvelope) -> Sent:
         """C-STOREs begin."""
         return Sent(remote, request, self)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Somebody called who may not."""
+        event = AuditEvent(
+            AuditKind.SECURITY_ALERT,
+            Outcome.MINOR_FAILURE,
+            f"An association to port {refusal.port} was refused: {refusal.text}",
+            caller=Caller(refusal.peer, aet=refusal.calling_aet),
+            details={"alert": "node-authentication", "Called AE Title": refusal.called_aet},
+        )
+        self.audit(event)
 
     def read(self, request: RequestEnvelope, study: str, results: Results, read: Sequence[Instance]) -> None:
         """What was in the cache, or came to it, has gone to who asked, as far as it was wanted."""
@@ -236,7 +249,7 @@ class Sent:
         if header is None or batches is None:
             return
         way = Way(*self._ends, request.id, request.caller, request.subject, says_begin=True)
-        key = (self.remote.name, request.metadata.get("association_id", ""))
+        key = (self.remote.name, request.caller)
         batches.add(key, way, header.study_instance_uid, header.patient_id, header.sop_class_uid, problem)
 
     @property
