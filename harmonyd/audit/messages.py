@@ -19,7 +19,7 @@ from harmonyd.subject import OURSELVES
 MOST_BYTES = 32_768
 """What each receiver has to take at least (PS3.15 section A.6)."""
 MOST_TEXT = 500
-"""Characters of one value."""
+"""Bytes of one value, escaped."""
 MOST_DETAILS = 8
 MOST_CLASSES = 30
 MOST_QUERY_BYTES = 12_000
@@ -52,6 +52,8 @@ _SERVER = "4"
 # What XML 1.0 cannot have at all, and what would break a line or a viewer.
 _BAD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
+_MARKUP = re.compile("[&<>\"']")
+
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
@@ -72,8 +74,8 @@ def message(event: AuditEvent, at: float, reporter: Reporter) -> bytes:
         root.append(participant)
     source = SubElement(root, "AuditSourceIdentification")
     if reporter.enterprise_site:
-        source.set("AuditEnterpriseSiteID", clean(reporter.enterprise_site))
-    source.set("AuditSourceID", clean(reporter.source_id))
+        source.set("AuditEnterpriseSiteID", _token(reporter.enterprise_site))
+    source.set("AuditSourceID", _token(reporter.source_id))
     SubElement(source, "AuditSourceTypeCode", {"csd-code": _SERVER})
     _objects(root, event, reporter)
     text: bytes = tostring(root, encoding="us-ascii")
@@ -81,9 +83,26 @@ def message(event: AuditEvent, at: float, reporter: Reporter) -> bytes:
 
 
 def clean(value: str, most: int = MOST_TEXT) -> str:
-    """Return a value as XML may have it, in one line and shortened."""
-    short = value if len(value) <= most else value[: most - 1] + "…"
-    return _BAD.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), short)
+    """Return a value as XML may have it, in one line, and so short that its escaped form has ``most`` bytes."""
+    escaped = _BAD.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), value[:most])
+    if len(value) <= most and _cost(escaped) <= most:
+        return escaped
+    left, kept = most - _cost("…"), 0
+    for character in escaped:
+        left -= _cost(character)
+        if left < 0:
+            break
+        kept += 1
+    return f"{escaped[:kept]}…"
+
+
+def _cost(text: str) -> int:
+    return len(_MARKUP.sub("&quot;", text).encode("ascii", "xmlcharrefreplace"))
+
+
+def _token(value: str, most: int = MOST_TEXT) -> str:
+    """Where the schema wants a token: without space around it, and something in any case."""
+    return clean(value, most).strip() or "unknown"
 
 
 def _event(root: Element, event: AuditEvent, at: float) -> None:
@@ -165,7 +184,7 @@ def _participant(
         element.set("UserName", clean(name))
     element.set("UserIsRequestor", "true" if is_requestor else "false")
     if address:
-        element.set("NetworkAccessPointID", clean(address))
+        element.set("NetworkAccessPointID", _token(address))
         is_ip = ":" in address or address.replace(".", "").isdigit()
         element.set("NetworkAccessPointTypeCode", _ADDRESS if is_ip else _MACHINE)
     if role is not None:
@@ -198,15 +217,15 @@ def _query(root: Element, query: Queried, details: dict[str, str], reporter: Rep
 
 def _study(root: Element, sent: Transferred, details: dict[str, str], reporter: Reporter) -> None:
     element = _object(root, sent.study_uid or "unknown", _STUDY, "2", "3")
-    SubElement(element, "ParticipantObjectName").text = clean(sent.study_uid or "unknown")
+    SubElement(element, "ParticipantObjectName").text = _token(sent.study_uid or "unknown")
     _details(element, details)
     if sent.instances:
         description = SubElement(element, "ParticipantObjectDescription")
         for uid, count in list(sent.instances.items())[:MOST_CLASSES]:
-            SubElement(description, "SOPClass", {"UID": clean(uid, 64), "NumberOfInstances": str(count)})
+            SubElement(description, "SOPClass", {"UID": _token(uid, 64), "NumberOfInstances": str(count)})
     if sent.patient_id and reporter.patient_identifiers:
         patient = _object(root, sent.patient_id, _PATIENT, "1", "1", "RFC-3881")
-        SubElement(patient, "ParticipantObjectName").text = clean(sent.patient_id)
+        SubElement(patient, "ParticipantObjectName").text = _token(sent.patient_id)
 
 
 def _alert(root: Element, event: AuditEvent, details: dict[str, str], reporter: Reporter) -> None:
@@ -214,12 +233,12 @@ def _alert(root: Element, event: AuditEvent, details: dict[str, str], reporter: 
     uri = event.details.get("uri", "")
     node = event.details.get("node", "") or event.caller.address or reporter.host
     element = _object(root, uri or node, _URI if uri else _NODE, "2", "13", "RFC-3881" if uri else "DCM")
-    SubElement(element, "ParticipantObjectName").text = clean(uri or node)
+    SubElement(element, "ParticipantObjectName").text = _token(uri or node)
     _details(element, {"Alert Description": event.text, **details, **told})
 
 
 def _object(root: Element, id_: str, code: tuple[str, str], kind: str, role: str, system: str = "DCM") -> Element:
-    element = SubElement(root, "ParticipantObjectIdentification", {"ParticipantObjectID": clean(id_)})
+    element = SubElement(root, "ParticipantObjectIdentification", {"ParticipantObjectID": _token(id_)})
     element.set("ParticipantObjectTypeCode", kind)
     element.set("ParticipantObjectTypeCodeRole", role)
     _coded(element, "ParticipantObjectIDTypeCode", code, system)
@@ -229,7 +248,7 @@ def _object(root: Element, id_: str, code: tuple[str, str], kind: str, role: str
 def _details(parent: Element, details: Mapping[str, str]) -> None:
     for name, value in list(details.items())[:MOST_DETAILS]:
         encoded = base64.b64encode(clean(value).encode("utf-8")).decode()
-        SubElement(parent, "ParticipantObjectDetail", {"type": clean(name, 64), "value": encoded})
+        SubElement(parent, "ParticipantObjectDetail", {"type": _token(name, 64), "value": encoded})
 
 
 def severity(outcome: Outcome) -> int:

@@ -13,8 +13,8 @@ SYSLOG_TLS_PORT = 6514
 _MB = 1000**2
 
 
-def audit(section: Section, base: Path, identity: str) -> AuditConfig:
-    """``base`` is the folder of config.toml; ``identity``: ``[proxy] id``."""
+def audit(section: Section, base: Path) -> AuditConfig:
+    """``base`` is the folder of config.toml."""
     default = AuditConfig()
     file = section.text("file", "", checks.path)
     syslog = _syslog(section.table("syslog"), base) if "syslog" in section else None
@@ -26,7 +26,7 @@ def audit(section: Section, base: Path, identity: str) -> AuditConfig:
         enabled=enabled,
         file=(base / file).resolve() if file else None,
         syslog=syslog,
-        source_id=section.text("source_id", identity, checks.plain_text),
+        source_id=section.text("source_id", default.source_id, checks.plain_text),
         enterprise_site=section.text("enterprise_site", default.enterprise_site, checks.plain_text),
         patient_identifiers=section.flag("patient_identifiers", default.patient_identifiers),
         max_backlog_bytes=section.integer("buffer_mb", default.max_backlog_bytes // _MB, 1, 1_000_000) * _MB,

@@ -61,7 +61,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),
         web=sections.web(main.table("web")),
-        audit=audit.audit(main.table("audit"), base, identity),
+        audit=audit.audit(main.table("audit"), base),
         warnings=tuple(report.warnings),
     )
 

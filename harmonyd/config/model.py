@@ -368,7 +368,7 @@ class AuditConfig:
     file: Path | None = None
     syslog: AuditSyslog | None = None
     source_id: str = ""
-    """AuditSourceID (PS3.15 table A.5.2-1)."""
+    """AuditSourceID (PS3.15 section A.5.2); empty: the id of the configuration."""
     enterprise_site: str = ""
     patient_identifiers: bool = True
     max_backlog_bytes: int = 256 * 1000**2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from harmonyd.audit.api import AuditEvent, AuditKind, Outcome
@@ -19,15 +19,19 @@ from harmonyd.supervision.process import in_thread
 class DaemonAudit:
     """Belongs to one daemon."""
 
-    def __init__(self, reactor: Any, storage: Path, config: AuditConfig) -> None:
+    def __init__(self, reactor: Any, config: Config) -> None:
         self._reactor = reactor
-        self.trail = AuditTrail(storage, config)
+        self.trail = AuditTrail(config.storage.path, _settings(config))
         self.batches = Batches(reactor, self.trail)
         self._is_up = False
 
     async def start(self) -> None:
         """Write from now on. Raises ``AuditUnusable``."""
         await in_thread(self._reactor, self.trail.start)
+
+    def configure(self, config: Config) -> None:
+        """Another configuration is in force."""
+        self.trail.configure(_settings(config))
 
     def up(self, config: Config, backends: Iterable[Backend]) -> None:
         """The daemon has started."""
@@ -48,3 +52,7 @@ class DaemonAudit:
         self.trail(
             AuditEvent(AuditKind.APPLICATION_ACTIVITY, Outcome.SUCCESS, f"{config.id} {what}", details=details)
         )
+
+
+def _settings(config: Config) -> AuditConfig:
+    return replace(config.audit, source_id=config.audit.source_id or config.id)

@@ -101,7 +101,7 @@ class Daemon:
             "cache": CacheResource(self.cache),
         }
         documents = self._management.documents
-        self._audit = DaemonAudit(reactor, config.storage.path, config.audit)
+        self._audit = DaemonAudit(reactor, config)
         self._metrics = Metrics(reactor, config, self._sources())
         self._builder = Builder(
             reactor,
@@ -174,7 +174,7 @@ class Daemon:
         self.operations.configure(new.operations, long_running(new))
         self.cache.configure(new.cache)
         self._metrics.configure(new)
-        self._audit.trail.configure(new.audit)
+        self._audit.configure(new)
         try:
             await takeover.finish()
         finally:
