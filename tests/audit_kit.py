@@ -32,7 +32,7 @@ class Collector:
         self.authority = authority or Authority(folder, "collector-ca")
         self.issued = issued or self.authority.issue("collector")
         self.port = free_port()
-        self.received = b""
+        self.received = bytearray()
         self.connections = 0
         self.reads = Event()
         self.reads.set()
@@ -101,11 +101,11 @@ class Collector:
     @property
     def messages(self) -> list[Element]:
         """All that came whole, in the order in which they came."""
-        return [message for message, _ in _parsed(self.received)]
+        return [message for message, _ in _parsed(bytes(self.received))]
 
     @property
     def priorities(self) -> list[int]:
-        return [priority for _, priority in _parsed(self.received)]
+        return [priority for _, priority in _parsed(bytes(self.received))]
 
     def wait(self, count: int, secs: float = 20) -> list[Element]:
         """Until there are so many."""
@@ -133,10 +133,11 @@ def _split(got: bytes) -> tuple[bytes, bytes]:
 
 
 def _parsed(frames: bytes) -> list[tuple[Element, int]]:
-    found = []
-    while frames:
-        length, _, rest = frames.partition(b" ")
-        body, frames = rest[: int(length)], rest[int(length) :]
+    found, at = [], 0
+    while at < len(frames):
+        space = frames.index(b" ", at)
+        end = space + 1 + int(frames[at:space])
+        body, at = frames[space + 1 : end], end
         head = _HEAD.match(body)
         assert head, body[:200]
         found.append((fromstring(body[head.end() :]), int(head[1])))

@@ -15,7 +15,7 @@ from harmonyd.audit.backlog import Backlog, Waiting
 from harmonyd.audit.syslog import Connection
 from harmonyd.config.model import AuditSyslog
 
-MOST_AT_ONCE = 50
+MOST_AT_ONCE = 200
 FIRST_WAIT_SECS = 0.5
 MOST_WAIT_SECS = 60.0
 JOIN_SECS = 2.0
@@ -169,5 +169,5 @@ def said(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
+        return f"TLS: {getattr(error, 'reason', None) or error}"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -51,7 +51,7 @@ class Connection:
         pins = settings.tls.pinned_sha256
         if pins and fingerprint(self._socket.getpeercert(binary_form=True) or b"") not in pins:
             self.close()
-            raise ssl.SSLError("its certificate is not one of pinned_sha256")
+            raise ConnectionError("its certificate is not one of pinned_sha256")
 
     def send(self, frames: bytes) -> None:
         """Return when the collector's TCP has acknowledged all of it."""
