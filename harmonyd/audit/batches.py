@@ -97,9 +97,9 @@ class Batches:
         batch = self._batches.pop(key)
         count = batch.instances.total()
         outcome = outcome_of(count, batch.failed)
-        text = f"{count} instances"
+        text = ""
         if batch.failed:
-            text = f"{count} of {count + batch.failed} instances: {batch.problem}"
+            text = f"{count} of {count + batch.failed}: {batch.problem}"
         self._audit(self._event(batch, AuditKind.INSTANCES_TRANSFERRED, outcome, text, batch.instances))
 
     def _event(

@@ -83,12 +83,18 @@ class Witness:
         self.audit(event)
 
     def read(self, request: RequestEnvelope, study: str, results: Results, read: Sequence[Instance]) -> None:
-        """What was in the cache, or came to it, has gone to who asked, as far as it was wanted."""
-        summary = results.summary()
-        source, destination = Node(), node_of(request.caller, request.subject)
-        for about in _by_study(source, destination, read) or [Transferred(source, destination, study)]:
-            outcome, text = _outcome(summary, sum(about.instances.values()))
-            self.audit(_event(AuditKind.INSTANCES_TRANSFERRED, request, outcome, text or "from the cache", about))
+        """What was in the cache, or came to it, has gone to who asked. A viewer asks for each slice by itself."""
+        if self.batches is None:
+            return
+        way = Way(Node(), node_of(request.caller, request.subject), request.id, request.caller, request.subject)
+        key = ("cache", request.caller, request.subject)
+        for instance in read:
+            uid, patient = instance.study_instance_uid, instance.patient_id
+            self.batches.add(key, way, uid, patient, instance.sop_class_uid)
+        outcome, problem = _outcome(results.summary(), len(read))
+        if outcome is not Outcome.SUCCESS:
+            patient = read[0].patient_id if read else ""
+            self.batches.add(key, way, study, patient, "", problem)
 
 
 def _event(
@@ -183,13 +189,6 @@ def _transfers(
     return [
         Transferred(source, destination, study, patient, dict(counts)) for (study, patient), counts in tallies.items()
     ]
-
-
-def _by_study(source: Node, destination: Node, instances: Iterable[Instance]) -> list[Transferred]:
-    tallies: dict[tuple[str, str], Counter[str]] = {}
-    for instance in instances:
-        _count(tallies, instance)
-    return _transfers(source, destination, tallies)
 
 
 @dataclass(slots=True)
