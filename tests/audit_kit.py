@@ -114,6 +114,7 @@ class Collector:
 
     def wait_for(self, wanted: Callable[[Element], bool], count: int = 1, secs: float = 20) -> list[Element]:
         """Until so many of these are there."""
+
         def found() -> list[Element] | None:
             matching = [each for each in self.messages if wanted(each)]
             return matching if len(matching) >= count else None

@@ -141,9 +141,9 @@ def test_security_alerts(alert: str) -> None:
 
 def test_control_characters_become_visible_and_long_values_short() -> None:
     """No line break, no terminal command, no XML that ends early."""
-    evil = 'a\r\n<b>&"\'\x00\x1b[2J\u2028\ud800\uffff' + "x" * 1_000_000
+    evil = "a\r\n<b>&\"'\x00\x1b[2J\u2028\ud800\uffff" + "x" * 1_000_000
     found = made(AuditEvent(AuditKind.SECURITY_ALERT, Outcome.SUCCESS, evil, evil, Caller(evil), details={evil: evil}))
-    assert text(found).startswith('a\\r\\n<b>&"\'\\x00\\x1b[2J\\u2028\\ud800\\uffff')
+    assert text(found).startswith("a\\r\\n<b>&\"'\\x00\\x1b[2J\\u2028\\ud800\\uffff")
     assert text(found).endswith("x…")
 
 

@@ -137,7 +137,7 @@ def test_what_a_collector_did_not_read_comes_again(
         found = texts(collector)
     assert found[-1] == "alert 1999"
     firsts = list(dict.fromkeys(found))
-    assert firsts == numbered(2000)[-len(firsts):], "without a gap"
+    assert firsts == numbered(2000)[-len(firsts) :], "without a gap"
     taken_before = 2000 - len(firsts)
     assert taken_before * 1000 < 4_000_000, "no more than fits the buffers between us"
 
@@ -227,9 +227,7 @@ def test_a_full_disk_costs_nothing_within_bounds(
     assert 'originalText="Audit Recording Stopped"' in lines[-1]
 
 
-def test_a_full_backlog_keeps_what_came_first(
-    tmp_path: Path, collector: Collector, trails: list[AuditTrail]
-) -> None:
+def test_a_full_backlog_keeps_what_came_first(tmp_path: Path, collector: Collector, trails: list[AuditTrail]) -> None:
     """Who floods the trail cannot wash away what it has; the loss is told when there is room."""
     made = started(trails, tmp_path, syslog=collector.settings, max_backlog_bytes=50_000)
     made(alert("the break-in"))
@@ -292,9 +290,7 @@ def test_frames_count_octets() -> None:
 
 
 @pytest.mark.parametrize(("failures", "low", "high"), [(1, 0.25, 0.5), (3, 1.0, 2.0), (50, 30.0, 60.0)])
-def test_waiting_grows_to_a_bound(
-    failures: int, low: float, high: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_grows_to_a_bound(failures: int, low: float, high: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From half a second to a minute, spread."""
     monkeypatch.setattr(sender, "FIRST_WAIT_SECS", 0.5)
     monkeypatch.setattr(sender, "MOST_WAIT_SECS", 60.0)
