@@ -14,7 +14,7 @@ from typing import Any, Self
 from xml.etree.ElementTree import Element, fromstring
 
 from harmonyd.audit.api import AuditEvent, AuditKind, Outcome
-from harmonyd.config.model import AuditSyslog
+from harmonyd.config.audit_model import AuditSyslog
 from harmonyd.testing.certificates import Authority, Issued
 from harmonyd.testing.processes import free_port, wait_until
 from harmonyd.tls import TlsClient

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from harmonyd.audit.backlog import Backlog, Waiting
 from harmonyd.audit.syslog import Connection
-from harmonyd.config.model import AuditSyslog
+from harmonyd.config.audit_model import AuditSyslog
 
 MOST_AT_ONCE = 200
 FIRST_WAIT_SECS = 0.5

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from harmonyd.config.model import AuditSyslog
+from harmonyd.config.audit_model import AuditSyslog
 from harmonyd.tls import client_context, expected_name, fingerprint
 
 FACILITY = 10

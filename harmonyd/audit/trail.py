@@ -24,7 +24,7 @@ from harmonyd.audit.messages import Reporter, message, severity
 from harmonyd.audit.sender import Sender
 from harmonyd.audit.sinks import RETRY_SECS, Line, Sink
 from harmonyd.audit.syslog import framed
-from harmonyd.config.model import AuditConfig
+from harmonyd.config.audit_model import AuditConfig
 from harmonyd.errors import HarmonydError
 
 FOLDER = "audit"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harmonyd.config import checks, tls
+from harmonyd.config.audit_model import AuditConfig, AuditSyslog
 from harmonyd.config.fields import Section
-from harmonyd.config.model import AuditConfig, AuditSyslog
 
 SYSLOG_TLS_PORT = 6514
 """RFC 5425 section 4.1."""

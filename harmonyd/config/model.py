@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.audit_model import AuditConfig
 from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient, TlsServer
 
@@ -351,28 +352,6 @@ class PipelineConfig:
     """Ask all backends, where no single one is chosen."""
     fan_out_timeout_secs: float = 20.0
     """For each of them, to answer a query."""
-
-
-@dataclass(frozen=True, slots=True)
-class AuditSyslog:
-    """A collector of audit messages."""
-
-    host: str
-    port: int
-    tls: TlsClient
-
-
-@dataclass(frozen=True, slots=True)
-class AuditConfig:
-    enabled: bool = False
-    file: Path | None = None
-    syslog: AuditSyslog | None = None
-    source_id: str = ""
-    """AuditSourceID (PS3.15 section A.5.2); empty: the id of the configuration."""
-    enterprise_site: str = ""
-    patient_identifiers: bool = True
-    max_backlog_bytes: int = 256 * 1000**2
-    """Of what waits on disk for the collector."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any
 from harmonyd.audit.api import AuditEvent, AuditKind, Outcome
 from harmonyd.audit.batches import Batches
 from harmonyd.audit.trail import AuditTrail
-from harmonyd.config.model import AuditConfig, Config
+from harmonyd.config.audit_model import AuditConfig
+from harmonyd.config.model import Config
 from harmonyd.daemon.build import dicom_endpoints
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.backend import DicomBackend

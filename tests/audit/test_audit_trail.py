@@ -20,7 +20,7 @@ from harmonyd.audit.backlog import NAME, Backlog
 from harmonyd.audit.file import AuditFile
 from harmonyd.audit.syslog import framed
 from harmonyd.audit.trail import AuditTrail, AuditUnusable
-from harmonyd.config.model import AuditConfig
+from harmonyd.config.audit_model import AuditConfig
 from harmonyd.testing.certificates import Authority
 from harmonyd.testing.processes import wait_until
 from harmonyd.tls import TlsClient

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from harmonyd.config.audit_model import AuditConfig, AuditSyslog
 from harmonyd.config.errors import ConfigError
-from harmonyd.config.model import AuditConfig, AuditSyslog
 from harmonyd.testing.certificates import Authority
 from harmonyd.tls import TlsClient
 
