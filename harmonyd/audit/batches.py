@@ -89,7 +89,8 @@ class Batches:
         self._timer = None
         now = self._reactor.seconds()
         for key, batch in list(self._batches.items()):
-            if now - batch.latest >= QUIET_SECS or now - batch.began >= MOST_SECS:
+            # A clock that was set back must not hold anything.
+            if not batch.latest <= now < batch.latest + QUIET_SECS or now >= batch.began + MOST_SECS:
                 self._tell(key)
         self._wait()
 

@@ -376,6 +376,6 @@ class Config:
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     web: WebConfig = WebConfig()
-    audit: AuditConfig = AuditConfig()
+    audit: AuditConfig = field(default_factory=AuditConfig)
     warnings: tuple[str, ...] = field(default=())
     """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""

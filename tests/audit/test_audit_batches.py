@@ -59,6 +59,17 @@ def test_one_that_never_ends_is_told_from_time_to_time(stage: Stage) -> None:
     assert not stage.clock.getDelayedCalls()
 
 
+def test_a_clock_that_is_set_back_holds_nothing(stage: Stage) -> None:
+    """What was there before is told of with the next look."""
+    stage.clock.advance(100_000)
+    stage.add()
+    stage.clock.rightNow -= 50_000
+    for call in stage.clock.getDelayedCalls():
+        call.reset(1)
+    stage.clock.advance(1)
+    assert len(stage.told) == 1
+
+
 @pytest.mark.parametrize(
     ("problems", "outcome", "text"),
     [

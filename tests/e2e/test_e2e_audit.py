@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import signal
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +13,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 from audit_kit import Collector, counts, details, event_type, kind, objects, outcome, participants, text
+from audit_schema import check
 from metrics_kit import scrape
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_dataset
@@ -116,6 +119,8 @@ def test_what_is_done_is_audited(tmp_path: Path, archive: RunningPacs, study: Ma
             wait_until(lambda: scrape(daemon).sum("harmonyd_audit_delivered_total") > 10, "the collector has them")
             assert scrape(daemon).sum("harmonyd_audit_connected") == 1
         messages = collector.messages
+        for message in messages:
+            check(message)
         address = {"UserID": "127.0.0.1", "UserIsRequestor": "true"}
 
         def about(id_: str) -> list[tuple[str, str]]:
@@ -229,3 +234,31 @@ def test_a_collector_that_hangs_or_is_away_keeps_nobody(tmp_path: Path, archive:
 
 def activities(collector: Collector) -> list[str]:
     return [event_type(each) for each in collector.messages if kind(each) == ACTIVITY]
+
+
+def test_a_reload_begins_changes_and_ends_it(tmp_path: Path) -> None:
+    """Without a restart; a trail that leads nowhere does not come into force."""
+    answer = {"answer": {"service": "echo"}}
+    port = free_port()
+
+    def configure(audit: dict[str, Any]) -> Path:
+        return write_config(tmp_path, http_port=port, backends=answer, sections={"audit": audit})
+
+    def reload(audit: dict[str, Any], said: str) -> None:
+        configure(audit)
+        before = daemon.log.count(said)
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.log.count(said) > before, said)
+
+    with Collector(tmp_path / "collector") as collector, RunningDaemon(configure({})) as daemon:
+        assert scrape(daemon).sum("harmonyd_audit_messages_total") == 0
+        reload({"enabled": True}, "the configuration stays as it was")
+        reload({"file": "first.xml"}, "the configuration was read again: changed settings:audit")
+        reload(
+            {"file": "second.xml", "syslog": collector.toml()},
+            "the configuration was read again: changed settings:audit",
+        )
+        daemon.stop()
+        assert [event_type(each) for each in collector.messages] == ["Application Stop"]
+    assert not (tmp_path / "first.xml").exists(), "nothing had happened"
+    assert len((tmp_path / "second.xml").read_text().splitlines()) == 1

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from harmonyd.audit.api import Node
 from harmonyd.audit.batches import Batches, Way
-from harmonyd.dimse.engine import Arrival, Association
+from harmonyd.dimse.engine import Arrival, Association, NotDelivered
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.services.dicom.outcomes import reason_of
@@ -26,7 +26,7 @@ class InboundWitness:
         try:
             yield
         except BaseException as error:
-            self._tell(arrivals, reason_of(error) if isinstance(error, Exception) else "ended before it was done")
+            self._tell(arrivals, _reason(error))
             raise
         self._tell(arrivals, "")
 
@@ -63,3 +63,9 @@ class InboundWitness:
             problem = reason_of(outcome) if outcome is not None else ""
             study, sop_class = metadata.get("study_instance_uid", ""), metadata.get("sop_class_uid", "")
             self._batches.add(key, way, study, "", sop_class, problem)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, NotDelivered):
+        return error.reason
+    return reason_of(error) if isinstance(error, Exception) else "ended before it was done"
