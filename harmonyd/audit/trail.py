@@ -51,7 +51,8 @@ class AuditTrail:
         self._config = config
         self._backlog = Backlog(storage / FOLDER, config.max_backlog_bytes)
         self._sender = Sender(self._backlog, self._made_room)
-        self._events: deque[tuple[float, AuditEvent]] = deque()
+        self._events: deque[tuple[float, AuditEvent | AuditConfig]] = deque()
+        """And, between them, from where on another configuration counts."""
         self._memory = Sink("memory", len)
         self._changed = threading.Condition()
         self._file: AuditFile | None = None
@@ -73,6 +74,11 @@ class AuditTrail:
                 return
             self._events.append((time.time(), event))
             self._changed.notify()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether events go anywhere."""
+        return self._config.enabled
 
     # --- life
 
@@ -97,11 +103,9 @@ class AuditTrail:
     def configure(self, config: AuditConfig) -> None:
         """Another configuration is in force: from the next event on."""
         with self._changed:
-            if config != self._config:
-                self._config = config
-                self._set_up(config)
-            if self._file is not None:
-                self._file.reopen()
+            self._config = config
+            self._events.append((time.time(), config))
+            self._changed.notify()
         if config.enabled:
             self._run()
         self._sender.configure(config.syslog if config.enabled else None)
@@ -142,7 +146,7 @@ class AuditTrail:
     # --- details
 
     def _set_up(self, config: AuditConfig) -> None:
-        """With the lock, but for the first time."""
+        """In the writer's thread, but for the first time."""
         self._reporter = Reporter(
             config.source_id, config.enterprise_site, socket.gethostname(), os.getpid(), config.patient_identifiers
         )
@@ -192,12 +196,24 @@ class AuditTrail:
                 return
 
     def _next(self) -> list[tuple[float, AuditEvent]]:
-        """What there is to be written, at least one event; none when something that failed is to be tried again."""
+        """What there is to be written; nothing when something that failed is to be tried again."""
         with self._changed:
             failing = any(sink.is_failing for sink in self._sinks)
             if not self._events and not self._stopping:
                 self._changed.wait(RETRY_SECS if failing else None)
-            return [self._events.popleft() for _ in range(min(MOST_AT_ONCE, len(self._events)))]
+            events: list[tuple[float, AuditEvent]] = []
+            while self._events and len(events) < MOST_AT_ONCE:
+                at, item = self._events[0]
+                if isinstance(item, AuditConfig):
+                    break
+                events.append((at, item))
+                self._events.popleft()
+            config = self._events.popleft()[1] if self._events and not events else None
+        if isinstance(config, AuditConfig):
+            self._set_up(config)
+            if self._file is not None:
+                self._file.reopen()
+        return events
 
     def _line(self, at: float, event: AuditEvent, reporter: Reporter) -> Line | None:
         try:

@@ -31,8 +31,18 @@ class DaemonAudit:
         await in_thread(self._reactor, self.trail.start)
 
     def configure(self, config: Config) -> None:
-        """Another configuration is in force."""
+        """Another configuration is in force: that is told, too, also by a trail that ends with it."""
+        was, is_ = self.trail.enabled, config.audit.enabled
+        if was and not is_:
+            self._alert("audit-recording-stopped", "The audit trail was switched off by a change of the configuration")
         self.trail.configure(_settings(config))
+        if is_ and was:
+            self._alert("security-configuration", "The configuration was read again")
+        elif is_:
+            self._alert("audit-recording-started", "The audit trail was switched on by a change of the configuration")
+
+    def _alert(self, alert: str, text: str) -> None:
+        self.trail(AuditEvent(AuditKind.SECURITY_ALERT, Outcome.SUCCESS, text, details={"alert": alert}))
 
     def up(self, config: Config, backends: Iterable[Backend]) -> None:
         """The daemon has started."""

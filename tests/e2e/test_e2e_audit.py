@@ -251,14 +251,17 @@ def test_a_reload_begins_changes_and_ends_it(tmp_path: Path) -> None:
         wait_until(lambda: daemon.log.count(said) > before, said)
 
     with Collector(tmp_path / "collector") as collector, RunningDaemon(configure({})) as daemon:
+        again = "the configuration was read again: changed settings:audit"
         assert scrape(daemon).sum("harmonyd_audit_messages_total") == 0
         reload({"enabled": True}, "the configuration stays as it was")
-        reload({"file": "first.xml"}, "the configuration was read again: changed settings:audit")
-        reload(
-            {"file": "second.xml", "syslog": collector.toml()},
-            "the configuration was read again: changed settings:audit",
-        )
+        reload({"file": "first.xml"}, again)
+        reload({"file": "second.xml", "syslog": collector.toml()}, again)
+        reload({"enabled": False}, again)
+        reload({"syslog": collector.toml()}, again)
         daemon.stop()
-        assert [event_type(each) for each in collector.messages] == ["Application Stop"]
-    assert not (tmp_path / "first.xml").exists(), "nothing had happened"
-    assert len((tmp_path / "second.xml").read_text().splitlines()) == 1
+        started, stopped = "Audit Recording Started", "Audit Recording Stopped"
+        said = [event_type(each) for each in collector.messages]
+        assert said == ["Security Configuration", stopped, started, "Application Stop"]
+        assert {outcome(each) for each in collector.messages} == {"0"}
+    for name, wanted in (("first.xml", [started]), ("second.xml", ["Security Configuration", stopped])):
+        assert [event_type(fromstring(line)) for line in (tmp_path / name).read_text().splitlines()] == wanted
