@@ -31,6 +31,7 @@ from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.metrics.endpoint import metrics_route
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.middleware import registry as middleware_registry
+from harmonyd.middleware.limiting import LimitState
 from harmonyd.operations.describing import with_operations
 from harmonyd.operations.endpoint import LongRunningEndpoint
 from harmonyd.operations.operation import Owner
@@ -142,6 +143,7 @@ class Builder:
         self._cache = cache
         self._metrics = metrics
         self._witness = witness
+        self._limits = LimitState(reactor.seconds, metrics.limited)
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -185,6 +187,7 @@ class Builder:
             self._cache,
             self._metrics.operations,
             self._witness,
+            self._spool.returned,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -195,7 +198,7 @@ class Builder:
 
     def pipelines(self, config: Config, backends: Mapping[str, Backend]) -> dict[str, Pipeline]:
         """By name. Raises ``HarmonydError``."""
-        resources = middleware_registry.Resources(self._reactor, self._in_thread, self._witness.audit)
+        resources = middleware_registry.Resources(self._reactor, self._in_thread, self._witness.audit, self._limits)
         return {
             name: Pipeline(
                 name,

@@ -15,11 +15,13 @@ from twisted.logger import Logger
 from harmonyd import config as configuration
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import Config
+from harmonyd.control.backends import BackendsResource
 from harmonyd.control.cache import CacheMethods, CacheResource
 from harmonyd.control.management import Management, Resource
 from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
 from harmonyd.daemon.audited import DaemonAudit
+from harmonyd.daemon.backends import OperatedBackends
 from harmonyd.daemon.build import (
     Builder,
     Folders,
@@ -96,7 +98,9 @@ class Daemon:
             lambda: self.operations.running_ids,
         )
         self.spool = DurableSpool(reactor, config.storage.path, config.spool)
+        self._backends = OperatedBackends(reactor, lambda: self._parts.backends)
         resources: dict[str, Resource] = {
+            "backends": BackendsResource(self._backends),
             "spool": SpoolResource(self.spool, reactor.seconds),
             "cache": CacheResource(self.cache),
         }
@@ -268,6 +272,7 @@ class Daemon:
             self._http_load,
             lambda: self.health.ready()[0],
             self._audit.trail.figures,
+            self._backends.nodes,
         )
 
     def _http_load(self) -> tuple[int, int]:

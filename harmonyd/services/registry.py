@@ -42,6 +42,8 @@ class Resources:
     cache: SeriesCache | None = None
     meter: Meter = UNMETERED
     witness: Witness = Witness()  # noqa: RUF009 - it is frozen
+    returned: Callable[[str], None] = lambda name: None
+    """Told the name of a dicom backend whose node answers again."""
 
 
 def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
@@ -70,6 +72,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         cache=resources.cache,
         meter=resources.meter,
         witness=resources.witness,
+        returned=resources.returned,
     )
 
 

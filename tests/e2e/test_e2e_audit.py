@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element, fromstring
 import pytest
 from audit_kit import Collector, counts, details, event_type, kind, objects, outcome, participants, text
 from audit_schema import check
+from endpoint_kit import wait_delivered
 from metrics_kit import scrape
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_dataset
@@ -114,8 +115,7 @@ def test_what_is_done_is_audited(tmp_path: Path, archive: RunningPacs, study: Ma
             assert send(port, "MODALITY", list(study.files)) == [0, 0, 0]
             assert send(port, "STRANGER", []) is None
             assert (told["find"], told["get"], told["move"], told["nothing"]) == (200, 200, 200, 404)
-            delivered = "harmonyd_operations_total"
-            wait_until(lambda: scrape(daemon).outcomes("pacs", "store").get("complete", 0) >= 2, delivered)
+            wait_delivered(daemon)
             wait_until(lambda: scrape(daemon).sum("harmonyd_audit_delivered_total") > 10, "the collector has them")
             assert scrape(daemon).sum("harmonyd_audit_connected") == 1
         messages = collector.messages

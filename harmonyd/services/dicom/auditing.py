@@ -28,6 +28,10 @@ _MOST_STUDIES = 1000
 class Audited(Protocol):
     """An operation, until it has ended."""
 
+    def admitted(self) -> None:
+        """It is not refused, and begins."""
+        ...
+
     def arrived(self, instance: Instance) -> None:
         """An instance was received."""
         ...
@@ -38,6 +42,9 @@ class Audited(Protocol):
 
 
 class _Nothing:
+    def admitted(self) -> None:
+        pass
+
     def arrived(self, instance: Instance) -> None:
         pass
 
@@ -63,9 +70,7 @@ class Witness:
 
     def retrieve(self, remote: RemoteNode, request: RequestEnvelope, query: Query) -> Audited:
         """A C-GET or C-MOVE begins."""
-        retrieve = _Retrieve(self.audit, remote, request, query)
-        retrieve.begin()
-        return retrieve
+        return _Retrieve(self.audit, remote, request, query)
 
     def store(self, remote: RemoteNode, request: RequestEnvelope) -> Sent:
         """C-STOREs begin."""
@@ -123,6 +128,9 @@ class _Query:
         keys = _keys_of(query)
         self._about = Queried(ours, theirs, _FIND[query.model], EXPLICIT_VR_LITTLE_ENDIAN, keys)
 
+    def admitted(self) -> None:
+        """It is told when it has ended."""
+
     def arrived(self, instance: Instance) -> None:
         """A query brings none."""
 
@@ -149,7 +157,7 @@ class _Retrieve:
         self._instances: list[Instance] = []
         self._tallies: dict[tuple[str, str], Counter[str]] = {}
 
-    def begin(self) -> None:
+    def admitted(self) -> None:
         for about in self._wanted():
             self._tell(AuditKind.BEGIN_TRANSFERRING, Outcome.SUCCESS, "", about)
 
@@ -220,6 +228,9 @@ class Sent:
         """The node has answered for one."""
         if result.status is not None and category(result.status) in _TAKEN:
             self.taken.add(result.sop_instance_uid)
+
+    def admitted(self) -> None:
+        """What is to be sent is not known yet: see ``begin``."""
 
     def arrived(self, instance: Instance) -> None:
         """What is stored goes the other way."""

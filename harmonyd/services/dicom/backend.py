@@ -35,6 +35,7 @@ from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.auditing import UNAUDITED, Audited, Sent, Witness
+from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
@@ -47,6 +48,8 @@ from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
+ECHO_SECS = 10.0
+"""For a C-ECHO of ours, beside the connect timeout."""
 T = TypeVar("T", Match, Instance)
 
 
@@ -76,8 +79,9 @@ class DicomBackend:
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
         witness: Witness = Witness(),  # noqa: B008 - it is frozen
+        returned: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE."""
+        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
         self.options = options
         self.active: set[str] = set()
@@ -89,17 +93,20 @@ class DicomBackend:
         self._meter = meter
         self._witness = witness
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
+        self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
+        self.guard.start()
         options = self.options
         if options.store_scp != "transient" and options.incoming_store_port_set and self._has_retrievers:
             await self._engine.open_receiver(self.receiver)
 
     async def stop(self) -> None:
-        """Nothing of its own runs: operations end with their requests, receivers with the supervisor."""
+        """Operations end with their requests, receivers with the supervisor; here end C-ECHOs of our own."""
+        await self.guard.stop()
 
     async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
         """Perform the operation. For find, get and move the first item has arrived when this returns."""
@@ -129,6 +136,10 @@ class DicomBackend:
 
     async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
         """Store inbound objects over one association; what middleware made of some goes by itself."""
+        try:
+            await self.guard.admit_delivery()
+        except HarmonydError as error:
+            return [error, *[NotTried("The PACS is not asked now") for _ in requests[1:]]]
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
@@ -142,6 +153,7 @@ class DicomBackend:
                 summary["incomplete_reason"] = f"{len(failed_at)} of {len(answers)} objects were not stored"
             if len(failed_at) == len(answers):
                 summary["outcome"] = outcome_of_error(failed_at[0])
+            self.guard.note(failed_at[0] if len(failed_at) == len(answers) else None)
         for request, answer in zip(requests, answers, strict=True):
             if not isinstance(answer, NotTried):
                 problem = reason_of(answer) if isinstance(answer, Exception) else ""
@@ -218,6 +230,7 @@ class DicomBackend:
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
+            self.guard.note(None, "echo")
         remote = self.remote
         summary = {
             "success": True,
@@ -231,6 +244,8 @@ class DicomBackend:
     async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
         negotiate("store", request.headers.get("accept"))
         try:
+            if (request.protocol, request.method) == ("dicom", "C-STORE"):
+                await self.guard.admit_delivery()
             sent = self._witness.store(self.remote, request)
             async with self._recorded("store", request, sent) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
@@ -239,6 +254,7 @@ class DicomBackend:
                         self._engine, self.remote, request, op, self.storage, self._in_thread, sent
                     )
                 summary.update(results.summary())
+                self.guard.note(None)
         except HarmonydError as error:
             error.extra.setdefault("operation", "store")
             error.extra.setdefault("backend", self.name)
@@ -265,6 +281,7 @@ class DicomBackend:
             yield record.op, summary
         except BaseException as error:
             summary.update(failed(error))
+            self.guard.note(error, operation)
             raise
         finally:
             record.measure.arrived(summary.get("stored", 0), 0)
@@ -291,11 +308,13 @@ class DicomBackend:
 
         try:
             first = await anext(aiter(stream), None)
+            self.guard.note(None)
             if first is not None:
                 kept.measure.first()
             elif operation != "find":
                 raise_for_nothing(operation, stream.outcome)
         except Exception as error:
+            self.guard.note(error)
             try:
                 await stream.aclose()
             finally:
@@ -316,6 +335,7 @@ class DicomBackend:
         storage: Path | None = None,
         audited: Audited = UNAUDITED,
     ) -> OperationRecord:
+        self.guard.admit(operation)
         now = self._reactor.seconds()
         deadline = now + self.options.operation_timeout_secs
         if request.deadline is not None:
@@ -332,7 +352,18 @@ class DicomBackend:
             steps=measure.steps,
         )
         self.active.add(op.id)
+        audited.admitted()
         return OperationRecord(operation, self.remote, op, now, measure, audited)
+
+    async def _own_echo(self) -> None:
+        """That nobody asked for, and that is in no record."""
+        id_ = new_id()
+        deadline = self._reactor.seconds() + self.options.connect_timeout_secs + ECHO_SECS
+        await self._engine.echo(self.remote, OperationContext(id_, id_, deadline, slots=self._slots))
+
+    def figures(self) -> dict[str, Any]:
+        """How the node is, and what it has to do."""
+        return {**self.guard.figures(), "in_flight": len(self.active), "waiting": self._slots.waiting}
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
