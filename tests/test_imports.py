@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "permit": {"errors", "subject"},
     "passwords": set(),
     "jwk": set(),
-    "audit": {"subject"},
+    "audit": {"errors", "subject", "tls", "config"},
     "envelope": {"errors", "progress", "subject", "permit", "tracing"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
-    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
+    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision", "audit"},
     "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
 EVERYTHING = {

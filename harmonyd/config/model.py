@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.audit_model import AuditConfig
 from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
@@ -401,5 +402,6 @@ class Config:
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     web: WebConfig = WebConfig()
+    audit: AuditConfig = field(default_factory=AuditConfig)
     warnings: tuple[str, ...] = field(default=())
     """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""

@@ -20,6 +20,7 @@ from harmonyd.control.cache import CacheMethods, CacheResource
 from harmonyd.control.management import Management, Resource
 from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
+from harmonyd.daemon.audited import DaemonAudit
 from harmonyd.daemon.backends import OperatedBackends
 from harmonyd.daemon.build import (
     Builder,
@@ -42,6 +43,7 @@ from harmonyd.metrics.metrics import Metrics
 from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
 from harmonyd.privacy import Privacy
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
@@ -107,6 +109,7 @@ class Daemon:
             "cache": CacheResource(self.cache),
         }
         documents = self._management.documents
+        self._audit = DaemonAudit(reactor, config)
         self._metrics = Metrics(reactor, config, self._sources())
         self._builder = Builder(
             reactor,
@@ -119,6 +122,7 @@ class Daemon:
             resources,
             self.cache,
             self._metrics,
+            Witness(self._audit.trail, self._audit.batches),
         )
         self._parts = self._builder.all(config)
         self._disk = DiskWritable(reactor, config.storage.path)
@@ -138,6 +142,7 @@ class Daemon:
         """
         self.manager.starting()
         self._lock.take()
+        await self._audit.start()
         await self._spans.configure(self.config)
         await self._control.start()
         await self.supervisor.start()
@@ -162,6 +167,7 @@ class Daemon:
         self._certificates.start()
         self.manager.listening()
         self._reloader.open()
+        self._audit.up(self.config, self._parts.all_backends)
         self._log.info("{id} is up", id=self.config.id)
 
     async def reload(self) -> None:
@@ -182,6 +188,7 @@ class Daemon:
         self._metrics.configure(new)
         Privacy.names = frozenset(new.backends)
         await self._spans.configure(new)
+        self._audit.configure(new)
         try:
             await takeover.finish()
         finally:
@@ -240,6 +247,7 @@ class Daemon:
         self._metrics.stop()
         await self._all([self.operations.close])
         await self._all([parts.engines.close, self._control.stop, self._spans.stop])
+        await self._audit.stop(self.config, parts.all_backends)
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
@@ -275,6 +283,7 @@ class Daemon:
             self.operations.figures,
             self._http_load,
             lambda: self.health.ready()[0],
+            self._audit.trail.figures,
             self._backends.nodes,
             lambda: self._builder.guard.alarms.refused,
         )
