@@ -9,10 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a child may do besides running: it reads the system's programs and libraries, and nothing else.
+
+    Enforced by Landlock as far as the kernel has it (``supervision.landlock``), and by limits of resources: it writes
+    no core, opens few files, and starts no process.
+    """
+
+    reads: tuple[Path, ...] = ()
+    """Files, and folders with all below them."""
+    writes: tuple[Path, ...] = ()
+    """Folders in which it makes, reads and removes files. The first is its working directory."""
+    connects: tuple[int, ...] = ()
+    """TCP ports that it may connect to."""
+    listens: tuple[int, ...] = ()
+    """TCP ports that it may listen on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,8 @@ class OnceSpec:
     """Kept with the exit record; lines beyond it still reach ``on_line``."""
     stdin: int | None = None
     """A descriptor that the child gets as its standard input; None: it finds that at its end."""
+    rights: Rights | None = None
+    """None: those of the daemon."""
     log_pipe: bool = False
     """Give the child a third pipe, descriptor 3, whose lines count as output: for programs that close the others."""
 
@@ -87,6 +108,8 @@ class KeptSpec:
     """Called AE title of the readiness probe's C-ECHO."""
     env: Mapping[str, str] = field(default_factory=dict)
     on_line: Callable[[bytes], None] | None = None
+    rights: Rights | None = None
+    """None: those of the daemon."""
     association_timeout_secs: float = 300.0
     """A child that is busy, and about which nothing moved this long, counts as hung."""
 

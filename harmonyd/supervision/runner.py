@@ -182,9 +182,9 @@ class ProcessSupervisor:
     def _start(self, process: ChildProcess, spec: OnceSpec | KeptSpec) -> None:
         self._guard.start()
         if isinstance(spec, OnceSpec):
-            process.start(spec.argv, spec.env, stdin=spec.stdin, log_pipe=spec.log_pipe)
+            process.start(spec.argv, spec.env, stdin=spec.stdin, log_pipe=spec.log_pipe, rights=spec.rights)
         else:
-            process.start(spec.argv, spec.env)
+            process.start(spec.argv, spec.env, rights=spec.rights)
         if not process.gone:
             self._guard.add(process.pid, process.start_ticks)
             process.forget = partial(self._guard.remove, process.pid)

@@ -29,7 +29,7 @@ def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: Oper
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["findscu"].path
                 command = argv.findscu(tool, box.log_config, remote, query.model, request, folder)
-                await run.start(command, small_dictionary=True)
+                await run.start(command, remote, small_dictionary=True)
                 stream.folder = folder
                 count = 0
                 async with aclosing(run.batches()) as batches:

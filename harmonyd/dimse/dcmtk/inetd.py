@@ -26,7 +26,7 @@ from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.store_log import StoreLog
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.part10 import DamagedFile, check_complete
-from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
+from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Rights
 from harmonyd.waiters import Waiters
 
 MIN_BYTES = 1000
@@ -128,6 +128,7 @@ class InboundAssociation:
             max_output_bytes=MAX_LOG_BYTES,
             stdin=self._sock.fileno(),
             log_pipe=True,
+            rights=Rights(reads=(self._box.scratch,), writes=(self.folder,)),
         )
         self._child = self._box.supervisor.run_once(spec)
         self._child.exited.addCallback(self._exited)

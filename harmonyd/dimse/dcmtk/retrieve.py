@@ -43,7 +43,7 @@ def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: Oper
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["getscu"].path
                 command = argv.getscu(tool, box.log_config_for(op), remote, query.model, request, folder)
-                await run.start(command, small_dictionary=True)
+                await run.start(command, remote, small_dictionary=True)
                 stream.folder = folder
                 async with aclosing(_instances(box, run, intake, folder, None)) as instances:
                     async for instance in instances:
@@ -85,7 +85,8 @@ def move(
                     )
                     if delivery is not None:
                         delivery.listen(run.offer)
-                    await run.start(command, small_dictionary=not own)
+                    listens = (receiver.port,) if own else ()
+                    await run.start(command, remote, small_dictionary=not own, listens=listens)
                     stream.folder = folder
                     async with aclosing(_instances(box, run, intake, folder, delivery)) as instances:
                         async for instance in instances:

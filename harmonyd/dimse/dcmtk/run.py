@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.log_config import watched_log_file
 from harmonyd.dimse.dcmtk.tools import Tool
-from harmonyd.dimse.engine import OperationContext, Query
+from harmonyd.dimse.engine import OperationContext, Query, RemoteNode
 from harmonyd.errors import DeadlinePassed
 from harmonyd.progress import UNWATCHED
-from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
+from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Rights, Supervisor
 
 T = TypeVar("T")
 
@@ -28,6 +28,8 @@ _log = Logger()
 GATHER_SECS = 0.01
 """Files that arrive in quick succession are handed on together, at most this much later: a thread's turn and a write
 each cost more than a record."""
+DNS_PORT = 53
+"""Over TCP, where an answer is too long for a datagram."""
 MAX_BATCH = 250
 """Files handed on at once: what is made of them is in memory together."""
 
@@ -122,8 +124,16 @@ class ToolRun:
         remaining = max(0.0, op.deadline - box.reactor.seconds())
         self._deadline_call: Any = box.reactor.callLater(remaining, self._expire)
 
-    async def start(self, argv: Sequence[str], *, small_dictionary: bool = False) -> None:
-        """Start the program once a slot is free.
+    async def start(
+        self,
+        argv: Sequence[str],
+        remote: RemoteNode,
+        *,
+        small_dictionary: bool = False,
+        reads: Iterable[Path] = (),
+        listens: Sequence[int] = (),
+    ) -> None:
+        """Start the program once a slot is free. It may connect to ``remote``, and listen and read as is said.
 
         Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, and ``OSError`` for the folder.
         """
@@ -142,7 +152,9 @@ class ToolRun:
         child = f"{name}:{self._op.id}"
         log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
         self._line_fields = {**log_fields, "child": child}
-        spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line)
+        written = (self._folder,) if self._folder is not None else ()
+        rights = Rights((self._box.scratch, *reads), written, (remote.port, DNS_PORT), tuple(listens))
+        spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line, rights=rights)
         self._child = self._box.supervisor.run_once(spec)
         self._child.exited.addCallback(self._exited)
 

@@ -68,7 +68,8 @@ async def _run(
     late = None
     try:
         profile.write_text(association_profile(headers), encoding="ascii")
-        await run.start(argv.storescu(box.tools["storescu"].path, box.log_config, remote, profile, files))
+        command = argv.storescu(box.tools["storescu"].path, box.log_config, remote, profile, files)
+        await run.start(command, remote, reads=files)
         await run.finish()
     except DeadlinePassed as error:
         late = error
