@@ -93,6 +93,8 @@ class SupervisionConfig:
     ring_buffer_bytes: int = 256_000
     memory_limit_mb: int = 0
     """Resident memory (10⁶ bytes) above which a child is ended; 0: no limit."""
+    confine_children: bool = True
+    """Let children do only what they need; False: all that harmonyd may."""
 
 
 @dataclass(frozen=True, slots=True)
