@@ -222,7 +222,7 @@ class Daemon:
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
         self._metrics.stop()
-        await self._all([self.operations.close])
+        await self._all([self.operations.close, self._builder.stop])
         await self._all([parts.engines.close, self._control.stop])
         self.manager.close()
         self._lock.release()

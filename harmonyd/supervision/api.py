@@ -9,29 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from harmonyd.landlock import Rights
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a child may do besides running: it reads the system's programs and libraries, and nothing else.
-
-    Enforced by Landlock as far as the kernel has it (``supervision.landlock``), and by limits of resources: it writes
-    no core, opens few files, and starts no process.
-    """
-
-    reads: tuple[Path, ...] = ()
-    """Files, and folders with all below them."""
-    writes: tuple[Path, ...] = ()
-    """Folders in which it makes, reads and removes files. The first is its working directory."""
-    connects: tuple[int, ...] = ()
-    """TCP ports that it may connect to."""
-    listens: tuple[int, ...] = ()
-    """TCP ports that it may listen on."""
 
 
 @dataclass(frozen=True, slots=True)

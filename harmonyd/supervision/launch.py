@@ -19,8 +19,8 @@ from typing import Any
 from twisted.internet.process import Process
 from twisted.internet.protocol import ProcessProtocol
 
-from harmonyd.supervision import landlock
-from harmonyd.supervision.api import Rights
+from harmonyd import landlock
+from harmonyd.landlock import Rights
 
 GIB = 1 << 30
 MAX_FILE_BYTES = 64 * GIB

@@ -18,7 +18,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.supervision.api import ExitRecord, Rights
+from harmonyd.landlock import Rights
+from harmonyd.supervision.api import ExitRecord
 from harmonyd.supervision.lines import LineSplitter
 from harmonyd.supervision.spawn import spawn
 from harmonyd.supervision.watcher import Stat, kill_quietly, members, read_stat

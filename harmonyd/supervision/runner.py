@@ -13,8 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
+from harmonyd import landlock
 from harmonyd.config.model import SupervisionConfig
-from harmonyd.supervision import landlock, leftovers
+from harmonyd.supervision import leftovers
 from harmonyd.supervision.api import ExitRecord, KeptChild, KeptSpec, OnceSpec
 from harmonyd.supervision.errors import SpawnError
 from harmonyd.supervision.guard import Guard

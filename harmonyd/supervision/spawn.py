@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.internet.protocol import ProcessProtocol
 
-from harmonyd.supervision.api import Rights
+from harmonyd.landlock import Rights
 from harmonyd.supervision.errors import SpawnError, UnusableProgram
 from harmonyd.supervision.launch import Launched, limit
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from systemd_kit import ENVIRONMENT, PYTHON, ROOT, SOCKET, UNIT, UNITS, Host, exposure, installed
 
-from harmonyd.supervision.landlock import abi
+from harmonyd.landlock import abi
 from harmonyd.testing.data import demo_files
 from harmonyd.testing.processes import wait_until
 from harmonyd.testing.systemd import SystemdBox

@@ -15,8 +15,9 @@ import psutil
 import pytest
 import pytest_twisted
 
-from harmonyd.supervision import landlock
-from harmonyd.supervision.api import ExitRecord, OnceSpec, Rights
+from harmonyd import landlock
+from harmonyd.landlock import Rights
+from harmonyd.supervision.api import ExitRecord, OnceSpec
 from harmonyd.supervision.errors import SpawnError
 from harmonyd.supervision.launch import MAX_FILES, limit
 from harmonyd.supervision.runner import ProcessSupervisor

@@ -26,7 +26,8 @@ from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.store_log import StoreLog
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.part10 import DamagedFile, check_complete
-from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Rights
+from harmonyd.landlock import Rights
+from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
 from harmonyd.waiters import Waiters
 
 MIN_BYTES = 1000

@@ -17,7 +17,8 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.dimse.quarantine import Quota
-from harmonyd.supervision.api import KeptChild, KeptSpec, Rights
+from harmonyd.landlock import Rights
+from harmonyd.supervision.api import KeptChild, KeptSpec
 from harmonyd.supervision.errors import SpawnError
 
 

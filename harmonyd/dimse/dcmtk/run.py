@@ -19,8 +19,9 @@ from harmonyd.dimse.dcmtk.log_config import watched_log_file
 from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.engine import OperationContext, Query, RemoteNode
 from harmonyd.errors import DeadlinePassed
+from harmonyd.landlock import Rights
 from harmonyd.progress import UNWATCHED
-from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Rights, Supervisor
+from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 
 T = TypeVar("T")
 

@@ -25,7 +25,8 @@ from harmonyd.dimse.engine import Admission, Arrival, Association, ObjectHandler
 from harmonyd.dimse.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 from harmonyd.dimse.taking import Taking
-from harmonyd.supervision.api import KeptChild, KeptSpec, Rights
+from harmonyd.landlock import Rights
+from harmonyd.supervision.api import KeptChild, KeptSpec
 
 SWEEP_SECS = 10.0
 """How often ``incoming`` is looked through for files nobody told of, and for those that could not be taken."""

@@ -9,10 +9,9 @@ import ctypes
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-from harmonyd.supervision.api import Rights
 
 # The numbers are the same on every architecture that has them.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -39,6 +38,24 @@ _ETC = (
     "dcmtk", "alternatives",
 )  # fmt: skip
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a child may do besides running: it reads the system's programs and libraries, and nothing else.
+
+    Enforced as far as the kernel has Landlock. Where a child is started it is also given limits of resources
+    (``supervision.launch``): it writes no core, opens few files, and starts no process.
+    """
+
+    reads: tuple[Path, ...] = ()
+    """Files, and folders with all below them."""
+    writes: tuple[Path, ...] = ()
+    """Folders in which it makes, reads and removes files. The first is its working directory."""
+    connects: tuple[int, ...] = ()
+    """TCP ports that it may connect to."""
+    listens: tuple[int, ...] = ()
+    """TCP ports that it may listen on."""
 
 
 class _RulesetAttr(ctypes.Structure):
