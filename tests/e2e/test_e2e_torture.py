@@ -18,11 +18,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from scapy.contrib import dicom
 from scapy.packet import Packet, fuzz
-from torture_kit import Target, associate_rq, connected, echoed, pdu, statuses, target, throw
+from torture_kit import LAST, Target, associate_rq, connected, echoed, pdu, statuses, target, throw
 
 pytestmark = pytest.mark.dcmtk  # the daemon has both engines in any case
 
-LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 POST = b"POST /native/dicom/find HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 PORTS = ("native", "per-association", "persistent", "move-native", "move-dcmtk")

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import psutil
 from retrieve_kit import storage
 
 from harmonyd.testing.config_files import write_config
-from harmonyd.testing.daemon import RunningDaemon
+from harmonyd.testing.daemon import COMMAND, RunningDaemon
 from harmonyd.testing.processes import free_port, wait_until
 
 ANSWER_SECS = 20.0
 DEFECTS = ("Traceback", "Unhandled", "by our fault", "Failure instance")
 """What is in the log where something happened that nobody thought of."""
+LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+"""A request after which the server closes."""
 VERIFICATION = b"1.2.840.10008.1.1"
 
 
@@ -161,7 +163,7 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
 
 
 @contextmanager
-def target(folder: Path) -> Iterator[Target]:
+def target(folder: Path, command: Sequence[str] = COMMAND) -> Iterator[Target]:
     """A daemon with every kind of listener; the PACS behind it is not there."""
     ports = {name: free_port() for name in ("native", "per-association", "persistent", "move-native", "move-dcmtk")}
     receiver = {"service": "dicom", "local_aet": "HARMONY"}
@@ -199,7 +201,7 @@ def target(folder: Path) -> Iterator[Target]:
         backends={f"pacs-{name}": {**absent, **options} for name, options in moves.items()},
         pipelines=pipelines,
     )
-    with RunningDaemon(config) as running:
+    with RunningDaemon(config, command=command) as running:
         made = Target(running, ports)
         for port in ports.values():
             wait_until(lambda port=port: echoed(port), "every receiver answers", 30)
