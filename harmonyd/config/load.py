@@ -16,9 +16,10 @@ from harmonyd.config import (
     sections,
     services,
 )
+from harmonyd.config.daemon import ControlConfig
 from harmonyd.config.errors import ConfigError, Report
 from harmonyd.config.fields import Section
-from harmonyd.config.model import Config, ControlConfig
+from harmonyd.config.model import Config
 from harmonyd.config.pipelines import Parts
 from harmonyd.config.reader import Layers, read_layers
 

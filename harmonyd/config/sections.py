@@ -7,24 +7,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from harmonyd.config import checks
-from harmonyd.config.errors import Report, nearest
-from harmonyd.config.fields import Section
-from harmonyd.config.model import (
+from harmonyd.config.daemon import (
     CacheConfig,
-    DicomDefaults,
-    HttpListener,
-    LimitsConfig,
     LoggingConfig,
     ManagementConfig,
-    NetworkConfig,
     OperationsConfig,
     SpoolConfig,
-    StorageConfig,
     SupervisionConfig,
     TelemetryConfig,
     TracingConfig,
     WebConfig,
 )
+from harmonyd.config.errors import Report, nearest
+from harmonyd.config.fields import Section
+from harmonyd.config.model import DicomDefaults, HttpListener, LimitsConfig, NetworkConfig, StorageConfig
 
 _LEVELS = {level: level for level in ("debug", "info", "warning", "error")} | {"trace": "debug", "warn": "warning"}
 _MINUTE_SECS = 60.0
@@ -154,7 +150,10 @@ def supervision(section: Section) -> SupervisionConfig:
     """``[supervision]``: keys and defaults are those of the model; a default that is whole stays a whole number."""
     defaults = SupervisionConfig()
     values: dict[str, float] = {}
+    confine = section.flag("confine_children", defaults.confine_children)
     for spec in fields(SupervisionConfig):
+        if spec.name == "confine_children":
+            continue
         low, high = _SUPERVISION_RANGES[spec.name]
         default = getattr(defaults, spec.name)
         if isinstance(default, int):
@@ -164,7 +163,7 @@ def supervision(section: Section) -> SupervisionConfig:
     if section.sound and values["backoff_initial_secs"] > values["backoff_max_secs"]:
         section.problem("backoff_initial_secs", "more than backoff_max_secs", "raise backoff_max_secs or lower this")
     section.finish()
-    return SupervisionConfig(**values)  # type: ignore[arg-type]
+    return SupervisionConfig(**values, confine_children=confine)  # type: ignore[arg-type]
 
 
 def spool(section: Section) -> SpoolConfig:

@@ -148,6 +148,20 @@ class Builder:
         self._witness = witness
         self._limits = LimitState(reactor.seconds, metrics.limited)
         self.guard = Guard(reactor, self._in_thread, witness.audit)
+        self._endpoint_resources = registry.EndpointResources(reactor.seconds, self._codecs)
+        self._made_codecs: Any = None
+
+    def _codecs(self) -> Any:
+        if self._made_codecs is None:
+            from harmonyd.services.dicomweb.codec_pool import Codecs  # with pydicom, which takes its time
+
+            self._made_codecs = Codecs(self._in_thread)
+        return self._made_codecs
+
+    async def stop(self) -> None:
+        """End what was made for all endpoints together."""
+        if self._made_codecs is not None:
+            await self._made_codecs.close()
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -278,7 +292,7 @@ class Builder:
 
     def _route(self, config: Config, item: PipelineConfig, endpoint: EndpointConfig, pipeline: Pipeline) -> Route:
         route = Route(
-            registry.HTTP_ENDPOINTS[endpoint.service](endpoint),
+            registry.HTTP_ENDPOINTS[endpoint.service](endpoint, self._endpoint_resources),
             pipeline.handle,
             compresses=config.web.compression,
             described=described(config, item, endpoint),

@@ -245,7 +245,7 @@ class Daemon:
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
         self._metrics.stop()
-        await self._all([self.operations.close])
+        await self._all([self.operations.close, self._builder.stop])
         await self._all([parts.engines.close, self._control.stop, self._spans.stop])
         await self._audit.stop(self.config, parts.all_backends)
         self.manager.close()
@@ -322,7 +322,7 @@ class Daemon:
         storage = self.config.storage
         return artifacts.clean(
             folder,
-            now=time.time(),
+            now=min(time.time(), self._reactor.seconds()),  # a clock that was set makes nothing older
             max_age_secs=storage.retention_max_age_secs,
             max_bytes=storage.retention_max_bytes,
             in_use=in_use,

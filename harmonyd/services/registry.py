@@ -46,18 +46,29 @@ class Resources:
     """Told the name of a dicom backend whose node answers again."""
 
 
-def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
+@dataclass(frozen=True, slots=True)
+class EndpointResources:
+    """What endpoints for HTTP clients are built from."""
+
+    seconds: Callable[[], float]
+    """The reactor's clock."""
+    codecs: Callable[[], Any]
+    """The processes that decode pixels (``dicomweb.codec_pool.Codecs``); made when somebody asks for them."""
+
+
+def _http_endpoint(config: EndpointConfig, _resources: EndpointResources) -> HttpEndpoint:
     return HttpServiceEndpoint(config.name, cast(HttpEndpointOptions, config.options))
 
 
-def _echo_endpoint(config: EndpointConfig) -> HttpEndpoint:
+def _echo_endpoint(config: EndpointConfig, _resources: EndpointResources) -> HttpEndpoint:
     return EchoEndpoint(config.name, cast(HttpEndpointOptions, config.options))
 
 
-def _dicomweb_endpoint(config: EndpointConfig) -> AskingEndpoint:
+def _dicomweb_endpoint(config: EndpointConfig, resources: EndpointResources) -> AskingEndpoint:
     from harmonyd.services.dicomweb.endpoint import DicomwebEndpoint  # with pydicom's readers, which take their time
 
-    return DicomwebEndpoint(config.name, cast(DicomwebEndpointOptions, config.options))
+    options = cast(DicomwebEndpointOptions, config.options)
+    return DicomwebEndpoint(config.name, options, resources.seconds, resources.codecs())
 
 
 def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
@@ -90,7 +101,7 @@ def _echo_backend(config: BackendConfig, _resources: Resources) -> Backend:
     return EchoBackend(config.name)
 
 
-HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig], HttpEndpoint | AskingEndpoint]] = {
+HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig, EndpointResources], HttpEndpoint | AskingEndpoint]] = {
     "http": _http_endpoint,
     "dicomweb": _dicomweb_endpoint,
     "echo": _echo_endpoint,

@@ -33,6 +33,7 @@ DISCARD_BYTES = 256 * 1024 * 1024
 """How much of a body is thrown away after the answer, for clients that read only after they sent everything."""
 LINGER_SECS = 30.0
 """How long that may take."""
+_ONCE = (b"host", b"content-length", b"transfer-encoding")
 _BUSY_LINGER_SECS = 2.0
 _MAX_BUSY = 50
 
@@ -104,6 +105,16 @@ class Channel(http.HTTPChannel):
     def lineLengthExceeded(self, line: bytes) -> None:
         """Say so, where the base class only hangs up."""
         self._respondToBadRequestAndDisconnect()
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Refuse what another server on the way may understand otherwise (RFC 9112 sections 3.2, 6.1 and 6.3)."""
+        name = line.partition(b":")[0].lower()
+        known = self.requests[-1].requestHeaders if self.requests else None
+        is_again = name in _ONCE and known is not None and known.hasHeader(name)
+        if is_again or (name == b"transfer-encoding" and self._version != b"HTTP/1.1"):
+            self._respondToBadRequestAndDisconnect()
+            return False
+        return bool(super().headerReceived(line))
 
     def allHeadersReceived(self) -> None:
         """Decide about the request before the client is told to go on with the body (RFC 9110 section 10.1.1)."""

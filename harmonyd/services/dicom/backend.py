@@ -36,7 +36,7 @@ from harmonyd.permit import UNLIMITED
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
-from harmonyd.services.dicom.auditing import UNAUDITED, Audited, Sent, Witness
+from harmonyd.services.dicom.auditing import Sent, Witness
 from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
@@ -46,10 +46,10 @@ from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.outcomes import reason_of
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
+from harmonyd.services.dicom.running import Running
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
-from harmonyd.tracing import begin
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
@@ -89,19 +89,19 @@ class DicomBackend:
         """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
         self.options = options
-        self.active: set[str] = set()
         self.storage = options.storage_dir or storage
         self._engine = engine
         self._reactor = reactor
         self._has_retrievers = has_retrievers
         self._cache = cache
-        self._meter = meter
         self._witness = witness
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
+        self._running = Running(self.remote, options, reactor, self._slots, self.guard, meter, self._in_thread)
+        self.active = self._running.active
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
@@ -152,7 +152,7 @@ class DicomBackend:
         """The matches of a question of our own, asked on behalf of a request."""
         asking = request.part(progress=UNWATCHED)
         async with (
-            self._recorded("find", asking) as (op, summary),
+            self._running.recorded("find", asking) as (op, summary),
             aclosing(self._engine.find(self.remote, query, op)) as stream,
         ):
             found = [json.loads(match.json) async for match in stream]
@@ -184,7 +184,7 @@ class DicomBackend:
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
         sent = self._witness.store(self.remote, requests[0])
-        async with self._recorded("store", requests[0]) as (op, summary):
+        async with self._running.recorded("store", requests[0]) as (op, summary):
             async with self._changing(sent):
                 answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, sent)
             failed_at = [answer for answer in answers if isinstance(answer, Exception)]
@@ -219,7 +219,7 @@ class DicomBackend:
         build = partial(dicom_request.build_query, request, document, operation, self.options)
         query, shows = await hold.query(build) if hold is not None else (build(), None)
         begins = self._witness.query if operation == "find" else self._witness.retrieve
-        kept = self._begin(operation, request, audited=begins(self.remote, request, query))
+        kept = self._running.begin(operation, request, audited=begins(self.remote, request, query))
         if operation == "find":
             found = self._engine.find(self.remote, query, kept.op)
             found = found if shows is None else Showing(found, shows)
@@ -237,7 +237,7 @@ class DicomBackend:
         async def perform(key: Key, id_: str | None, storage: Path | None, progress: Progress) -> Results:
             query = dicom_request.build_query(request, document_for(key), operation, self.options)
             audited = self._witness.retrieve(self.remote, request, query)
-            kept = self._begin(operation, request, id_, storage, audited)
+            kept = self._running.begin(operation, request, id_, storage, audited)
             kept = replace(kept, op=replace(kept.op, progress=progress))
             response = await self._retrieve(kept, JSON, query)
             assert response.results is not None
@@ -272,7 +272,7 @@ class DicomBackend:
         return await self._respond(kept, media_type, "instances", stream, record)
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
-        async with self._recorded("echo", request) as (op, _):
+        async with self._running.recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
             self.guard.note(None, "echo")
         remote = self.remote
@@ -293,7 +293,7 @@ class DicomBackend:
             if (request.protocol, request.method) == ("dicom", "C-STORE"):
                 await self.guard.admit_delivery()
             sent = self._witness.store(self.remote, request)
-            async with self._recorded("store", request, sent) as (op, summary):
+            async with self._running.recorded("store", request, sent) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
                 async with self._changing(sent):
                     results = await store(
@@ -317,29 +317,6 @@ class DicomBackend:
             if self._cache is not None:
                 self._cache.invalidate(sent.studies)
 
-    @asynccontextmanager
-    async def _recorded(
-        self, operation: str, request: RequestEnvelope, audited: Audited = UNAUDITED
-    ) -> AsyncIterator[tuple[OperationContext, dict[str, Any]]]:
-        """An operation that has ended when the block ends; the summary may be filled in there."""
-        record = self._begin(operation, request, audited=audited)
-        summary: dict[str, Any] = {}
-        try:
-            yield record.op, summary
-        except BaseException as error:
-            summary.update(failed(error))
-            self.guard.note(error, operation)
-            raise
-        finally:
-            record.measure.arrived(summary.get("stored", 0), 0)
-            await self._ended(record, summary, None)
-
-    async def _ended(self, record: OperationRecord, summary: Mapping[str, Any], folder: Path | None) -> None:
-        try:
-            await record.end(self._reactor.seconds(), summary, folder, self._in_thread)
-        finally:
-            self.active.discard(record.op.id)
-
     async def _respond(
         self,
         kept: OperationRecord,
@@ -351,7 +328,7 @@ class DicomBackend:
         operation = kept.operation
 
         async def closed(summary: Mapping[str, Any]) -> None:
-            await self._ended(kept, summary, stream.folder)
+            await self._running.ended(kept, summary, stream.folder)
 
         try:
             first = await anext(aiter(stream), None)
@@ -373,44 +350,6 @@ class DicomBackend:
             operation, media_type, items_key, stream, first, record, with_debug=_debugging(), closed=closed
         )
         return ResponseEnvelope(results=results)
-
-    def _begin(
-        self,
-        operation: str,
-        request: RequestEnvelope,
-        id_: str | None = None,
-        storage: Path | None = None,
-        audited: Audited = UNAUDITED,
-    ) -> OperationRecord:
-        self.guard.admit(operation)
-        now = self._reactor.seconds()
-        deadline = now + self.options.operation_timeout_secs
-        if request.deadline is not None:
-            deadline = min(deadline, request.deadline)
-        measure = self._meter.begin(self.name, operation)
-        span = begin(
-            f"DIMSE {operation} {self.name}",
-            request.trace,
-            "client",
-            harmonyd__backend=self.name,
-            harmonyd__operation=operation,
-            harmonyd__engine=self.options.engine,
-            harmonyd__request=request.id,
-        )
-        op = OperationContext(
-            id_ or request.operation_id or new_id(),
-            request.id,
-            deadline,
-            self.options.max_results,
-            storage=storage or self.options.storage_dir,
-            slots=self._slots,
-            progress=request.progress,
-            steps=measure.steps,
-            trace=span.trace,
-        )
-        self.active.add(op.id)
-        audited.admitted()
-        return OperationRecord(operation, self.remote, op, now, measure, span, audited)
 
     async def _own_echo(self) -> None:
         """That nobody asked for, and that is in no record."""
