@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "waiters": set(),
     "progress": set(),
     "tls": set(),
+    "tls_port": {"errors", "tls"},
     "acknowledge": set(),
     "identity": set(),
     "jolt": {"errors"},
@@ -49,7 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
     | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
-    "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
+    "web": BASE
+    | {"audit", "tls", "tls_port", "config", "middleware", "pipeline", "services", "control", "supervision"}
+    | {"telemetry"},
 }
 EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""

@@ -40,6 +40,10 @@ class NetworkConfig:
     name: str
     http: HttpListener | None
     dicom: DicomDefaults = DicomDefaults()
+    tls: TlsServer | None = None
+    """For HTTP; None: it is served without."""
+    hsts_max_age_secs: int = 365 * 24 * 3600
+    """How long a browser that was here over TLS asks for nothing without (RFC 6797 section 6.1.1); 0: not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,18 @@ class LimitsConfig:
     """Open HTTP connections per network."""
     request_timeout_secs: float = 60.0
     """Silence allowed while a client sends a request, or does not read its answer."""
+    head_timeout_secs: float = 30.0
+    """From the connection, or the first byte of a later request, to the end of the head; the TLS handshake counts."""
+    min_bytes_per_sec: int = 240
+    """What a client must send of a body, or read of an answer, in the mean of ``request_timeout_secs``; 0: anything."""
+    max_head_bytes: int = 16 * 1024
+    """Request line and header fields of a request together, and each line."""
+    max_header_fields: int = 100
+
+    @property
+    def least_bytes(self) -> float:
+        """What a client must send, or read, in ``request_timeout_secs``."""
+        return max(self.min_bytes_per_sec * self.request_timeout_secs, 1)
 
 
 @dataclass(frozen=True, slots=True)

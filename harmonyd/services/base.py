@@ -30,6 +30,8 @@ class HttpRequest:
     query: Mapping[str, list[str]]
     body: Body
     caller: Caller
+    is_secure: bool = False
+    """Whether it came over TLS, as far as we end it."""
 
 
 @dataclass(slots=True)

@@ -26,14 +26,17 @@ from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
 from harmonyd.subject import Caller
 from harmonyd.telemetry.health import Health
+from harmonyd.tls_port import ServerConnections
 from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
 from harmonyd.web.problem import is_ours, problem
+from harmonyd.web.refusing import plain_answer
 from harmonyd.web.request import Request
 from harmonyd.web.route import Route
 from harmonyd.web.router import Router, parse_query, segments_of, split_target
+from harmonyd.web.secure import Door, connections_for
 from harmonyd.web.site import Site
 from harmonyd.web.stream import ClientStalled, send
 
@@ -121,10 +124,11 @@ class HttpFrontEnd:
         health: Health | None,
         measured: Measured = lambda endpoint, status, secs: None,
     ) -> None:
-        """Raises ``ValueError`` for equal prefixes."""
+        """Raises ``ValueError`` for equal prefixes, ``Unavailable`` when the certificates cannot be used."""
         if network.http is None:
             raise ValueError(f"network {network.name!r} has no HTTP listener")
         self.limits = limits
+        self.hsts_max_age_secs = network.hsts_max_age_secs
         self.stopping = False
         self._reactor = reactor
         self._measured = measured
@@ -132,19 +136,32 @@ class HttpFrontEnd:
         self._listener = network.http
         self._router = _router(routes, health)
         self._site = Site(reactor, self)
+        self._door = Door(reactor, self._site, plain_answer)
+        self._door.use(connections_for(network.tls))
         self._listening: Any = None
         self._grace_is_over = False
         self._refusal = "harmonyd is shutting down."
         self._running: set[_Exchange] = set()
         self._waiting: list[Deferred[None]] = []
 
-    def serve(self, network_name: str, routes: Sequence[Route], limits: LimitsConfig, health: Health | None) -> None:
+    def serve(
+        self,
+        network: NetworkConfig,
+        routes: Sequence[Route],
+        limits: LimitsConfig,
+        health: Health | None,
+        secured: ServerConnections | None = None,
+    ) -> None:
         """Answer by these the requests that come from now on. Those that run, and all connections, go on.
+
+        ``secured``: the TLS of connections that come from now on.
 
         Raises ``ValueError`` for equal prefixes, and changes nothing then.
         """
         self._router = _router(routes, health)
-        self._network_name = network_name
+        self._network_name = network.name
+        self._door.use(secured)
+        self.hsts_max_age_secs = network.hsts_max_age_secs
         self.limits = limits
         self._site.timeOut = limits.request_timeout_secs
 
@@ -163,7 +180,7 @@ class HttpFrontEnd:
     async def start(self) -> None:
         """Listen. Raises ``PortTaken`` or ``CannotBind``."""
         backlog = min(self.limits.max_connections, _MAX_BACKLOG)
-        self._listening = await listen(self._reactor, self._listener, self._site, backlog)
+        self._listening = await listen(self._reactor, self._listener, self._door, backlog)
         where = self._listening.getHost()
         said = "network {name} listens on {host} port {port}"
         self._log.info(said, name=self._network_name, host=where.host, port=where.port)
@@ -321,7 +338,9 @@ class HttpFrontEnd:
             answer = await endpoint.answer(envelope, await ask(envelope))
         if match.target.compresses:
             answer = compressed(answer, request.fields())
-        await send(request, answer, clock=self._reactor, stall_secs=self.limits.request_timeout_secs)
+        limits = self.limits
+        at_least = {"stall_secs": limits.request_timeout_secs, "least_bytes": limits.least_bytes}
+        await send(request, answer, clock=self._reactor, **at_least)
 
     def _failed(self, request: Request, exc: Exception, exchange: _Exchange) -> None:
         operation = exchange.operation

@@ -26,7 +26,7 @@ from harmonyd.web.upload import MEMORY_BYTES, UploadBody
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
-__all__ = ["Front", "Request", "request_id"]
+__all__ = ["Front", "Request", "hsts", "request_id"]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"(application/json|[^;]*\+json)\s*(;.*)?", re.IGNORECASE)
@@ -37,6 +37,7 @@ class Front(Protocol):
     """What a request needs of the front end it arrived at."""
 
     limits: LimitsConfig
+    hsts_max_age_secs: int
     stopping: bool
 
     def admit(self, request: Request) -> None:
@@ -50,6 +51,12 @@ class Front(Protocol):
     def connection_closed(self) -> None:
         """Take note that there is one connection less."""
         ...
+
+
+def hsts(front: Front, *, is_secured: bool) -> dict[str, str]:
+    """Return what has browsers come over TLS the next time, too (RFC 6797); never told without TLS (section 7.2)."""
+    secs = front.hsts_max_age_secs if is_secured else 0
+    return {"Strict-Transport-Security": f"max-age={secs}"} if secs else {}
 
 
 def request_id(given: str = "") -> str:
@@ -102,6 +109,11 @@ class Request(http.Request):
         self.requestHeaders.removeHeader(b"expect")
         self._asks = asks and version == b"HTTP/1.1"
         return True
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the body has arrived."""
+        return self._body.received_bytes if self._body is not None else 0
 
     @property
     def is_awaited(self) -> bool:
@@ -172,11 +184,12 @@ class Request(http.Request):
             query=self.query,
             body=body,
             caller=self.caller(),
+            is_secure=self.channel.is_secured,
         )
 
     def caller(self) -> Caller:
         """Where the request comes from."""
-        return Caller(str(getattr(self.client, "host", "")))
+        return Caller(str(getattr(self.client, "host", "")), self.channel.certificate)
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""
@@ -190,6 +203,8 @@ class Request(http.Request):
         self.responseHeaders.setRawHeaders("Server", [SERVER])
         self.responseHeaders.setRawHeaders("Date", [http.datetimeToString()])
         self.responseHeaders.setRawHeaders("X-Request-ID", [self.id])
+        for name, value in hsts(self.front, is_secured=self.channel.is_secured).items():
+            self.responseHeaders.setRawHeaders(name, [value])
         if length is not None:
             self.responseHeaders.setRawHeaders("Content-Length", [str(length)])
 

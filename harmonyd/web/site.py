@@ -15,17 +15,20 @@ another one (``requestDone``).
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
-from twisted.internet.protocol import Protocol
-from twisted.protocols.policies import TimeoutMixin
+from twisted.internet.interfaces import IHandshakeListener
 from twisted.python.failure import Failure
 from twisted.web import http
+from zope.interface import implementer
 
-from harmonyd.errors import BadRequest, HarmonydError, Unavailable
-from harmonyd.web.problem import problem
-from harmonyd.web.request import SERVER, Front, Request, request_id
-from harmonyd.web.stream import unread_bytes
+from harmonyd.errors import BadRequest, HarmonydError, HeadTooLarge, RequestTimeout, UriTooLong
+from harmonyd.subject import PeerCertificate
+from harmonyd.web.pace import Pace, taken_bytes, unread_bytes
+from harmonyd.web.refusing import Busy, bare_answer
+from harmonyd.web.request import Front, Request
+from harmonyd.web.secure import peer_certificate, wire
 
 __all__ = ["Channel", "Site"]
 
@@ -33,10 +36,13 @@ DISCARD_BYTES = 256 * 1024 * 1024
 """How much of a body is thrown away after the answer, for clients that read only after they sent everything."""
 LINGER_SECS = 30.0
 """How long that may take."""
-_BUSY_LINGER_SECS = 2.0
+_LOOKED_AT = 20
+_EVICTED_AFTER_SECS = 1.0
+"""A connection that waits for its client this long gives way to a new one, when there is no room for both."""
 _MAX_BUSY = 50
 
 
+@implementer(IHandshakeListener)
 class Channel(http.HTTPChannel):
     """One connection, and the ``Source`` of the body that arrives on it.
 
@@ -56,20 +62,61 @@ class Channel(http.HTTPChannel):
 
     asked = False
     """Whether the head of a request has arrived."""
+    is_secured = False
+    """Whether its TLS stands; False where it has none."""
+    verify_code = 0
+    """Why the client's certificate is not trusted."""
+    certificate: PeerCertificate | None = None
+    _head_call: Any = None
+    _body_call: Any = None
+    _pace: Pace
+    _has_begun = False
+    """Whether something of the head has arrived that is waited for."""
     _upload: Request | None = None
     _held = False
     _discarding = False
     _closing = False
     _discarded_bytes = 0
-    _unread_bytes: int | None = None
+    _taken_bytes: int | None = None
 
     def connectionMade(self) -> None:
         """Count the connection."""
         self.factory.connections.add(self)
         super().connectionMade()
+        self._await_head()
+
+    def handshakeCompleted(self) -> None:
+        """Take note of who the client is (``IHandshakeListener``)."""
+        self.is_secured = True
+        self.certificate = peer_certificate(self.transport)
+
+    def _await_head(self) -> None:
+        self.factory.waiting.pop(self, None)
+        self.factory.waiting[self] = self.factory.reactor.seconds()
+        self._has_begun = False
+        if self._head_call is None and not self.asked:
+            self._limit_head()
+
+    def _limit_head(self) -> None:
+        self._head_call = self.callLater(self.factory.front.limits.head_timeout_secs, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_call = None
+        if self._has_begun:
+            limit_secs = self.factory.front.limits.head_timeout_secs
+            self._refuse(RequestTimeout(f"The head of the request did not arrive within {limit_secs:g} s."))
+        else:
+            self.close_soon()
+
+    def _forget_calls(self) -> None:
+        for call in (self._head_call, self._body_call):
+            if call is not None:
+                call.cancel()
+        self._head_call = self._body_call = None
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Forget the connection."""
+        self._forget_calls()
         super().connectionLost(reason)
         self._upload = None
         self.factory.forget(self)
@@ -79,9 +126,14 @@ class Channel(http.HTTPChannel):
         if self._discarding:
             self._discard(len(data))
             return
+        if not self.requests and not self._has_begun:
+            self._has_begun = True
+            if self._head_call is None:
+                self._limit_head()
         super().dataReceived(data)
         upload = self._upload
         if upload is not None:
+            self._pace.rest()
             if upload.is_whole:
                 self._upload = None
             upload.go_on()
@@ -103,7 +155,7 @@ class Channel(http.HTTPChannel):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Say so, where the base class only hangs up."""
-        self._respondToBadRequestAndDisconnect()
+        self._refuse(self._too_large() if self.requests else UriTooLong("The request line is too long."))
 
     def allHeadersReceived(self) -> None:
         """Decide about the request before the client is told to go on with the body (RFC 9110 section 10.1.1)."""
@@ -111,11 +163,34 @@ class Channel(http.HTTPChannel):
         if request.begin(self._command, self._path, self._version, self.length):
             self._upload = request
         self.asked = True
+        self._forget_calls()
+        self.factory.waiting.pop(self, None)
+        if self.length != 0 and self.timeOut:
+            self._pace = Pace(self.factory.reactor, self.timeOut, self.factory.front.limits.least_bytes)
+            self._pace.wait()
+            self._body_call = self.callLater(self.timeOut, self._look_at_pace)
         super().allHeadersReceived()
+
+    def _look_at_pace(self) -> None:
+        """End a body that comes too slowly."""
+        self._body_call = None
+        request = self.requests[-1]
+        next_secs = self._pace.look(request.received_bytes)
+        if next_secs:
+            self._body_call = self.callLater(next_secs, self._look_at_pace)
+            return
+        error = RequestTimeout("The body of the request comes too slowly.", hint="See min_bytes_per_sec in [limits].")
+        if self._upload is None:
+            self._refuse(error)
+        else:
+            self.hold()
+            self._upload.fail(error)
+            self._upload.go_on()
 
     def allContentReceived(self) -> None:
         """Leave it to Twisted again what is read from the client, now that the body is there."""
         self.release()
+        self._forget_calls()
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
@@ -125,7 +200,10 @@ class Channel(http.HTTPChannel):
         if not request.is_whole:
             self._upload = None
             self._discarding = True
+            self._forget_calls()
         super().requestDone(request)
+        if not self.requests and not self._closing:
+            self._await_head()
 
     def hold(self) -> None:
         """Read nothing from the client until ``release`` (``Source``)."""
@@ -142,6 +220,7 @@ class Channel(http.HTTPChannel):
         """Let the client know that its body is waited for, if it asked; its silence counts from now (``Source``)."""
         self.resetTimeout()
         if self._upload is not None:
+            self._pace.wait()
             self._upload.invite()
 
     def resumeProducing(self) -> None:
@@ -160,8 +239,14 @@ class Channel(http.HTTPChannel):
 
     def loseConnection(self) -> None:
         """Close; only our half while the client sends: closing both would reset it and could destroy the answer."""
+        self._forget_calls()
+        self._closing = True
         if not self._discarding:
             super().loseConnection()
+            if self.is_secured:
+                # The client's close_notify is not waited for (RFC 8446 section 6.1).
+                wire(self.transport).loseConnection()
+            self.setTimeout(self.factory.timeOut)
             return
         self._networkProducer.unregisterProducer()
         self._networkProducer.resumeProducing()
@@ -170,10 +255,8 @@ class Channel(http.HTTPChannel):
 
     def close_soon(self) -> None:
         """Flush what was written and close; abort when the client does not take it in time."""
-        self._closing = True
         self.unregisterProducer()
         self.loseConnection()
-        self.setTimeout(self.factory.timeOut)
 
     def close_when_idle(self) -> None:
         """Close now, or after the request that is under way, or that a client who just connected is about to send."""
@@ -192,9 +275,10 @@ class Channel(http.HTTPChannel):
 
     def timeoutConnection(self) -> None:
         """Close a silent connection, unless the client still reads, or waits for us; abort what does not close."""
-        unread, before = unread_bytes(self.transport), self._unread_bytes
-        self._unread_bytes = unread
-        is_reading = bool(unread) and unread != before
+        taken, before = taken_bytes(self.transport), self._taken_bytes
+        self._taken_bytes = taken
+        has_taken = before is None or taken is None or taken - before >= self.factory.front.limits.least_bytes
+        is_reading = bool(unread_bytes(self.transport)) and has_taken
         waits_for_us = self._upload is not None and not self._upload.is_awaited and not self._closing
         if (is_reading or waits_for_us) and not self._discarding:
             self.setTimeout(self.factory.timeOut)
@@ -212,38 +296,22 @@ class Channel(http.HTTPChannel):
             self._upload.fail(BadRequest("The body of the request is not in well-formed chunks."))
             self.hold()
             return
-        self._discarding = True
-        error = BadRequest("This is not an HTTP/1.1 request, or its head is larger than 16 KiB.")
-        self.transport.write(_bare_response(error))
-        self.loseConnection()
+        is_large = self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders
+        self._refuse(self._too_large() if is_large else BadRequest("This is not an HTTP/1.1 request."))
 
+    def _too_large(self) -> HarmonydError:
+        limits = self.factory.front.limits
+        return HeadTooLarge(
+            f"The head of a request may have {limits.max_head_bytes} bytes and {limits.max_header_fields} fields.",
+            hint="See max_head_bytes and max_header_fields in [limits].",
+        )
 
-class Busy(Protocol, TimeoutMixin):
-    """A connection beyond the limit: told so and closed, without parsing anything."""
-
-    factory: Any
-    transport: Any
-
-    def connectionMade(self) -> None:
-        """Answer whatever will be asked."""
-        self.factory.busy.add(self)
-        error = Unavailable("Too many HTTP connections are open.", hint="Try again later, or raise max_connections.")
-        self.transport.write(_bare_response(error))
-        self.transport.loseWriteConnection()
-        self.setTimeout(_BUSY_LINGER_SECS)
-
-    def connectionLost(self, reason: Any = None) -> None:
-        """Forget the connection."""
-        self.setTimeout(None)
-        self.factory.forget(self)
-
-    def timeoutConnection(self) -> None:
-        """Wait no longer for the client to close."""
-        self.abort()
-
-    def abort(self) -> None:
-        """Reset the connection."""
-        self.transport.abortConnection()
+    def _refuse(self, error: HarmonydError) -> None:
+        """Answer what is no request, or not whole, and read nothing more."""
+        if not self._discarding:
+            self._discarding = True
+            self.transport.write(bare_answer(error, self.factory.front if self.is_secured else None))
+            self.loseConnection()
 
 
 class Site(http.HTTPFactory):
@@ -254,8 +322,11 @@ class Site(http.HTTPFactory):
 
     def __init__(self, reactor: Any, front: Front) -> None:
         super().__init__(timeout=front.limits.request_timeout_secs, reactor=reactor)
+        self._clock = reactor
         self.front = front
         self.connections: set[Channel] = set()
+        self.waiting: dict[Channel, float] = {}
+        """Connections that wait for a head, and since when; those that wait longest first."""
         self.busy: set[Busy] = set()
 
     def startFactory(self) -> None:
@@ -271,16 +342,33 @@ class Site(http.HTTPFactory):
         """Return a connection, one that says that we are busy, or None to hang up."""
         if len(self.busy) > _MAX_BUSY:
             return None
-        is_full = len(self.connections) >= self.front.limits.max_connections
+        limits = self.front.limits
+        is_full = len(self.connections) >= limits.max_connections and not self._make_room()
         channel: Any = Busy() if is_full else Channel()
         channel.factory = self
         channel.callLater = self.reactor.callLater
         channel.timeOut = None if is_full else self.timeOut
+        channel.MAX_LENGTH = channel.totalHeadersSize = limits.max_head_bytes
+        channel.maxHeaders = limits.max_header_fields
         return channel
+
+    def _make_room(self) -> bool:
+        """End the connection that waits longest for its client, so that slow clients keep nobody out."""
+        now = self._clock.seconds()
+        for channel, since in islice(self.waiting.items(), _LOOKED_AT):
+            if now - since < _EVICTED_AFTER_SECS:
+                break
+            if not unread_bytes(channel.transport):
+                self.waiting.pop(channel)
+                self.connections.discard(channel)
+                channel.abort()
+                return True
+        return False
 
     def forget(self, connection: Any) -> None:
         """Take note that a connection is gone."""
         self.connections.discard(connection)
+        self.waiting.pop(connection, None)
         self.busy.discard(connection)
         self.front.connection_closed()
 
@@ -295,11 +383,3 @@ class Site(http.HTTPFactory):
             channel.abort()
         for busy in list(self.busy):
             busy.abort()
-
-
-def _bare_response(error: HarmonydError) -> bytes:
-    status, headers, body = problem(error, request_id=(fresh := request_id()), operation=None)
-    headers |= {"Server": SERVER, "X-Request-ID": fresh, "Content-Length": str(len(body)), "Connection": "close"}
-    reason = http.RESPONSES[status].decode("ascii")
-    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
