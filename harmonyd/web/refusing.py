@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Protocol
 from twisted.protocols.policies import TimeoutMixin
-from twisted.web import http
 from zope.interface import implementer
 
 from harmonyd.errors import BadRequest, HarmonydError, Unavailable
@@ -67,6 +67,6 @@ def bare_answer(error: HarmonydError, front: Front | None = None) -> bytes:
     if front is not None:
         headers |= hsts(front, is_secured=True)
     headers |= {"Server": SERVER, "X-Request-ID": fresh, "Content-Length": str(len(body)), "Connection": "close"}
-    reason = http.RESPONSES[status].decode("ascii")
+    reason = HTTPStatus(status).phrase
     lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

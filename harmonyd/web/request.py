@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.web import http
@@ -30,6 +31,8 @@ __all__ = ["Front", "Request", "hsts", "request_id"]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"(application/json|[^;]*\+json)\s*(;.*)?", re.IGNORECASE)
+_REASONS = {each.value: each.phrase.encode("ascii") for each in HTTPStatus}
+"""Twisted knows no 429 and no 431."""
 SERVER = f"harmonyd/{__version__}"
 
 
@@ -193,7 +196,7 @@ class Request(http.Request):
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""
-        self.setResponseCode(status)
+        self.setResponseCode(status, _REASONS.get(status))
         self.is_overtaken = self.is_overtaken or not self.is_whole
         # What an earlier attempt at an answer set goes; whether the connection stays was decided before.
         connection = ["close"] if self.is_overtaken else self.responseHeaders.getRawHeaders("connection", [])
