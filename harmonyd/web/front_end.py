@@ -182,7 +182,7 @@ class HttpFrontEnd:
         backlog = min(self.limits.max_connections, _MAX_BACKLOG)
         self._listening = await listen(self._reactor, self._listener, self._door, backlog)
         where = self._listening.getHost()
-        said = "network {name} listens on {host} port {port}"
+        said = "network {name} listens on {host} port {port}" + (" with TLS" if self._door.is_secure else "")
         self._log.info(said, name=self._network_name, host=where.host, port=where.port)
 
     async def stop_accepting(self) -> None:

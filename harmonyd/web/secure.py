@@ -112,6 +112,11 @@ class Door(Factory):
         if connections is not None:
             self._way = _SecureFactory(self._reactor, self._inside, connections, self)
 
+    @property
+    def is_secure(self) -> bool:
+        """Whether new connections have TLS."""
+        return self._way is not self._inside
+
     def buildProtocol(self, addr: Any) -> Any:
         """Return what ``inside`` makes of it, or None to hang up."""
         return self._way.buildProtocol(addr)
