@@ -16,20 +16,24 @@ _TCP_INFO_BYTES = 128
 """Up to the end of ``tcpi_bytes_acked`` (linux/tcp.h, since Linux 4.1)."""
 
 
+SOON_SECS = 5.0
+
+
 class Pace:
-    """What a client sends in the time that it is waited for: of each ``secs``, at least ``least_bytes``.
+    """What a client sends, or takes, in the time that it is waited for: of each ``secs``, at least ``least_bytes``.
 
     Time in which nobody waits for it, because we have not done with what it sent before, is not counted. ``clock``
     provides ``IReactorTime``.
     """
 
-    def __init__(self, clock: Any, secs: float, least_bytes: float) -> None:
+    def __init__(self, clock: Any, secs: float, least_bytes: float, marked_bytes: int = 0) -> None:
+        """``marked_bytes``: what had come before."""
         self._clock = clock
         self._secs = secs
         self._least_bytes = least_bytes
         self._waits_since: float | None = None
         self._waited_secs = 0.0
-        self._marked_bytes = 0
+        self._marked_bytes = marked_bytes
 
     def wait(self) -> None:
         """It is waited for, from now."""
@@ -52,6 +56,12 @@ class Pace:
         if self._waits_since is not None:
             self._waits_since = self._clock.seconds()
         return self._secs
+
+    def is_behind(self, received_bytes: int) -> bool:
+        """Whether it has been too slow so far, for some seconds at least; it may make up for that yet."""
+        waited_secs = self._waited()
+        due_bytes = self._least_bytes * min(waited_secs / self._secs, 1)
+        return waited_secs >= min(SOON_SECS, self._secs) and received_bytes - self._marked_bytes < due_bytes
 
     def _waited(self) -> float:
         if self._waits_since is None:

@@ -117,6 +117,7 @@ class _Gate:
     """Closed while the transport's buffer is full; gives up on a client that reads too little in ``stall_secs``."""
 
     def __init__(self, request: Request, clock: Any, stall_secs: float, least_bytes: float) -> None:
+        self._channel = request.channel
         self._transport = request.channel.transport
         self._clock = clock
         self._stall_secs = stall_secs
@@ -128,6 +129,8 @@ class _Gate:
 
     async def passed(self) -> None:
         """Wait until more may be written. Raises ``ClientStalled``."""
+        if self._is_paused:
+            self._channel.await_reader()
         while self._is_paused:
             self._waiter = Deferred()
             self._watch()
@@ -147,6 +150,7 @@ class _Gate:
         """Take note that the buffer is empty (``IPushProducer``)."""
         self._is_paused = False
         self.close()
+        self._channel.go_on_without()
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.called:
             waiter.callback(None)

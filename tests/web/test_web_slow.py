@@ -16,7 +16,7 @@ from web_kit import GET, StreamBody, ask, connected, measure, route, say_hello, 
 
 from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
-from harmonyd.web.pace import Pace
+from harmonyd.web import pace
 
 BEGUN = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
@@ -114,6 +114,35 @@ async def test_slow_clients_keep_nobody_out(serve: Any) -> None:
         client.close()
 
 
+@pytest.mark.parametrize("kind", ["body", "big body", "reader"])
+@pytest_twisted.ensureDeferred
+async def test_slow_bodies_and_readers_keep_nobody_out(
+    serve: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They give way when they are behind what they should have sent or read by then; one that keeps up does not."""
+    monkeypatch.setattr(pace, "SOON_SECS", 1.0)
+    limits = LimitsConfig(max_connections=2, request_timeout_secs=20, min_bytes_per_sec=100_000)
+    front_end = await serve(route(measure, "/measure"), route(send_endlessly, "/endless"), limits=limits)
+    size = 10_000_000 if kind == "big body" else 60_000
+    head = b"POST /measure HTTP/1.1\r\nContent-Type: application/dicom\r\nContent-Length: %d\r\n\r\n" % size
+    request = GET.replace(b" / ", b" /endless ") if kind == "reader" else head
+    with (
+        await deferToThread(connected, front_end.port, request, 2048) as slow,
+        await deferToThread(connected, front_end.port, head.replace(b"%d" % size, b"1000000")) as good,
+    ):
+        await until(lambda: len(front_end._site.waiting) == 2)
+        statuses = []
+        for _ in range(10):
+            await deferToThread(good.sendall, bytes(100_000))
+            statuses.append((await ask(front_end.port, "GET", "/measure")).status)
+            await pause(0.3)
+        assert (statuses[0], statuses[-1]) == (503, 200)
+        assert b'"bytes": 1000000' in await deferToThread(good.recv, 65536)
+        with pytest.raises(ConnectionError):
+            while await deferToThread(slow.recv, 65536):
+                continue
+
+
 # --- bodies
 
 
@@ -132,19 +161,22 @@ async def test_a_body_that_trickles_in_is_408(serve: Any, size: int) -> None:
 def test_only_the_time_in_which_a_client_is_waited_for_counts() -> None:
     """A reader that takes its time is not the client's fault; what came meanwhile counts for it."""
     clock = Clock()
-    pace = Pace(clock, 10, least_bytes=100)
-    pace.wait()
+    client = pace.Pace(clock, 10, least_bytes=100)
+    client.wait()
     clock.advance(9)
-    pace.rest()
+    client.rest()
     clock.advance(1000)
-    assert pace.look(50) == 1
-    pace.wait()
-    pace.wait()
+    assert client.look(50) == 1
+    assert (client.is_behind(89), client.is_behind(90)) == (True, False)
+    client.wait()
+    client.wait()
     clock.advance(1)
-    assert pace.look(100) == 10
-    clock.advance(10)
-    assert pace.look(199) == 0
-    assert pace.look(200) == 10
+    assert client.look(100) == 10
+    clock.advance(4)
+    assert not client.is_behind(100)
+    clock.advance(6)
+    assert client.look(199) == 0
+    assert client.look(200) == 10
 
 
 # --- answers
