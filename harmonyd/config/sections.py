@@ -67,10 +67,11 @@ def _http_network(name: str, section: Section, base: Path) -> NetworkConfig:
     default = NetworkConfig(name, None).hsts_max_age_secs
     hsts_secs = section.integer("hsts_max_age_secs", default, 0, 10 * default)
     section.raw("tls")
+    proxies = section.strings("trusted_proxies", checks.address_block)
     listener = _listener(section)
     if secured is None:
         _check_plain(section, listener)
-    return NetworkConfig(name, listener, tls=secured, hsts_max_age_secs=hsts_secs)
+    return NetworkConfig(name, listener, trusted_proxies=proxies, tls=secured, hsts_max_age_secs=hsts_secs)
 
 
 def _check_plain(section: Section, listener: HttpListener) -> None:
@@ -91,6 +92,7 @@ def _listener(section: Section) -> HttpListener:
     else:
         section.require("bind_port")
         port = section.port("bind_port", 8080)
+    section.raw("trusted_proxies")
     section.finish()
     return HttpListener(address, port)
 
@@ -294,6 +296,7 @@ _SERVICES = ("http", "dicom", "echo", "dicomweb", "fhir", "jmix", "mock_dicom", 
 _MIDDLEWARE_TYPES = (
     *("passthru", "path_filter", "metadata", "basic_auth", "jwt_auth", "jwtauth", "auth", "connect"),
     *("json_extractor", "json", "transform", "metadata_transform", "dicomweb_bridge", "dicomweb", "jmix_builder"),
+    *("route", "rate_limit", "concurrency"),
 )
 
 

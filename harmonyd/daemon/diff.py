@@ -65,7 +65,7 @@ def _named(config: Config) -> dict[str, object]:
 
 def _over_http(config: Config, name: str) -> tuple[object, ...]:
     network = config.networks[name]
-    return network.tls, network.hsts_max_age_secs if network.tls is not None else 0
+    return network.trusted_proxies, network.tls, network.hsts_max_age_secs if network.tls is not None else 0
 
 
 def _pipeline(config: Config, pipeline: PipelineConfig) -> object:

@@ -21,7 +21,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import LimitsConfig, NetworkConfig
-from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
+from harmonyd.envelope import Body, Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
 from harmonyd.subject import Caller
@@ -32,6 +32,7 @@ from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
 from harmonyd.web.problem import is_ours, problem
+from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.refusing import plain_answer
 from harmonyd.web.request import Request
 from harmonyd.web.route import Route
@@ -62,6 +63,7 @@ class _Exchange:
         self.envelope: RequestEnvelope | None = None
         self.responses: list[ResponseEnvelope] = []
         self.common_headers: dict[str, str] = {}
+        self.occasion = Occasion()
         self._waiting: list[Deferred[None]] | None = []
 
     async def end(self) -> None:
@@ -93,6 +95,7 @@ class _Exchange:
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self.envelope = envelope
             envelope.caller = caller
+            envelope.occasion = self.occasion
             response = await handle(envelope)
             # What the endpoint has closed and let go of is not kept: a request may ask thousands of questions.
             self.responses = [each for each in self.responses if each.results is not None or each.body is not None]
@@ -106,6 +109,7 @@ class _Exchange:
             while self.responses:
                 await self.responses.pop().close()
         finally:
+            self.occasion.end()
             if self.body is not None:
                 await self.body.close()
 
@@ -129,6 +133,7 @@ class HttpFrontEnd:
             raise ValueError(f"network {network.name!r} has no HTTP listener")
         self.limits = limits
         self.hsts_max_age_secs = network.hsts_max_age_secs
+        self.proxies = TrustedProxies(network.trusted_proxies)
         self.stopping = False
         self._reactor = reactor
         self._measured = measured
@@ -162,6 +167,7 @@ class HttpFrontEnd:
         self._network_name = network.name
         self._door.use(secured)
         self.hsts_max_age_secs = network.hsts_max_age_secs
+        self.proxies = TrustedProxies(network.trusted_proxies)
         self.limits = limits
         self._site.timeOut = limits.request_timeout_secs
 

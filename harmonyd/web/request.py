@@ -20,6 +20,7 @@ from harmonyd.envelope import Body
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
 from harmonyd.subject import Caller
+from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.route import Route
 from harmonyd.web.router import Match
 from harmonyd.web.upload import MEMORY_BYTES, UploadBody
@@ -41,6 +42,7 @@ class Front(Protocol):
 
     limits: LimitsConfig
     hsts_max_age_secs: int
+    proxies: TrustedProxies
     stopping: bool
 
     def admit(self, request: Request) -> None:
@@ -191,8 +193,12 @@ class Request(http.Request):
         )
 
     def caller(self) -> Caller:
-        """Where the request comes from."""
-        return Caller(str(getattr(self.client, "host", "")), self.channel.certificate)
+        """Where the request comes from: the one before the proxies that are trusted."""
+        peer = str(getattr(self.client, "host", ""))
+        values = self.requestHeaders.getRawHeaders(b"x-forwarded-for", [])
+        origin = self.front.proxies.origin(peer, b",".join(values).decode("latin-1"))
+        # A proxy's certificate is not that of who asks through it.
+        return Caller(origin, self.channel.certificate if origin == peer else None)
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from harmonyd.config.model import DicomBackendOptions
@@ -9,6 +10,7 @@ from harmonyd.dimse.engine import Query, QueryModel
 from harmonyd.dimse.identifier import decode_json, parse_query, requested_operation
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
+from harmonyd.services.dicom.selectivity import check_selective
 
 OPERATIONS = ("echo", "find", "get", "move", "store")
 RETRIEVE = "retrieve"
@@ -71,7 +73,7 @@ def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
 
 
 def build_query(request: RequestEnvelope, document: Any, operation: str, options: DicomBackendOptions) -> Query:
-    """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``."""
+    """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``, ``TooBroad``."""
     forced = {
         key.removeprefix(_IDENTIFIER_PREFIX): value
         for key, value in request.metadata.items()
@@ -79,4 +81,7 @@ def build_query(request: RequestEnvelope, document: Any, operation: str, options
     }
     model = QueryModel(options.query_model) if options.query_model else None
     destination = options.move_destination_aet if operation == "move" else None
-    return parse_query(document, operation=operation, model=model, forced=forced, destination=destination)
+    query = parse_query(document, operation=operation, model=model, forced=forced, destination=destination)
+    if operation == "find" and options.selectivity is not None:
+        check_selective(query, options.selectivity, datetime.date.today())
+    return query
