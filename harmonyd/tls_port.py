@@ -151,7 +151,7 @@ def handshake_problem(raw_bytes: bytes, reason: str, verify_code: int) -> str:
     ``raw_bytes``: how it began; ``reason``: OpenSSL's, empty when the connection was closed, or its time was over;
     ``verify_code``: why its certificate is not trusted.
     """
-    reason = reason.lower()
+    reason = reason.lower().replace("_", " ")
     if raw_bytes and not is_tls(raw_bytes):
         return "what it sent is not TLS, and this port is for TLS alone"
     if verify_code == _EXPIRED:

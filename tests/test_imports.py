@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject"}
+BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject", "permit"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiters": set(),
@@ -30,19 +30,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hours": set(),
     "jolt": {"errors"},
     "subject": set(),
+    "permit": {"errors", "subject"},
+    "passwords": set(),
+    "jwk": set(),
     "audit": {"subject"},
-    "envelope": {"errors", "progress", "subject"},
+    "envelope": {"errors", "progress", "subject", "permit"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours"},
+    "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours", "permit", "passwords", "jwk"},
     "telemetry": {"errors", "config"},
     "supervision": {"errors", "waiters", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "tls", "tls_port", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "tls_port", "acknowledge", "dimse"},
-    "middleware": BASE | {"config", "jolt", "audit"},
+    "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
@@ -55,7 +58,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"audit", "tls", "tls_port", "config", "middleware", "pipeline", "services", "control", "supervision"}
     | {"telemetry"},
 }
-EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {
+    *("cli", "check", "doctor", "spool_command", "cache_command", "hash_command", "daemon", "demo", "testing"),
+    "__main__",
+}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 SANS_IO = "harmonyd.dimse.native.core"
 SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}

@@ -34,6 +34,8 @@ class NetworkConfig:
     dicom: DicomDefaults = DicomDefaults()
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and CIDR blocks whose X-Forwarded-For is believed."""
+    middleware: tuple[str, ...] = ()
+    """What each HTTP request passes first, but for those to ``/livez`` and ``/readyz``."""
     tls: TlsServer | None = None
     """For HTTP; None: it is served without."""
     hsts_max_age_secs: int = 365 * 24 * 3600

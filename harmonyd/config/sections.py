@@ -42,7 +42,7 @@ def proxy(section: Section) -> tuple[str, str]:
     section.raw("pipelines_path")
     transforms_folder(section)
     section.ignore(["store_dir"], "[storage.options] path says where files go")
-    section.ignore(["jwks_cache_dir"], "key sets are not fetched")
+    section.ignore(["jwks_cache_dir"], "key sets that are fetched are kept in memory")
     section.finish()
     return identity, _LEVELS[level]
 
@@ -58,8 +58,9 @@ def network(name: str, section: Section, base: Path) -> NetworkConfig:
     made = _http_network(name, section.table("http"), base) if "http" in section else NetworkConfig(name, None)
     dicom = _dicom_defaults(section.table("dicom"))
     section.raw("http")
+    links = section.strings("middleware")
     section.finish()
-    return replace(made, dicom=dicom)
+    return replace(made, dicom=dicom, middleware=links)
 
 
 def _http_network(name: str, section: Section, base: Path) -> NetworkConfig:
@@ -235,23 +236,27 @@ def cache(section: Section) -> CacheConfig:
     return result
 
 
-def management(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> ManagementConfig:
-    """``[management]``: only on a network that nobody but this machine reaches, for there is no authentication yet."""
+def management(
+    section: Section, networks: dict[str, NetworkConfig], known: set[str], guarded: frozenset[str] = frozenset()
+) -> ManagementConfig:
+    """``[management]``: on a network that nobody but this machine reaches, or on one of those in ``guarded``."""
     enabled = section.flag("enabled", False)
     base = section.text("base_path", "admin", _base_path)
     named = http_network(section, networks, known)
     if enabled and named is None:
         section.problem("enabled", "network is missing", "say on which network it is served")
-    elif enabled and named in networks:
-        _check_local(section, networks[named].http)
+    elif enabled and named in networks and named not in guarded:
+        _check_local(section, networks[named])
     section.finish()
     return ManagementConfig(enabled, "/" + base.strip("/"), named)
 
 
-def _check_local(section: Section, listener: HttpListener | None) -> None:
+def _check_local(section: Section, network: NetworkConfig) -> None:
+    listener = network.http
     if listener is not None and not checks.is_loopback(listener.bind_address):
-        what = f"this network listens on {listener.bind_address}, and the management API asks for no password yet"
-        section.problem("network", what, "name one whose bind_address is 127.0.0.1 or ::1")
+        what = f"this network listens on {listener.bind_address}, and nothing asks who it is that asks there"
+        remedy = f"name one whose bind_address is 127.0.0.1 or ::1, or give [network.{network.name}] middleware"
+        section.problem("network", what, remedy)
 
 
 def _base_path(value: str) -> str | None:
@@ -297,6 +302,7 @@ _MIDDLEWARE_TYPES = (
     *("passthru", "path_filter", "metadata", "basic_auth", "jwt_auth", "jwtauth", "auth", "connect"),
     *("json_extractor", "json", "transform", "metadata_transform", "dicomweb_bridge", "dicomweb", "jmix_builder"),
     *("route", "rate_limit", "concurrency"),
+    *("api_key", "client_certificate", "calling_aet", "authorize"),
 )
 
 

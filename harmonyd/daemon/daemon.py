@@ -29,6 +29,7 @@ from harmonyd.daemon.build import (
     long_running,
     operations_by_backend,
 )
+from harmonyd.daemon.certificates import CertificateWatch
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
@@ -123,6 +124,7 @@ class Daemon:
         self.health.add_check("receiving", self._receiving)
         self._retention = LoopingCall(lambda: Deferred.fromCoroutine(self._clean_artifacts()))
         self._retention.clock = reactor
+        self._certificates = CertificateWatch(reactor, lambda: self.config)
         self._stopping: Deferred[None] | None = None
 
     async def start(self) -> None:
@@ -153,6 +155,7 @@ class Daemon:
         self._retention.start(RETENTION_INTERVAL_SECS).addErrback(
             lambda failure: self._log.failure("retention of artifacts stopped", failure=failure)
         )
+        self._certificates.start()
         self.manager.listening()
         self._reloader.open()
         self._log.info("{id} is up", id=self.config.id)
@@ -177,6 +180,7 @@ class Daemon:
             await takeover.finish()
         finally:
             await self._look_for_untaken()
+            await self._certificates.look()
         await self._children_settle()
 
     async def _look_for_untaken(self) -> None:
@@ -214,6 +218,7 @@ class Daemon:
         await self._reloader.close()
         if self._retention.running:
             self._retention.stop()
+        self._certificates.stop()
         parts = self._parts
         self.manager.step(f"requests and inbound associations have up to {grace_secs:g} s to end")
         front_ends = [front_end.stop for front_end in parts.front_ends]
@@ -266,6 +271,7 @@ class Daemon:
             self._http_load,
             lambda: self.health.ready()[0],
             self._backends.nodes,
+            lambda: self._builder.guard.alarms.refused,
         )
 
     def _http_load(self) -> tuple[int, int]:

@@ -65,7 +65,12 @@ def _named(config: Config) -> dict[str, object]:
 
 def _over_http(config: Config, name: str) -> tuple[object, ...]:
     network = config.networks[name]
-    return network.trusted_proxies, network.tls, network.hsts_max_age_secs if network.tls is not None else 0
+    hsts_secs = network.hsts_max_age_secs if network.tls is not None else 0
+    return network.trusted_proxies, _links(config, name), network.tls, hsts_secs
+
+
+def _links(config: Config, network: str) -> object:
+    return [config.middleware[name] for name in config.networks[network].middleware]
 
 
 def _pipeline(config: Config, pipeline: PipelineConfig) -> object:

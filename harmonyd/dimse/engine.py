@@ -59,7 +59,7 @@ class RemoteNode:
     idle_secs: float = 5.0
     """How long an association stays open that nobody uses; 0: not at all."""
     tls: TlsClient | None = None
-    """None: connections are not secured. The native engine's only."""
+    """None: connections are not secured."""
     user_identity: Credentials | None = None
     """The native engine's only."""
 
@@ -73,7 +73,7 @@ class MoveReceiver:
     destination_aet: str
     port: int
     tls: TlsServer | None = None
-    """None: not secured. The native engine's only."""
+    """None: not secured. Never with "persistent" or "transient", where a program of DCMTK's listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class StoreScpConfig:
     acknowledge: PipelineAnswers | None = None
     """None: what the handler has taken is answered with Success. The native engine's only."""
     tls: TlsServer | None = None
-    """None: not secured. The native engine's only."""
+    """None: not secured. Never with "persistent" or "transient", where a program of DCMTK's listens."""
 
 
 class Obstacle(StrEnum):

@@ -183,5 +183,5 @@ def aborted(remote: RemoteNode, *, accepted: bool) -> AssociationAborted:
     return error
 
 
-_MAY_WANT_TLS = ' A port that needs TLS ends it like this, too: then use_tls = true and engine = "native" are needed.'
+_MAY_WANT_TLS = ' A port that needs TLS ends it like this, too: then use_tls = true is needed.'
 _MAY_WANT_CERTIFICATE = " It may also want a certificate of ours, or another one, and not say so."

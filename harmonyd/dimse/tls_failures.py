@@ -43,8 +43,7 @@ def tls_failure(remote: RemoteNode, trouble: Trouble) -> TlsFailed:
     """The error for a handshake that failed, or a secure connection that broke before an association stood on it."""
     if trouble.verify_code:
         return _refused(remote, trouble)
-    reason = trouble.reason.lower().replace("_", " ")
-    alert = reason.rpartition("alert ")[2] if "alert " in reason else ""
+    reason, alert = _said(trouble.reason)
     if alert:
         return _alerted(remote, alert, trouble)
     if not reason or "unexpected eof" in reason or "eof occurred" in reason:
@@ -71,7 +70,7 @@ def speaks_tls(remote: RemoteNode, first_bytes: bytes) -> TlsFailed | None:
         return None
     return TlsFailed(
         f"{node_text(remote)} answers with TLS, and the backend does not use it",
-        hint='Set use_tls = true and engine = "native" for the backend, or enter the PACS\'s port without TLS.',
+        hint="Set use_tls = true for the backend, or enter the PACS's port without TLS.",
         tls="peer_speaks_tls",
     )
 
@@ -189,6 +188,14 @@ def _closed(remote: RemoteNode, trouble: Trouble) -> TlsFailed:
     )
 
 
+
+def _said(reason: str) -> tuple[str, str]:
+    """What OpenSSL says, in one spelling, and the alert in that, if it is one of the peer's."""
+    reason = reason.lower().replace("_", " ")
+    return reason, reason.rpartition("alert ")[2] if "alert " in reason else ""
+
+
+# --- a connection that a peer began
 
 
 def inbound_problem(raw_bytes: bytes, reason: str, verify_code: int) -> str:

@@ -25,6 +25,7 @@ from harmonyd.errors import Gone, HarmonydError
 from harmonyd.operations.body import WatchedBody
 from harmonyd.operations.result import Result
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
+from harmonyd.subject import Subject
 from harmonyd.waiters import Waiters
 from harmonyd.web.problem import is_ours, problem
 
@@ -59,6 +60,11 @@ class Owner:
     path_prefix: str
 
 
+def subject_key(subject: Subject | None) -> tuple[str, str]:
+    """What tells one subject from another; two ways to show who one is have names of their own."""
+    return (subject.scheme, subject.name) if subject is not None else ("", "")
+
+
 class Operation:
     """Implements ``Progress``. ``changed`` fires whenever ``document`` changes, ``ended`` once."""
 
@@ -69,6 +75,8 @@ class Operation:
     ) -> None:
         self.id = id
         self.owner = owner
+        self.subject = subject_key(None)
+        """Who may know of it."""
         self.state = State.QUEUED
         self.version = 0
         """Grows with each change."""
@@ -211,7 +219,7 @@ class Operation:
         result: Result | None = None
         try:
             try:
-                answer = await respond(request, self._asking(handle))
+                answer = await respond(request, self._asking(handle, request))
                 self.began()
                 result = await write(answer)
                 self._outcome = self._summary()
@@ -221,9 +229,10 @@ class Operation:
             error = exc
         self._conclude(result, error)
 
-    def _asking(self, handle: Ask) -> Ask:
+    def _asking(self, handle: Ask, asked: HttpRequest) -> Ask:
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self._envelope = envelope
+            asked.identify(envelope)
             envelope.progress = self
             envelope.caller = self._caller
             envelope.occasion = self._occasion

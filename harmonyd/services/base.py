@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
-from harmonyd.subject import Caller
+from harmonyd.permit import Permit
+from harmonyd.subject import Caller, Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,19 @@ class HttpRequest:
     caller: Caller
     is_secure: bool = False
     """Whether it came over TLS, as far as we end it."""
+    subject: Subject | None = None
+    """Whom the middleware of the network found the credentials to belong to."""
+    permit: Permit | None = None
+    """What that middleware lets the request do."""
+    consumed: frozenset[str] = frozenset()
+    """See ``RequestEnvelope``."""
+
+    def identify(self, envelope: RequestEnvelope) -> None:
+        """Let a question that is asked on behalf of this request say who asks."""
+        envelope.caller = self.caller
+        envelope.subject = self.subject
+        envelope.permit = self.permit
+        envelope.consumed = self.consumed
 
 
 @dataclass(slots=True)

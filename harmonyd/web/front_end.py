@@ -23,14 +23,14 @@ from twisted.python.failure import Failure
 from harmonyd.config.model import LimitsConfig, NetworkConfig
 from harmonyd.envelope import Body, Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
-from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
-from harmonyd.subject import Caller
+from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend, HttpRequest
 from harmonyd.telemetry.health import Health
 from harmonyd.tls_port import ServerConnections
 from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
+from harmonyd.web.network_chain import identified
 from harmonyd.web.problem import is_ours, problem
 from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.refusing import plain_answer
@@ -89,12 +89,12 @@ class _Exchange:
         if answering is not None:
             answering.cancel()
 
-    def asking(self, handle: Ask, caller: Caller) -> Ask:
+    def asking(self, handle: Ask, request: HttpRequest) -> Ask:
         """A way to the pipeline that keeps hold of what comes back."""
 
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self.envelope = envelope
-            envelope.caller = caller
+            request.identify(envelope)
             envelope.occasion = self.occasion
             response = await handle(envelope)
             # What the endpoint has closed and let go of is not kept: a request may ask thousands of questions.
@@ -331,7 +331,8 @@ class HttpFrontEnd:
         assert match is not None, "admit sets it or refuses"
         endpoint = match.target.endpoint
         exchange.body = request.take_body()
-        asked, ask = request.as_http(match, exchange.body), exchange.asking(match.target.handle, request.caller())
+        asked = await identified(match.target, request.as_http(match, exchange.body))
+        ask = exchange.asking(match.target.handle, asked)
         if isinstance(endpoint, ChoosesBackend):
             asked = endpoint.choose(asked)
         if isinstance(endpoint, AskingEndpoint):

@@ -59,8 +59,8 @@ class Expectation:
     """By path, what it was offered and has not taken."""
 
     def fits(self, header: InstanceHeader, originator_aet: str) -> bool:
-        """Whether this object was asked for."""
-        return originator_aet in ("", self.local_aet) and matches(self.wanted, header)
+        """Whether this object was asked for. Some PACS (pynetdicom's) name themselves as who did."""
+        return originator_aet in ("", self.local_aet, self.remote_aet) and matches(self.wanted, header)
 
     def fits_shared(self, header: InstanceHeader, originator_aet: str, calling_aet: str) -> bool:
         """The same where others, too, send to this AE title: a modality may send more of a study that is being moved.

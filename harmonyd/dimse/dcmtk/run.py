@@ -17,8 +17,9 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.log_config import watched_log_file
 from harmonyd.dimse.dcmtk.tools import Tool
-from harmonyd.dimse.engine import OperationContext, Query
-from harmonyd.errors import DeadlinePassed
+from harmonyd.dimse.dcmtk.tunnel import Tunnel, open_tunnel
+from harmonyd.dimse.engine import OperationContext, Query, RemoteNode
+from harmonyd.dimse.waiting import deadline_passed
 from harmonyd.progress import UNWATCHED
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 
@@ -103,6 +104,8 @@ class ToolRun:
         """
         self.log = ToolLog()
         self.record: ExitRecord | None = None
+        self.argv: tuple[str, ...] = ()
+        self._tunnel: Tunnel | None = None
         self._box = box
         self._op = op
         self._answered = answered or self._counted
@@ -127,6 +130,25 @@ class ToolRun:
 
         Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, and ``OSError`` for the folder.
         """
+        await self._begin()
+        self._spawn(argv, small_dictionary)
+
+    async def start_to(
+        self, remote: RemoteNode, command: Callable[[RemoteNode], Sequence[str]], *, small_dictionary: bool = False
+    ) -> None:
+        """The same for a program that connects to a node: ``command`` makes its command line for what is to be called.
+
+        A node with TLS is connected to first, so this raises what ``connecting.connect`` does, too.
+        """
+        await self._begin()
+        if remote.tls is None:
+            self._spawn(command(remote), small_dictionary)
+            return
+        self._tunnel = await open_tunnel(self._box.reactor, remote, self._op.deadline)
+        child = self._spawn(command(self._tunnel.node), small_dictionary)
+        self._tunnel.admit(child, self._line_fields["child"])
+
+    async def _begin(self) -> None:
         self._op.steps.queued()
         if self._op.slots is not None:
             await self._op.slots.acquire(self._op.deadline)
@@ -137,14 +159,18 @@ class ToolRun:
             self._folder.mkdir(parents=True)
             if self._watched:
                 self._watch = FolderWatch(self._box.reactor, self._folder, self.offer)
+
+    def _spawn(self, argv: Sequence[str], small_dictionary: bool) -> OnceChild:
+        self.argv = tuple(argv)
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
         child = f"{name}:{self._op.id}"
         log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
         self._line_fields = {**log_fields, "child": child}
         spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line)
-        self._child = self._box.supervisor.run_once(spec)
-        self._child.exited.addCallback(self._exited)
+        self._child = started = self._box.supervisor.run_once(spec)
+        started.exited.addCallback(self._exited)
+        return started
 
     def offer(self, name: str) -> None:
         """A file is complete; also called by a receiver that is not this program."""
@@ -152,22 +178,23 @@ class ToolRun:
         self._wake_soon()
 
     async def batches(self, sweep: Sweep | None = None) -> AsyncGenerator[list[str], None]:
-        """Yield names of complete files as they come; end after the program's exit. Raises ``DeadlinePassed``.
+        """Yield names of complete files as they come; end after the program's exit.
+
+        Raises ``DeadlinePassed``, and ``TlsFailed`` when that is why there was no association.
 
         ``sweep`` names files that were not noticed, once the program has ended; default: those of the watched folder.
         """
         while self._names or self.record is None or self._expired:
             if self._expired:
-                raise DeadlinePassed(
-                    "The operation did not end within its time; it was cancelled",
-                    hint="Ask for less at once, or raise operation_timeout_ms.",
-                    timeout="operation",
-                )
+                raise deadline_passed()
             if self._names:
                 batch, self._names = self._names[:MAX_BATCH], self._names[MAX_BATCH:]
                 yield batch
             else:
                 await self._wait()
+        problem = None if self._tunnel is None or self.log.accepted else self._tunnel.problem()
+        if problem is not None:
+            raise problem
         missed = self._watch.sweep() if self._watch is not None else []
         if sweep is not None:
             missed = await sweep()
@@ -177,7 +204,7 @@ class ToolRun:
             yield rest[first : first + MAX_BATCH]
 
     async def finish(self) -> ExitRecord:
-        """Wait for the program's exit, taking no notice of files; raises ``DeadlinePassed``."""
+        """Wait for the program's exit, taking no notice of files; raises as ``batches``."""
         async for _names in self.batches(_nothing):
             pass
         assert self.record is not None
@@ -194,6 +221,8 @@ class ToolRun:
         try:
             if self._child is not None:
                 self.record = await self._child.stop()
+            if self._tunnel is not None:
+                await self._tunnel.end()
         finally:
             self._release_slot()
 

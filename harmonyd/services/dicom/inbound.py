@@ -20,6 +20,7 @@ from harmonyd.services.dicom.at_once import deliver_one
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.spool.api import Entry, NewEntry, Result, Spool
+from harmonyd.subject import Caller
 
 InThread = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
@@ -237,4 +238,5 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         headers={"content-type": "application/dicom"},
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
+        caller=Caller(entry.metadata.get("peer_address", ""), None, entry.metadata.get("calling_aet", "")),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from typing import Any
 
 from harmonyd.config.model import DicomBackendOptions
@@ -72,9 +73,18 @@ def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
     return operation
 
 
-def build_query(request: RequestEnvelope, document: Any, operation: str, options: DicomBackendOptions) -> Query:
-    """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``, ``TooBroad``."""
-    forced = {
+def build_query(
+    request: RequestEnvelope,
+    document: Any,
+    operation: str,
+    options: DicomBackendOptions,
+    more: Mapping[str, str] | None = None,
+) -> Query:
+    """The validated identifier, with ``more`` keys and those that middleware forces.
+
+    Raises ``IdentifierError``, ``TooBroad``.
+    """
+    forced = dict(more or {}) | {
         key.removeprefix(_IDENTIFIER_PREFIX): value
         for key, value in request.metadata.items()
         if key.startswith(_IDENTIFIER_PREFIX)

@@ -27,6 +27,7 @@ from harmonyd.services.dicom.results import FixedResults, store_members
 MAX_PARTS = 10_000
 _DICOM = "application/dicom"
 InThread = Callable[..., Awaitable[Any]]
+Admit = Callable[[Sequence[Path]], Awaitable[None]]
 
 
 async def store_request(
@@ -38,10 +39,12 @@ async def store_request(
     in_thread: InThread,
     studies: set[str] | None = None,
     now: Callable[[], float] = time.monotonic,
+    admit: Admit | None = None,
 ) -> FixedResults:
     """Store what the body holds, once all of it is there: a slow client holds no association, and uses up no deadline.
 
-    ``studies`` gets the UIDs of those that the objects belong to, before any is sent.
+    ``studies`` gets the UIDs of those that the objects belong to, before any is sent, and ``admit`` raises for those
+    that must not be.
     Raises ``BadRequest`` for a part that is not DICOM, ``DimseFailure`` if all failed.
     """
     folder = storage / f"dcmtk_store_{op.id}"
@@ -51,6 +54,8 @@ async def store_request(
         files = await request_files(request, folder, in_thread)
         op = replace(op, deadline=op.deadline + now() - began)
         await in_thread(_check, files, studies)
+        if admit is not None:
+            await admit(files)
         stored = await _store(engine.store(remote, files, op))
     finally:
         await in_thread(shutil.rmtree, folder, True)
