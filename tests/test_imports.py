@@ -18,9 +18,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject", "permit"}
+BASE = {
+    *("errors", "privacy", "tracing", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"),
+    *("subject", "permit"),
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "privacy": {"errors"},
+    "tracing": set(),
     "waiters": set(),
     "progress": set(),
     "tls": set(),
@@ -28,22 +33,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "acknowledge": set(),
     "identity": set(),
     "hours": set(),
-    "jolt": {"errors"},
+    "jolt": {"errors", "privacy"},
     "subject": set(),
     "permit": {"errors", "subject"},
     "passwords": set(),
     "jwk": set(),
-    "audit": {"subject"},
-    "envelope": {"errors", "progress", "subject", "permit"},
+    "audit": {"errors", "subject", "tls", "config"},
+    "envelope": {"errors", "progress", "subject", "permit", "tracing"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
     "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours", "permit", "passwords", "jwk"},
-    "telemetry": {"errors", "config"},
-    "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "progress", "tls", "tls_port", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "dimse", "supervision"},
+    "telemetry": {"errors", "privacy", "tracing", "config"},
+    "supervision": {"errors", "privacy", "waiters", "config", "telemetry"},
+    "dimse": {"errors", "waiters", "progress", "tls", "tls_port", "tracing", "acknowledge", "identity"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "tracing", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "tls_port", "acknowledge", "dimse"},
     "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
@@ -53,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
-    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
+    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision", "audit"},
     "web": BASE
     | {"audit", "tls", "tls_port", "config", "middleware", "pipeline", "services", "control", "supervision"}
     | {"telemetry"},

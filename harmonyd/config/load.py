@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harmonyd.config import chains, conflicts, control, dicomweb, fan_out, middleware, pipelines, sections, services
+from harmonyd.config import (
+    audit,
+    chains,
+    conflicts,
+    control,
+    dicomweb,
+    fan_out,
+    middleware,
+    pipelines,
+    sections,
+    services,
+)
 from harmonyd.config.errors import ConfigError, Report
 from harmonyd.config.fields import Section
 from harmonyd.config.model import Config, ControlConfig
@@ -62,6 +73,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),
         web=sections.web(main.table("web")),
+        audit=audit.audit(main.table("audit"), base),
         warnings=tuple(report.warnings),
     )
 

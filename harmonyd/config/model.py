@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.audit_model import AuditConfig
 from harmonyd.config.network import DicomDefaults as DicomDefaults
 from harmonyd.config.network import HttpListener as HttpListener
 from harmonyd.config.network import NetworkConfig as NetworkConfig
@@ -62,6 +63,8 @@ class LoggingConfig:
     """"text" or "json" (lines)."""
     file: Path | None = None
     """Log file; None: standard error."""
+    patient_identifiers: bool = False
+    """Whether the log may hold what identifies patients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +166,23 @@ class ManagementConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """``[telemetry.tracing]``: spans for OpenTelemetry; None in its place: none are made."""
+
+    endpoint: str = ""
+    """Where OTLP/HTTP goes; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, or the SDK's own default."""
+    sample_ratio: float = 1.0
+    """Of the traces that begin here; what a caller has begun is recorded as the caller says."""
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """``network``: where /livez, /readyz and /metrics are served; None: on every HTTP network."""
 
     network: str | None = None
     metrics: bool = True
     """Serve /metrics."""
+    tracing: TracingConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,5 +386,6 @@ class Config:
     management: ManagementConfig = ManagementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     web: WebConfig = WebConfig()
+    audit: AuditConfig = field(default_factory=AuditConfig)
     warnings: tuple[str, ...] = field(default=())
     """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from harmonyd.config import checks, tls
@@ -21,6 +22,7 @@ from harmonyd.config.model import (
     StorageConfig,
     SupervisionConfig,
     TelemetryConfig,
+    TracingConfig,
     WebConfig,
 )
 
@@ -146,8 +148,12 @@ def logging(section: Section, base: Path, level: str) -> LoggingConfig:
     if to_file and not path and section.sound:
         section.problem("log_to_file", "log_file_path is missing", "say which file")
     log_format = section.choice("format", "text", ["text", "json"])
+    names_patients = section.flag("patient_identifiers", False)
+    if names_patients:
+        section.warn("patient_identifiers", "the log will hold what identifies patients; protect it like the images")
     section.finish()
-    return LoggingConfig(level, log_format, (base / path).resolve() if to_file and path else None)
+    file = (base / path).resolve() if to_file and path else None
+    return LoggingConfig(level, log_format, file, names_patients)
 
 
 _SUPERVISION_RANGES: dict[str, tuple[float, float]] = {
@@ -267,10 +273,31 @@ def _base_path(value: str) -> str | None:
 def telemetry(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> TelemetryConfig:
     """``[telemetry]``."""
     result = TelemetryConfig(
-        http_network(section, networks, known), metrics=section.flag("metrics", TelemetryConfig().metrics)
+        http_network(section, networks, known),
+        metrics=section.flag("metrics", TelemetryConfig().metrics),
+        tracing=_tracing(section.table("tracing")),
     )
     section.finish()
     return result
+
+
+def _tracing(section: Section) -> TracingConfig | None:
+    """``[telemetry.tracing]``."""
+    enabled = section.flag("enabled", False)
+    default = TracingConfig()
+    endpoint = section.text("endpoint", default.endpoint, lambda value: checks.base_url(value) if value else None)
+    ratio = section.number("sample_ratio", default.sample_ratio, 0, 1)
+    if enabled and not _has_opentelemetry():
+        section.problem("enabled", "OpenTelemetry is not installed", "pip install harmonyd[tracing]")
+    section.finish()
+    return TracingConfig(endpoint, ratio) if enabled else None
+
+
+def _has_opentelemetry() -> bool:
+    try:
+        return all(find_spec(name) for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))
+    except ModuleNotFoundError:
+        return False
 
 
 def web(section: Section) -> WebConfig:

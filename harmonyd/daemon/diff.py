@@ -19,7 +19,7 @@ from harmonyd.services.dicom.inbound import scp_config
 
 _SETTINGS = (
     *("id", "storage", "limits", "logging", "supervision", "spool", "operations", "cache", "management", "telemetry"),
-    *("web",),
+    *("web", "audit"),
 )
 _RESTART = "restart harmonyd to use this"
 

@@ -17,6 +17,7 @@ from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
 from harmonyd.progress import UNTIMED, UNWATCHED, Progress, Steps
 from harmonyd.tls import TlsClient, TlsServer
+from harmonyd.tracing import Trace
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -103,6 +104,8 @@ class OperationContext:
     """The engine holds one slot while it has an association open for this operation."""
     progress: Progress = UNWATCHED
     steps: Steps = UNTIMED
+    trace: Trace | None = None
+    """Its span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ class Instance:
     study_instance_uid: str = ""
     """Empty where the data set has none."""
     series_instance_uid: str = ""
+    patient_id: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +195,8 @@ class StoreResult:
     study_instance_uid: str = ""
     """Empty where nobody asked for it."""
     series_instance_uid: str = ""
+    comment: str | None = None
+    """Error Comment (0000,0902) of the node, which may name a patient."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from harmonyd.config.model import (
 )
 from harmonyd.dimse.engine import EnginesByName
 from harmonyd.services.base import AskingEndpoint, Backend, HttpEndpoint
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.metering import UNMETERED, Meter
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
@@ -40,6 +41,7 @@ class Resources:
     """Runs blocking work in the reactor's thread pool."""
     cache: SeriesCache | None = None
     meter: Meter = UNMETERED
+    witness: Witness = Witness()  # noqa: RUF009 - it is frozen
     returned: Callable[[str], None] = lambda name: None
     """Told the name of a dicom backend whose node answers again."""
 
@@ -69,6 +71,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         has_retrievers=config.name in resources.asked_over_http,
         cache=resources.cache,
         meter=resources.meter,
+        witness=resources.witness,
         returned=resources.returned,
     )
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.logger import Logger, LogLevel
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import LimitsConfig, NetworkConfig
@@ -26,6 +25,7 @@ from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend, HttpRequest
 from harmonyd.telemetry.health import Health
 from harmonyd.tls_port import ServerConnections
+from harmonyd.web.access import begin_span, end_span, log_access
 from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
@@ -309,6 +309,7 @@ class HttpFrontEnd:
 
     async def _serve(self, request: Request, exchange: _Exchange) -> None:
         began_at = self._reactor.seconds()
+        span = begin_span(request)
         try:
             try:
                 exchange.answering = Deferred.fromCoroutine(self._answer(request, exchange))
@@ -316,9 +317,11 @@ class HttpFrontEnd:
             except Exception as exc:  # noqa: BLE001 - the boundary: whatever went wrong becomes an answer
                 self._failed(request, exc, exchange)
             secs = self._reactor.seconds() - began_at
-            self._log_access(request, secs, exchange.operation)
+            log_access(request, secs, exchange.operation)
             endpoint = request.match.target.endpoint.name if request.match is not None else ""
-            self._measured(endpoint, None if request.gone else request.code, secs)
+            status = None if request.gone else request.code
+            self._measured(endpoint, status, secs)
+            end_span(span, request, exchange.operation)
         finally:
             await exchange.close()
 
@@ -360,27 +363,11 @@ class HttpFrontEnd:
         if is_ours(exc) and not isinstance(exc, ClientStalled):
             self._log.failure("failed by our fault", failure=Failure(exc), **fields)
         if request.startedWriting:
-            self._log.warn("the answer was cut off: {reason}", reason=str(exc) or type(exc).__name__, **fields)
+            self._log.warn("the answer was cut off: {reason}", reason=exc, **fields)
             request.cut(flush=not isinstance(exc, ClientStalled))
         else:
             status, headers, body = problem(exc, request_id=request.id, operation=operation)
             request.reply(status, merged(headers, exchange.common_headers), body)
-
-    def _log_access(self, request: Request, secs: float, operation: str | None) -> None:
-        # The path without its query: queries hold names and numbers of patients.
-        path = request.uri.split(b"?", 1)[0].decode("latin-1")
-        is_routine = request.match is not None and request.match.target.is_probe and request.code == HTTPStatus.OK
-        self._log.emit(
-            LogLevel.debug if is_routine else LogLevel.info,
-            "{method} {path} {status} {sent_bytes} bytes {ms} ms",
-            method=request.method.decode("ascii"),
-            path=path,
-            status=request.code,
-            sent_bytes=request.sentLength,
-            ms=round(secs * 1000),
-            request=request.id,
-            operation=operation,
-        )
 
 
 def _router(routes: Sequence[Route], health: Health | None) -> Router[Route]:

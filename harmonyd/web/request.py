@@ -19,7 +19,8 @@ from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import Body
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
-from harmonyd.subject import Caller
+from harmonyd.subject import Caller, PeerCertificate
+from harmonyd.tracing import Trace, note, parse
 from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.route import Route
 from harmonyd.web.router import Match
@@ -79,7 +80,12 @@ class Request(http.Request):
     def __init__(self, channel: Any, *_: object) -> None:
         super().__init__(channel)
         self.front: Front = channel.factory.front
+        # Twisted takes the channel away at the end of the answer.
+        self._is_secured: bool = channel.is_secured
+        self._certificate: PeerCertificate | None = channel.certificate
         self.id = ""
+        self.trace: Trace | None = None
+        """Of the client, and from ``process`` on our span in it."""
         self.query: dict[str, list[str]] = {}
         self.refusal: Exception | None = None
         self.gone = False
@@ -97,6 +103,9 @@ class Request(http.Request):
         """
         self.method, self.uri, self.clientproto = method, uri, version
         self.id = request_id(self._field(b"x-request-id"))
+        self.trace = parse(self._joined(b"traceparent"), self._joined(b"tracestate"))
+        if self.trace is not None:
+            note(self.id, self.trace.trace_id)
         limit_bytes = self._limit_bytes()
         try:
             self.front.admit(self)
@@ -189,7 +198,8 @@ class Request(http.Request):
             query=self.query,
             body=body,
             caller=self.caller(),
-            is_secure=self.channel.is_secured,
+            is_secure=self._is_secured,
+            trace=self.trace,
         )
 
     def caller(self) -> Caller:
@@ -198,7 +208,7 @@ class Request(http.Request):
         values = self.requestHeaders.getRawHeaders(b"x-forwarded-for", [])
         origin = self.front.proxies.origin(peer, b",".join(values).decode("latin-1"))
         # A proxy's certificate is not that of who asks through it.
-        return Caller(origin, self.channel.certificate if origin == peer else None)
+        return Caller(origin, self._certificate if origin == peer else None)
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""
@@ -212,7 +222,7 @@ class Request(http.Request):
         self.responseHeaders.setRawHeaders("Server", [SERVER])
         self.responseHeaders.setRawHeaders("Date", [http.datetimeToString()])
         self.responseHeaders.setRawHeaders("X-Request-ID", [self.id])
-        for name, value in hsts(self.front, is_secured=self.channel.is_secured).items():
+        for name, value in hsts(self.front, is_secured=self._is_secured).items():
             self.responseHeaders.setRawHeaders(name, [value])
         if length is not None:
             self.responseHeaders.setRawHeaders("Content-Length", [str(length)])
@@ -248,6 +258,10 @@ class Request(http.Request):
     def _field(self, name: bytes) -> str:
         # As bytes: asked for as text, Twisted takes it for UTF-8 and raises when it is not.
         return (self.getHeader(name) or b"").decode("latin-1")
+
+    def _joined(self, name: bytes) -> str:
+        values = self.requestHeaders.getRawHeaders(name) or ()
+        return b",".join(values).decode("latin-1")
 
     def _limit_bytes(self) -> int:
         kind = self._field(b"content-type").strip()

@@ -22,6 +22,7 @@ from harmonyd.dimse.engine import OperationContext, Query, RemoteNode
 from harmonyd.dimse.waiting import deadline_passed
 from harmonyd.progress import UNWATCHED
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
+from harmonyd.tracing import NO_SPAN, begin
 
 T = TypeVar("T")
 
@@ -112,6 +113,7 @@ class ToolRun:
         self._latest: Response | None = None
         self._child: OnceChild | None = None
         self._line_fields: dict[str, str] = {}
+        self._span = NO_SPAN
         self._names: list[str] = []
         self._waiter: Deferred[None] | None = None
         self._expired = False
@@ -165,10 +167,19 @@ class ToolRun:
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
         child = f"{name}:{self._op.id}"
-        log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
+        log_fields = {
+            "request": self._op.request_id,
+            "operation": name.removesuffix("scu"),
+            "operation_id": self._op.id,
+        }
+        self._span = begin(f"child {name}", self._op.trace, harmonyd__child=child)
         self._line_fields = {**log_fields, "child": child}
         spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line)
-        self._child = started = self._box.supervisor.run_once(spec)
+        try:
+            self._child = started = self._box.supervisor.run_once(spec)
+        except BaseException as error:
+            self._span.end(type(error).__name__)
+            raise
         started.exited.addCallback(self._exited)
         return started
 
@@ -247,6 +258,8 @@ class ToolRun:
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record
+        how = f"signal {record.signal}" if record.signal is not None else record.ended_because
+        self._span.end(how, process__pid=record.pid, process__exit__code=record.exit_code)
         self._wake_soon()
         self._release_slot()
         return record

@@ -126,9 +126,8 @@ def _results(log: ToolLog, headers: Sequence[InstanceHeader], failed: HarmonydEr
                 text = f"{'not answered in time' if isinstance(failed, DeadlinePassed) else text}: {failed.detail}"
         else:
             text = dimse_status.text("store", status)
-        if answer is not None and answer.comment:
-            text = f"{text}; it says: {answer.comment}"
-        results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text))
+        comment = None if answer is None else answer.comment
+        results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text, comment=comment))
     return results
 
 

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from harmonyd.cache.cache import SeriesCache, Source
 from harmonyd.cache.key import Key
+from harmonyd.cache.results import KeptResults
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
     Engine,
@@ -35,17 +36,20 @@ from harmonyd.permit import UNLIMITED
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.auditing import UNAUDITED, Audited, Sent, Witness
 from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
 from harmonyd.services.dicom.objects import ObjectBody
+from harmonyd.services.dicom.outcomes import reason_of
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
+from harmonyd.tracing import begin
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
@@ -79,6 +83,7 @@ class DicomBackend:
         has_retrievers: bool,
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
     ) -> None:
         """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE. ``returned``: see ``Guard``."""
@@ -91,6 +96,7 @@ class DicomBackend:
         self._has_retrievers = has_retrievers
         self._cache = cache
         self._meter = meter
+        self._witness = witness
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
@@ -177,9 +183,10 @@ class DicomBackend:
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
+        sent = self._witness.store(self.remote, requests[0])
         async with self._recorded("store", requests[0]) as (op, summary):
-            async with self._changing() as studies:
-                answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, studies)
+            async with self._changing(sent):
+                answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, sent)
             failed_at = [answer for answer in answers if isinstance(answer, Exception)]
             summary.update(success=not failed_at, complete=not failed_at, stored=len(answers) - len(failed_at))
             if failed_at:
@@ -187,6 +194,10 @@ class DicomBackend:
             if len(failed_at) == len(answers):
                 summary["outcome"] = outcome_of_error(failed_at[0])
             self.guard.note(failed_at[0] if len(failed_at) == len(answers) else None)
+        for request, answer in zip(requests, answers, strict=True):
+            if not isinstance(answer, NotTried):
+                problem = reason_of(answer) if isinstance(answer, Exception) else ""
+                sent.told(request, request.metadata.get("sop_instance_uid", ""), problem)
         return answers
 
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
@@ -207,7 +218,8 @@ class DicomBackend:
             return await self._store(request)
         build = partial(dicom_request.build_query, request, document, operation, self.options)
         query, shows = await hold.query(build) if hold is not None else (build(), None)
-        kept = self._begin(operation, request)
+        begins = self._witness.query if operation == "find" else self._witness.retrieve
+        kept = self._begin(operation, request, audited=begins(self.remote, request, query))
         if operation == "find":
             found = self._engine.find(self.remote, query, kept.op)
             found = found if shows is None else Showing(found, shows)
@@ -224,7 +236,8 @@ class DicomBackend:
     ) -> ResponseEnvelope:
         async def perform(key: Key, id_: str | None, storage: Path | None, progress: Progress) -> Results:
             query = dicom_request.build_query(request, document_for(key), operation, self.options)
-            kept = self._begin(operation, request, id_, storage)
+            audited = self._witness.retrieve(self.remote, request, query)
+            kept = self._begin(operation, request, id_, storage, audited)
             kept = replace(kept, op=replace(kept.op, progress=progress))
             response = await self._retrieve(kept, JSON, query)
             assert response.results is not None
@@ -233,7 +246,10 @@ class DicomBackend:
         source = Source(operation, new_id, perform, request.progress)
         fresh = wants_fresh(request)
         ahead = request.metadata.get(AHEAD) != "false" and self._runs_several_retrieves
-        return ResponseEnvelope(results=await cache.retrieve(asked, source, fresh=fresh, ahead=ahead))
+        results = await cache.retrieve(asked, source, fresh=fresh, ahead=ahead)
+        if isinstance(results, KeptResults):
+            results.on_read = partial(self._witness.read, request, asked.study, results)
+        return ResponseEnvelope(results=results)
 
     @property
     def _runs_several_retrieves(self) -> bool:
@@ -249,7 +265,8 @@ class DicomBackend:
             stream = self._engine.move(self.remote, self.receiver, query, kept.op)
 
         def record(instance: Instance) -> InstanceRecord:
-            kept.arrived(instance.size_bytes)
+            kept.arrived_object(instance.sop_instance_uid, instance.size_bytes)
+            kept.audited.arrived(instance)
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(kept, media_type, "instances", stream, record)
@@ -275,11 +292,12 @@ class DicomBackend:
         try:
             if (request.protocol, request.method) == ("dicom", "C-STORE"):
                 await self.guard.admit_delivery()
-            async with self._recorded("store", request) as (op, summary):
+            sent = self._witness.store(self.remote, request)
+            async with self._recorded("store", request, sent) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
-                async with self._changing() as studies:
+                async with self._changing(sent):
                     results = await store(
-                        self._engine, self.remote, request, op, self.storage, self._in_thread, studies, admit=admit
+                        self._engine, self.remote, request, op, self.storage, self._in_thread, sent, admit=admit
                     )
                 summary.update(results.summary())
                 self.guard.note(None)
@@ -290,22 +308,21 @@ class DicomBackend:
         return ResponseEnvelope(results=results)
 
     @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[set[str]]:
-        """What is stored changes studies, whatever comes of it; they are to be added to the set."""
-        studies: set[str] = set()
+    async def _changing(self, sent: Sent) -> AsyncIterator[None]:
+        """What is stored changes studies, whatever comes of it."""
         try:
-            yield studies
+            yield
         finally:
-            self._seen.forget(studies)
+            self._seen.forget(sent.studies)
             if self._cache is not None:
-                self._cache.invalidate(studies)
+                self._cache.invalidate(sent.studies)
 
     @asynccontextmanager
     async def _recorded(
-        self, operation: str, request: RequestEnvelope
+        self, operation: str, request: RequestEnvelope, audited: Audited = UNAUDITED
     ) -> AsyncIterator[tuple[OperationContext, dict[str, Any]]]:
         """An operation that has ended when the block ends; the summary may be filled in there."""
-        record = self._begin(operation, request)
+        record = self._begin(operation, request, audited=audited)
         summary: dict[str, Any] = {}
         try:
             yield record.op, summary
@@ -358,7 +375,12 @@ class DicomBackend:
         return ResponseEnvelope(results=results)
 
     def _begin(
-        self, operation: str, request: RequestEnvelope, id_: str | None = None, storage: Path | None = None
+        self,
+        operation: str,
+        request: RequestEnvelope,
+        id_: str | None = None,
+        storage: Path | None = None,
+        audited: Audited = UNAUDITED,
     ) -> OperationRecord:
         self.guard.admit(operation)
         now = self._reactor.seconds()
@@ -366,6 +388,15 @@ class DicomBackend:
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
         measure = self._meter.begin(self.name, operation)
+        span = begin(
+            f"DIMSE {operation} {self.name}",
+            request.trace,
+            "client",
+            harmonyd__backend=self.name,
+            harmonyd__operation=operation,
+            harmonyd__engine=self.options.engine,
+            harmonyd__request=request.id,
+        )
         op = OperationContext(
             id_ or request.operation_id or new_id(),
             request.id,
@@ -375,9 +406,11 @@ class DicomBackend:
             slots=self._slots,
             progress=request.progress,
             steps=measure.steps,
+            trace=span.trace,
         )
         self.active.add(op.id)
-        return OperationRecord(operation, self.remote, op, now, measure)
+        audited.admitted()
+        return OperationRecord(operation, self.remote, op, now, measure, span, audited)
 
     async def _own_echo(self) -> None:
         """That nobody asked for, and that is in no record."""

@@ -31,7 +31,7 @@ def operation_in_path(request: RequestEnvelope) -> str | None:
         return chosen
     last = request.path.rstrip("/").rpartition("/")[2]
     if last and last not in OPERATIONS:
-        raise NotFound(f"There is no operation {last!r} here", hint=f"Operations: {', '.join(OPERATIONS)}.")
+        raise NotFound("There is no such operation here", hint=f"Operations: {', '.join(OPERATIONS)}.")
     if request.protocol == "http" and request.method != "POST":
         raise MethodNotAllowed("DIMSE operations are asked for with POST", allow=["POST"])
     return last or None
