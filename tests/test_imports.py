@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "waiters": set(),
     "progress": set(),
     "tls": set(),
+    "tls_port": {"errors", "tls"},
     "acknowledge": set(),
     "identity": set(),
     "hours": set(),
@@ -48,9 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours", "permit", "passwords", "jwk"},
     "telemetry": {"errors", "privacy", "tracing", "config"},
     "supervision": {"errors", "privacy", "waiters", "landlock", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "progress", "tls", "tracing", "acknowledge", "identity"},
+    "dimse": {"errors", "waiters", "progress", "tls", "tls_port", "tracing", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "tracing", "landlock", "dimse", "supervision"},
-    "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
+    "dimse.native": {"errors", "waiters", "tls", "tls_port", "acknowledge", "dimse"},
     "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
@@ -61,7 +62,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
     | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision", "audit"},
-    "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
+    "web": BASE
+    | {"audit", "tls", "tls_port", "config", "middleware", "pipeline", "services", "control", "supervision"}
+    | {"telemetry"},
 }
 EVERYTHING = {
     *("cli", "check", "doctor", "spool_command", "cache_command", "hash_command", "daemon", "demo", "testing"),

@@ -86,7 +86,7 @@ def _parts(layers: Layers, base: Path) -> Parts:
     backends = {name: services.backend(name, section, base) for name, section in tables["backends"].items()}
     folders = (base / sections.transforms_folder(layers.main.table("proxy")), base)
     links = {name: middleware.middleware(name, section, folders) for name, section in tables["middleware"].items()}
-    networks = {name: sections.network(name, section) for name, section in tables["network"].items()}
+    networks = {name: sections.network(name, section, base) for name, section in tables["network"].items()}
     items = {name: pipelines.pipeline(name, section) for name, section in tables["pipelines"].items()}
     return Parts(
         networks={name: network for name, network in networks.items() if tables["network"][name].sound},

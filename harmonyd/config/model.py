@@ -23,41 +23,13 @@ from harmonyd.config.daemon import (
     TelemetryConfig,
     WebConfig,
 )
+from harmonyd.config.network import DicomDefaults as DicomDefaults
+from harmonyd.config.network import HttpListener as HttpListener
+from harmonyd.config.network import NetworkConfig as NetworkConfig
 from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient, TlsServer
-
-
-@dataclass(frozen=True, slots=True)
-class HttpListener:
-    """Where a network listens for HTTP. ``bind_address``: IPv4, IPv6, or ``systemd:NAME`` for a passed socket.
-
-    ``bind_port`` is 0 for a passed socket: its unit has the port.
-    """
-
-    bind_address: str
-    bind_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class DicomDefaults:
-    """``[network.N.dicom]``: defaults for the dicom endpoints of the pipelines on that network."""
-
-    bind_address: str | None = None
-    bind_port: int | None = None
-    aet: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    name: str
-    http: HttpListener | None
-    dicom: DicomDefaults = DicomDefaults()
-    trusted_proxies: tuple[str, ...] = ()
-    """Addresses and CIDR blocks whose X-Forwarded-For is believed."""
-    middleware: tuple[str, ...] = ()
-    """What each HTTP request passes first, but for those to ``/livez`` and ``/readyz``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +53,18 @@ class LimitsConfig:
     """Open HTTP connections per network."""
     request_timeout_secs: float = 60.0
     """Silence allowed while a client sends a request, or does not read its answer."""
+    head_timeout_secs: float = 30.0
+    """From the connection, or the first byte of a later request, to the end of the head; the TLS handshake counts."""
+    min_bytes_per_sec: int = 240
+    """What a client must send of a body, or read of an answer, in the mean of ``request_timeout_secs``; 0: anything."""
+    max_head_bytes: int = 16 * 1024
+    """Request line and header fields of a request together, and each line."""
+    max_header_fields: int = 100
+
+    @property
+    def least_bytes(self) -> float:
+        """What a client must send, or read, in ``request_timeout_secs``."""
+        return max(self.min_bytes_per_sec * self.request_timeout_secs, 1)
 
 
 @dataclass(frozen=True, slots=True)

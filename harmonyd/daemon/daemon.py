@@ -84,7 +84,7 @@ class Daemon:
         self.manager = ServiceManager(
             reactor, notifier or Notifier(None), self.supervisor, config.supervision.startup_deadline_secs
         )
-        self.health = Health()
+        self.health = Health(reactor.seconds)
         load = load or partial(configuration.load, config.path)
         self._reloader = ConfigReloader(
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
@@ -159,6 +159,7 @@ class Daemon:
         for endpoint in self._parts.dicom_endpoints:
             await endpoint.start()
         await self._look_for_untaken()
+        self.health.watch(self._reactor)
         for front_end in self._parts.front_ends:
             await front_end.start()
         self._retention.start(RETENTION_INTERVAL_SECS).addErrback(
@@ -245,6 +246,7 @@ class Daemon:
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
         self._metrics.stop()
+        self.health.unwatch()
         await self._all([self.operations.close, self._builder.stop])
         await self._all([parts.engines.close, self._control.stop, self._spans.stop])
         await self._audit.stop(self.config, parts.all_backends)
