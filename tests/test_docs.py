@@ -116,7 +116,7 @@ def test_commands_exist(page: Path) -> None:
 # --- configuration ---
 
 
-TABLES_IN_TABLES = ("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.")
+TABLES_IN_TABLES = ("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "move_destinations.")
 
 
 def documented_keys() -> dict[str, set[str]]:

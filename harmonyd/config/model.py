@@ -221,6 +221,20 @@ class DicomwebEndpointOptions(HttpEndpointOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class MoveDestination:
+    """Where a C-MOVE that comes to an endpoint may send to; its AE title is its key."""
+
+    host: str
+    port: int
+    tls: TlsClient | None = None
+    """None: not secured."""
+    connect_timeout_secs: float = 10.0
+    association_timeout_secs: float = 60.0
+    """Silence allowed."""
+    max_associations: int = 10
+
+
+@dataclass(frozen=True, slots=True)
 class DicomEndpointOptions:
     """An SCP."""
 
@@ -244,6 +258,16 @@ class DicomEndpointOptions:
     """None: not secured. engine = "native" only."""
     storage_dir: Path | None = None
     """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
+    services: tuple[str, ...] = ("store",)
+    """What is offered beside C-ECHO: "store", "find", "get", "move"; the last three with engine = "native" only."""
+
+    move_destinations: Mapping[str, MoveDestination] = field(default_factory=dict)
+    """By AE title."""
+
+    @property
+    def asks(self) -> bool:
+        """Callers can ask the pipeline for something, and not only send."""
+        return self.services != ("store",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def _pipeline(config: Config, pipeline: PipelineConfig) -> object:
     endpoints = [config.endpoints[name] for name in pipeline.endpoints]
     # What storescp gets to know is compared by itself.
     served = [
-        (item.name, item.options.storage_dir, item.options.in_order)
+        (item.name, item.options.storage_dir, item.options.in_order, item.options.move_destinations)
         if isinstance(item.options, DicomEndpointOptions)
         else item
         for item in endpoints

@@ -127,7 +127,7 @@ class Stage:
         self.config: Any = None
         self.endpoint = DicomEndpoint("scp", options or DicomEndpointOptions(), engines, pipeline, spool, _in_thread)
 
-    def store_scp(self, config: Any, handler: Any, admission: Any) -> Any:
+    def store_scp(self, config: Any, handler: Any, admission: Any, questions: Any = None) -> Any:
         self.config = config
         assert admission is self.spool.admission
         return FakeScp(self.said)

@@ -28,6 +28,7 @@ from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.native.scp import NativeStoreScp
 from harmonyd.dimse.quarantine import Quota
+from harmonyd.dimse.serving import Handler
 from harmonyd.dimse.streams import ItemStream
 
 
@@ -66,9 +67,11 @@ class NativeEngine:
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ItemStream[StoreResult]:
         return store.store(self._means, remote, files, op)
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+    def store_scp(
+        self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None
+    ) -> StoreScp:
         folder = self._means.storage / "spool" / "receiving"
-        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners)
+        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners, questions)
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Listen for C-MOVE deliveries now instead of with the first move."""

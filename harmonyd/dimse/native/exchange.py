@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.associate import printable
-from harmonyd.dimse.engine import OperationContext, QueryModel, RemoteNode, SubOperations
+from harmonyd.dimse.engine import ROOTS, OperationContext, RemoteNode, SubOperations
 from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation, Proposal
@@ -27,8 +27,8 @@ CANCEL_SECS = 1.0
 """How long a node may take to answer a C-CANCEL before the association is aborted."""
 SERVICES = (
     names.VERIFICATION,
-    *(names.FIND[model] for model in QueryModel),
-    *(names.MOVE[model] for model in QueryModel),
+    *(names.FIND[model] for model in ROOTS),
+    *(names.MOVE[model] for model in ROOTS),
 )
 """What every association for echo, find and move proposes, so that each of them can use it."""
 
@@ -105,7 +105,7 @@ class Exchange:
     async def begin(
         self, service: str, ask: Ask, message_id: int | None = None, *, can_be_cancelled: bool = True
     ) -> None:
-        """Send a request for one of ``SERVICES``, and wait for the first response.
+        """Send a request for a service, and wait for the first response.
 
         An association that was idle may have been ended by its peer without our knowing: then another one is asked.
         Raises a ``DimseError``, ``Unavailable`` or ``DeadlinePassed``.
@@ -114,8 +114,9 @@ class Exchange:
         self.can_be_cancelled = can_be_cancelled
         needed = [(service, names.UNCOMPRESSED)]
         while True:
+            usual = _QUESTIONS if service in SERVICES else _contexts(service)
             association = await self._means.pool.take(
-                self._remote, needed, _QUESTIONS, self._op.deadline, _contexts(service)
+                self._remote, needed, usual, self._op.deadline, _contexts(service)
             )
             self.use(association)
             self.context = association.context(service, *names.UNCOMPRESSED)

@@ -31,6 +31,7 @@ from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.errors import HarmonydError
 from harmonyd.progress import Progress
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.asked import IdentifierBody
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
@@ -153,11 +154,13 @@ class DicomBackend:
         query = dicom_request.build_query(request, document, operation, self.options)
         kept = self._begin(operation, request)
         if operation == "find":
-            found = self._engine.find(self.remote, query, kept.op)
+            as_received = isinstance(request.body, IdentifierBody)
+            found = self._engine.find(self.remote, query, replace(kept.op, as_received=as_received))
 
             def record(match: Match) -> MatchRecord:
-                kept.arrived(len(match.json))
-                return MatchRecord(match)
+                made = MatchRecord(match, self._in_thread)
+                kept.arrived(made.size_bytes)
+                return made
 
             return await self._respond(kept, media_type, "matches", found, record)
         return await self._retrieve(kept, media_type, query)

@@ -9,13 +9,13 @@ from harmonyd.dimse.engine import Query, QueryModel
 from harmonyd.dimse.identifier import decode_json, parse_query, requested_operation
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
+from harmonyd.services.dicom.asked import IDENTIFIER_PREFIX, IdentifierBody
 
 OPERATIONS = ("echo", "find", "get", "move", "store")
 RETRIEVE = "retrieve"
 """Set by an endpoint that leaves the choice between get and move to the backend's ``dimse_retrieve_mode``."""
 JSON_LIMIT_BYTES = 100_000_000
 """A last bound; the front end has applied ``max_json_bytes`` already."""
-_IDENTIFIER_PREFIX = "identifier."
 
 
 def operation_in_path(request: RequestEnvelope) -> str | None:
@@ -39,6 +39,8 @@ async def read_document(request: RequestEnvelope) -> Any:
 
     Raises ``UnsupportedMediaType``, ``PayloadTooLarge`` or ``BadRequest``.
     """
+    if isinstance(request.body, IdentifierBody):
+        return request.body.document(request)
     if request.body.length == 0:
         return None
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -72,10 +74,12 @@ def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
 
 def build_query(request: RequestEnvelope, document: Any, operation: str, options: DicomBackendOptions) -> Query:
     """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``."""
+    if isinstance(request.body, IdentifierBody):
+        return request.body.query(request)
     forced = {
-        key.removeprefix(_IDENTIFIER_PREFIX): value
+        key.removeprefix(IDENTIFIER_PREFIX): value
         for key, value in request.metadata.items()
-        if key.startswith(_IDENTIFIER_PREFIX)
+        if key.startswith(IDENTIFIER_PREFIX)
     }
     model = QueryModel(options.query_model) if options.query_model else None
     destination = options.move_destination_aet if operation == "move" else None
