@@ -21,11 +21,15 @@ SERVICES = (STORE, FIND, GET, MOVE)
 class NotServed(Exception):
     """The final status of an operation that is not Success, and its Error Comment (PS3.7 section C.4.2)."""
 
-    def __init__(self, status: int, comment: str = "") -> None:
-        """``comment``: for people; an engine cuts it to the 64 characters of an LO."""
+    def __init__(self, status: int, comment: str = "", *, failed: int = 0) -> None:
+        """``comment``: for people; an engine cuts it to the 64 characters of an LO.
+
+        ``failed``: sub-operations that failed behind us.
+        """
         super().__init__(comment)
         self.status = status
         self.comment = comment
+        self.failed = failed
 
 
 @dataclass(frozen=True, slots=True)

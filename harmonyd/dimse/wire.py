@@ -18,7 +18,7 @@ from pydicom.filewriter import write_dataset
 from harmonyd.dimse.dataset_json import MalformedDataset, dataset_to_json
 from harmonyd.dimse.engine import Query, QueryLevel, QueryModel, Received
 from harmonyd.dimse.errors import IdentifierError
-from harmonyd.dimse.levels import UNIQUE_KEYS, level_of
+from harmonyd.dimse.levels import UNIQUE_KEYS, level_of, levels_down_to
 from harmonyd.dimse.query_file import UTF_8
 from harmonyd.dimse.recode import IMPLICIT_VR_LE, recoded
 
@@ -37,11 +37,21 @@ def query_of(document: Json, model: QueryModel, received: Received) -> Query:
     ds = Dataset()
     if model is not QueryModel.WORKLIST:
         ds.QueryRetrieveLevel = level.value
-        for _, keyword in UNIQUE_KEYS.values():
-            values = values_of(document, f"{_TAGS[keyword]:08X}")
+        for tag, keyword in (UNIQUE_KEYS[each] for each in levels_down_to(level, model)):
+            values = values_of(document, f"{tag:08X}")
             if values:
                 setattr(ds, keyword, values if len(values) > 1 else values[0])
     return Query(level, model, ds, received)
+
+
+def require_key(query: Query) -> None:
+    """Without its unique key a retrieve is for all that a node has, and nodes send that. Raises ``IdentifierError``."""
+    keyword = UNIQUE_KEYS[query.level][1]
+    value = query.dataset.get(keyword)
+    if not value:
+        raise IdentifierError(f"a retrieve at {query.level} level needs {keyword}", key=keyword)
+    if any(sign in str(value) for sign in "*?"):
+        raise IdentifierError(f"{keyword}: a retrieve takes no wildcards", key=keyword)
 
 
 def changed_query(document: Any, model: QueryModel) -> Query:
@@ -88,9 +98,6 @@ def values_of(document: Json, tag: str) -> list[str]:
     element = document.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
     return [str(value).strip() for value in values if value not in (None, "")] if isinstance(values, list) else []
-
-
-_TAGS = {keyword: tag for tag, keyword in UNIQUE_KEYS.values()}
 
 
 def _level(document: Json, model: QueryModel) -> QueryLevel:

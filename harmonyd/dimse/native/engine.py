@@ -22,6 +22,7 @@ from harmonyd.dimse.engine import (
     StoreScpConfig,
 )
 from harmonyd.dimse.native import find, get, move, store
+from harmonyd.dimse.native.answering import services_for
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.move_ports import MovePorts
@@ -71,7 +72,8 @@ class NativeEngine:
         self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None
     ) -> StoreScp:
         folder = self._means.storage / "spool" / "receiving"
-        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners, questions)
+        others = services_for(self._means, questions)
+        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners, others)
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Listen for C-MOVE deliveries now instead of with the first move."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from twisted.internet.defer import Deferred
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.associate import printable
+from harmonyd.dimse.dataset_json import MalformedDataset, dataset_to_json
 from harmonyd.dimse.engine import ROOTS, OperationContext, RemoteNode, SubOperations
 from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
@@ -18,6 +20,7 @@ from harmonyd.dimse.native.client import ClientAssociation, Proposal
 from harmonyd.dimse.native.connecting import deadline_passed
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.threads import in_thread
+from harmonyd.dimse.uid import is_uid
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
@@ -266,3 +269,14 @@ def comment_of(command: core.Command) -> str | None:
 def suboperations_of(command: core.Command) -> SubOperations:
     """The counters of a response (PS3.7 section 9.1.3)."""
     return SubOperations(command.completed, command.failed, command.warning, command.remaining)
+
+
+def failed_uids(identifier: bytes, context: core.Context) -> tuple[str, ...]:
+    """Failed SOP Instance UID List (0008,0058) of a final response; what cannot be read has none."""
+    if not identifier:
+        return ()
+    try:
+        document = json.loads(dataset_to_json(identifier, context.transfer_syntax))
+    except MalformedDataset:
+        return ()
+    return tuple(str(uid) for uid in document.get("00080058", {}).get("Value", ()) if is_uid(str(uid)))

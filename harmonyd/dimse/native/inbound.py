@@ -72,6 +72,7 @@ class InboundSession:
         self._is_busy = False
         self._is_stopping = False
         self._tell_end: Callable[[Exception], None] | None = None
+        self._message_id = 0
         self.skips_data = False
         """The data set that comes next belongs to a command that nobody serves."""
         connection.closed.addCallback(lambda _: self._end_is_near(Ended()))
@@ -135,10 +136,15 @@ class InboundSession:
 
     # --- for services
 
+    def next_message_id(self) -> int:
+        """For a request of ours to the peer."""
+        self._message_id = self._message_id % 0xFFFF + 1
+        return self._message_id
+
     def respond(self, context: core.Context, command: core.Command, status: int, comment: str = "") -> None:
         """Send the response; when the association is over by now, nobody is told."""
         if self.connection.association.established:
-            response = command.response(status, error_comment=_comment(comment) or None)
+            response = command.response(status, error_comment=error_comment(comment))
             self.connection.send(context.id, response)
 
     async def fragment(self) -> core.DataReceived:
@@ -214,6 +220,8 @@ class InboundSession:
 
 Service: TypeAlias = Callable[[InboundSession, core.Context, core.Command], Awaitable[None]]
 """Answers one request. It reads the data set to its end before it sends the last response."""
+Offered: TypeAlias = tuple[str, Service]
+"""What a configuration calls it, and who answers."""
 
 
 async def echo(session: InboundSession, context: core.Context, command: core.Command) -> None:
@@ -222,7 +230,7 @@ async def echo(session: InboundSession, context: core.Context, command: core.Com
     session.respond(context, command, 0x0000)
 
 
-def _comment(text: str) -> str:
-    """As it may stand in an Error Comment (PS3.7 section C.4.2, VR LO)."""
+def error_comment(text: str) -> str | None:
+    """As it may stand in an Error Comment (PS3.7 section C.4.2, VR LO); None for nothing."""
     plain = "".join(char if char.isascii() and char.isprintable() and char != "\\" else "?" for char in text)
-    return plain[:MAX_COMMENT_CHARS]
+    return plain[:MAX_COMMENT_CHARS] or None

@@ -6,7 +6,8 @@ reach it. What else may not come meanwhile (asynchronous operations are not nego
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -28,6 +29,7 @@ class Ongoing:
         self._error: BaseException | None = None
         """What has ended the association."""
         self._work: Deferred[Any] | None = None
+        self._is_finishing = False
         self._awaited = 0
         """Message id of a request of ours."""
         self._response: Deferred[core.Command] | None = None
@@ -56,13 +58,25 @@ class Ongoing:
         if self.is_cancelled:
             raise NotServed(CANCEL)
 
-    async def response(self, message_id: int) -> core.Command:
-        """The response to a request of ours. Raises ``Ended`` when none comes any more."""
-        if self._error is not None:
-            raise Ended
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """What is done inside is not ended by a C-CANCEL, only what would come after it.
+
+        Raises ``CancelledError`` behind it then.
+        """
+        self._is_finishing = True
+        try:
+            yield
+        finally:
+            self._is_finishing = False
+        if self.is_cancelled:
+            raise CancelledError
+
+    def expect(self, message_id: int) -> Deferred[core.Command]:
+        """The response to a request of ours that is going out."""
         self._awaited = message_id
         self._response = Deferred(self._forget)
-        return await self._response
+        return self._response
 
     def _forget(self, _cancelled: object) -> None:
         self._response = None
@@ -123,13 +137,10 @@ class Ongoing:
 
     def _cancel(self) -> None:
         self.is_cancelled = True
-        if self._work is not None:
+        if self._work is not None and not self._is_finishing:
             self._work.cancel()
 
     def _end(self, error: BaseException) -> None:
         self._error = error
-        waiting, self._response = self._response, None
-        if waiting is not None:
-            waiting.errback(Ended())
         if self._work is not None:
             self._work.cancel()

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from twisted.logger import Logger
@@ -19,15 +20,14 @@ from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpCon
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.batches import Batches
 from harmonyd.dimse.native.deciding import delivered
-from harmonyd.dimse.native.find_scp import Finding
-from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo
+from harmonyd.dimse.native.inbound import InboundSession, Offered, Receiver, Service, echo
 from harmonyd.dimse.native.inherited import Inherited
 from harmonyd.dimse.native.listener import AssociationListener
 from harmonyd.dimse.native.listeners import Listeners, Place
 from harmonyd.dimse.native.offering import answer_for
-from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Keeper, Kept, Offer, Reception, Refused, Storing
+from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
-from harmonyd.dimse.serving import FIND, STORE, Handler
+from harmonyd.dimse.serving import STORE
 from harmonyd.dimse.threads import ReactorThreads, in_thread
 from harmonyd.waiters import Waiters
 
@@ -48,11 +48,15 @@ class NativeStoreScp:
         admission: Admission,
         folder: Path,
         listeners: Listeners,
-        questions: Handler | None = None,
+        others: Mapping[int, Offered] = MappingProxyType({}),
     ) -> None:
-        """``questions``: who answers to all but C-STORE, where that is offered."""
+        """``others``: services beside C-ECHO and C-STORE, by Command Field."""
         self.folder = folder / config.name / FOLDER
-        self._known = _services(reactor, self, questions)
+        self._known: Mapping[int, Offered] = {
+            core.CommandField.C_ECHO_RQ: ("echo", echo),
+            core.CommandField.C_STORE_RQ: (STORE, Storing(reactor, self)),
+            **others,
+        }
         self._reactor = reactor
         self._config = config
         self._handler = handler
@@ -183,17 +187,6 @@ class NativeStoreScp:
         self._receptions -= 1
         if not self._receptions:
             self._idle.fire(None)
-
-
-def _services(reactor: Any, keeper: Keeper, questions: Handler | None) -> Mapping[int, tuple[str, Service]]:
-    """By Command Field: what it belongs to, and who answers. Another service is another line here."""
-    found: dict[int, tuple[str, Service]] = {
-        core.CommandField.C_ECHO_RQ: ("echo", echo),
-        core.CommandField.C_STORE_RQ: (STORE, Storing(reactor, keeper)),
-    }
-    if questions is not None:
-        found[core.CommandField.C_FIND_RQ] = (FIND, Finding(questions))
-    return found
 
 
 def _place(config: StoreScpConfig) -> Place:

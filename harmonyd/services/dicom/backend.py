@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,7 +32,7 @@ from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.errors import HarmonydError
 from harmonyd.progress import Progress
 from harmonyd.services.dicom import request as dicom_request
-from harmonyd.services.dicom.asked import IdentifierBody
+from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
@@ -110,6 +111,7 @@ class DicomBackend:
             operation = self.options.dimse_retrieve_mode
         request.metadata["dimse_op"] = operation
         try:
+            may_be_kept = may_be_kept and request.metadata.get(ONCE) != "true"
             if may_be_kept and self._cache is not None and (key := key_of(self.remote, request, document)):
                 return await self._retrieve_kept(operation, self._cache, key, request)
             return await self._perform(operation, request, document)
@@ -163,7 +165,7 @@ class DicomBackend:
                 return made
 
             return await self._respond(kept, media_type, "matches", found, record)
-        return await self._retrieve(kept, media_type, query)
+        return await self._retrieve(kept, media_type, query, once=request.metadata.get(ONCE) == "true")
 
     async def _retrieve_kept(
         self, operation: str, cache: SeriesCache, asked: Key, request: RequestEnvelope
@@ -188,7 +190,9 @@ class DicomBackend:
         takes_turns = options.dimse_retrieve_mode == "move" and options.store_scp in ("persistent", "transient")
         return options.max_associations > 1 and not takes_turns
 
-    async def _retrieve(self, kept: OperationRecord, media_type: str, query: Query) -> ResponseEnvelope:
+    async def _retrieve(
+        self, kept: OperationRecord, media_type: str, query: Query, *, once: bool = False
+    ) -> ResponseEnvelope:
         if kept.operation == "get":
             stream = self._engine.get(self.remote, query, kept.op)
         else:
@@ -198,7 +202,7 @@ class DicomBackend:
             kept.arrived(instance.size_bytes)
             return InstanceRecord(instance, self._in_thread)
 
-        return await self._respond(kept, media_type, "instances", stream, record)
+        return await self._respond(kept, media_type, "instances", stream, record, once=once)
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._recorded("echo", request) as (op, _):
@@ -268,11 +272,15 @@ class DicomBackend:
         items_key: str,
         stream: OperationStream[T],
         record: Callable[[T], MatchRecord | InstanceRecord],
+        *,
+        once: bool = False,
     ) -> ResponseEnvelope:
         operation = kept.operation
 
         async def closed(summary: Mapping[str, Any]) -> None:
-            await self._ended(kept, summary, stream.folder)
+            if once and stream.folder is not None:
+                await self._in_thread(shutil.rmtree, stream.folder, True)
+            await self._ended(kept, summary, None if once else stream.folder)
 
         try:
             first = await anext(aiter(stream), None)

@@ -71,7 +71,7 @@ class DicomEndpoint:
         self._engines = engines
         self._mode = (options.engine, options.store_scp)
         engine = engines[options.engine]
-        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread)
+        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options)
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission, self._questions)
 
     async def start(self) -> None:
@@ -98,7 +98,7 @@ class DicomEndpoint:
 
     def change(self, options: DicomEndpointOptions, pipeline: Pipeline, own: Backend | None = None) -> None:
         """Pass the next object through ``pipeline``, and from the next ``resume`` on receive as ``options`` say."""
-        self._options = options
+        self._options = self._questions.options = options
         self._pipeline = pipeline
         self._own = own
 

@@ -62,10 +62,17 @@ def not_served(operation: str, error: HarmonydError) -> NotServed:
     """What a caller is told of an error."""
     said = error.extra.get("dimse_status")
     if isinstance(error, DimseFailure) and said:
-        return NotServed(int(said, 16), error.extra.get("dimse_comment") or error.extra.get("dimse_status_text") or "")
+        comment = error.extra.get("dimse_comment") or error.extra.get("dimse_status_text") or ""
+        return NotServed(int(said, 16), comment, failed=_failed(error))
     status = next((_BY_CLASS[kind] for kind in type(error).__mro__ if kind in _BY_CLASS), UNABLE_TO_PROCESS)
     comment = error.detail if error.fault is not Fault.OURS or status == _BUSY else OUR_FAULT
-    return NotServed(_of(operation, status), comment)
+    return NotServed(_of(operation, status), comment, failed=_failed(error))
+
+
+def _failed(error: HarmonydError) -> int:
+    """Sub-operations that a node says have failed."""
+    counts = error.extra.get("suboperations")
+    return (isinstance(counts, dict) and counts.get("failed")) or 0
 
 
 def not_answered(operation: str, status: int) -> NotServed:

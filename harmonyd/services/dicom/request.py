@@ -7,6 +7,7 @@ from typing import Any
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import Query, QueryModel
 from harmonyd.dimse.identifier import decode_json, parse_query, requested_operation
+from harmonyd.dimse.wire import require_key
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
 from harmonyd.services.dicom.asked import IDENTIFIER_PREFIX, IdentifierBody
@@ -75,7 +76,10 @@ def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
 def build_query(request: RequestEnvelope, document: Any, operation: str, options: DicomBackendOptions) -> Query:
     """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``."""
     if isinstance(request.body, IdentifierBody):
-        return request.body.query(request)
+        query = request.body.query(request)
+        if operation != "find":
+            require_key(query)
+        return query
     forced = {
         key.removeprefix(IDENTIFIER_PREFIX): value
         for key, value in request.metadata.items()

@@ -73,6 +73,10 @@ class InstanceRecord:
         data: bytes = await self.in_thread(file_to_json, self.instance.path)
         return data
 
+    async def discard(self) -> None:
+        """Nobody needs the file any more."""
+        await self.in_thread(self.path.unlink, True)
+
 
 class DimseResults(Generic[T]):
     """Implements ``Results`` over an operation whose first item has been read already."""
@@ -137,6 +141,11 @@ class DimseResults(Generic[T]):
         if self._with_debug and self._stream.debug is not None:
             members["debug"] = self._stream.debug
         return members
+
+    @property
+    def failed_uids(self) -> tuple[str, ...]:
+        """SOP Instance UIDs that a retrieve did not bring, as far as the node has told; after the end."""
+        return self._stream.outcome.failed_uids
 
     def _ending(self) -> dict[str, str]:
         """How it ended, where it did not end by itself."""
