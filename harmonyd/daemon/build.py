@@ -174,7 +174,7 @@ class Builder:
             self._reactor,
             engines,
             self._folders.storage,
-            asked_over_http(config),
+            asked_backends(config),
             self._in_thread,
             self._cache,
             self._metrics.operations,
@@ -306,19 +306,24 @@ def _is_dimse(config: Config, pipeline: PipelineConfig) -> bool:
     return "dicom" in services and services <= {"dicom", "storage"}
 
 
-def asked_over_http(config: Config) -> frozenset[str]:
-    """Names of the backends that an HTTP client can reach."""
+def asked_backends(config: Config) -> frozenset[str]:
+    """Names of the backends that somebody can ask for something: over HTTP, or with C-FIND, C-GET or C-MOVE."""
     return frozenset(
         backend
         for pipeline in config.pipelines.values()
-        if any(config.endpoints[name].service in registry.HTTP_ENDPOINTS for name in pipeline.endpoints)
+        if any(_asks(config.endpoints[name]) for name in pipeline.endpoints)
         for backend in pipeline.backends
     )
 
 
+def _asks(endpoint: EndpointConfig) -> bool:
+    options = endpoint.options
+    return options.asks if isinstance(options, DicomEndpointOptions) else endpoint.service in registry.HTTP_ENDPOINTS
+
+
 def receiving_backends(config: Config) -> list[DicomBackendOptions]:
     """The backends that may have a kept receiver for C-MOVE."""
-    found = (config.backends[name].options for name in sorted(asked_over_http(config)))
+    found = (config.backends[name].options for name in sorted(asked_backends(config)))
     return [item for item in found if isinstance(item, DicomBackendOptions) and item.store_scp != "transient"]
 
 

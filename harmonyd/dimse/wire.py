@@ -18,6 +18,7 @@ from pydicom.filewriter import write_dataset
 from harmonyd.dimse.dataset_json import MalformedDataset, dataset_to_json
 from harmonyd.dimse.engine import Query, QueryLevel, QueryModel, Received
 from harmonyd.dimse.errors import IdentifierError
+from harmonyd.dimse.keyset import element
 from harmonyd.dimse.levels import UNIQUE_KEYS, level_of, levels_down_to
 from harmonyd.dimse.query_file import UTF_8
 from harmonyd.dimse.recode import IMPLICIT_VR_LE, recoded
@@ -40,7 +41,8 @@ def query_of(document: Json, model: QueryModel, received: Received) -> Query:
         for tag, keyword in (UNIQUE_KEYS[each] for each in levels_down_to(level, model)):
             values = values_of(document, f"{tag:08X}")
             if values:
-                setattr(ds, keyword, values if len(values) > 1 else values[0])
+                vr = "LO" if keyword == "PatientID" else "UI"
+                ds.add(element(tag, vr, values if len(values) > 1 else values[0]))
     return Query(level, model, ds, received)
 
 

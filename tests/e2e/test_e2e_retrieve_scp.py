@@ -5,13 +5,11 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydicom import dcmread
 from query_kit import RUNS_ALONE, Node, proxy
 
-from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import demo_files, report_files
 from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import dcmtk, free_port

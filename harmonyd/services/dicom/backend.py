@@ -73,7 +73,7 @@ class DicomBackend:
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
     ) -> None:
-        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE."""
+        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE."""
         self.name = name
         self.options = options
         self.active: set[str] = set()
