@@ -30,6 +30,8 @@ class Ongoing:
         """What has ended the association."""
         self._work: Deferred[Any] | None = None
         self._is_finishing = False
+        self._is_over = False
+        """The work is; it may end inside of what the reader does, where nothing can be cancelled."""
         self._awaited = 0
         """Message id of a request of ours."""
         self._response: Deferred[core.Command] | None = None
@@ -51,6 +53,7 @@ class Ongoing:
                 raise  # from elsewhere
         finally:
             self._work = None
+            self._is_over = True
             reading.cancel()
             await reading
         if self._error is not None:
@@ -85,7 +88,7 @@ class Ongoing:
 
     async def _read(self) -> None:
         try:
-            while True:
+            while not self._is_over:
                 self._take(await self._event())
         except CancelledError:
             pass
