@@ -140,7 +140,7 @@ def _final(count: Count, why: NotServed | None) -> tuple[int, str]:
     if why.status == CANCEL:
         return CANCEL, ""
     if not count.done:
-        count.missed(why.failed, ())
+        count.missed(max(why.failed, count.remaining or 0), ())
         return why.status, why.comment
     count.missed(max(1, count.remaining or 0), (), why.comment)
     is_partial = count.completed or count.warning
