@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,35 +38,38 @@ def endpoint(port: int, services: Sequence[str] = ALL_SERVICES, **options: Any) 
     return {"service": "dicom", "port": port, **given, **options}
 
 
-def proxy(folder: Path, backends: Mapping[str, Any], **given: Any) -> tuple[RunningDaemon, Node]:
-    """A daemon, not started, whose endpoint ``qr`` asks these backends; ``given``: options of the endpoint.
+def several(
+    folder: Path,
+    given: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
+    middleware: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[RunningDaemon, dict[str, Node]]:
+    """A daemon, not started, with an endpoint and a pipeline for each name: its backends, and more of the pipeline.
 
-    ``pipeline``, ``middleware`` and ``sections`` among them are for ``write_config``.
+    Backends of different pipelines have different names. ``options``: of every endpoint.
     """
-    port = free_port()
-    pipeline = given.pop("pipeline", {})
-    middleware, sections = given.pop("middleware", {}), given.pop("sections", {})
-    endpoints = {"qr": endpoint(port, **given)}
+    ports = {name: free_port() for name in given}
     pipelines = {
-        "test": {
+        name: {
             "description": "for a test",
             "networks": ["default"],
-            "endpoints": list(endpoints),
-            "middleware": list(middleware),
+            "endpoints": [f"qr-{name}"],
+            "middleware": [],
             "backends": list(backends),
-            **pipeline,
+            **more,
         }
+        for name, (backends, more) in given.items()
     }
+    limits = {"max_associations": 50, "max_associations_per_peer": 50}
     config = write_config(
         folder,
         http_port=free_port(),
-        backends=backends,
-        endpoints=endpoints,
+        backends={name: options for backends, _ in given.values() for name, options in backends.items()},
+        endpoints={f"qr-{name}": endpoint(port, **{**limits, **options}) for name, port in ports.items()},
         middleware=middleware,
         pipelines=pipelines,
-        sections=sections,
     )
-    return RunningDaemon(config), Node(AET, port)
+    return RunningDaemon(config), {name: Node(AET, port) for name, port in ports.items()}
 
 
 def dataset(**keys: Any) -> Dataset:
@@ -121,8 +124,3 @@ def _raw(element: Any) -> Any:
 def as_set(found: Sequence[Dataset]) -> list[str]:
     """Data sets that can be compared in whatever order they came."""
     return sorted(repr(sorted(raw_elements(ds).items())) for ds in found)
-
-
-def numbers() -> Iterator[int]:
-    """For names of folders."""
-    yield from range(10_000)
