@@ -6,7 +6,7 @@ Nothing here knows HTTP or DIMSE. Bodies are streams or files and never whole in
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -93,6 +93,30 @@ class Results(Protocol):
         ...
 
 
+class Occasion:
+    """What all questions have in common that are asked for one request of a client, from the first to its answer's end.
+
+    ``marks`` is for middleware: each under its name.
+    """
+
+    def __init__(self) -> None:
+        self.marks: dict[str, Any] = {}
+        self._at_end: list[Callable[[], None]] | None = []
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called when it ends; at once when it has."""
+        if self._at_end is None:
+            call()
+        else:
+            self._at_end.append(call)
+
+    def end(self) -> None:
+        """The answer was given, or nobody wants it any more. Safe to call twice."""
+        calls, self._at_end = self._at_end or [], None
+        for call in calls:
+            call()
+
+
 @dataclass(slots=True)
 class RequestEnvelope:
     """One request on its way through a pipeline.
@@ -126,6 +150,8 @@ class RequestEnvelope:
     caller: Caller = OURSELVES
     subject: Subject | None = None
     """Whom middleware found the request's credentials to belong to."""
+    occasion: Occasion | None = None
+    """None: this one question, until its answer is closed."""
 
     def part(self, **changes: Any) -> RequestEnvelope:
         """Return a request of its own on behalf of this one: its own metadata and artifacts, and ``changes``."""
@@ -143,10 +169,16 @@ class ResponseEnvelope:
     body: Body | None = None
     results: Results | None = None
     normalized: Any = None
+    occasion: Occasion | None = None
+    """That ends when this is closed."""
 
     async def close(self) -> None:
-        """Release the stream behind the answer when nobody will read it."""
-        if self.results is not None:
-            await self.results.aclose()
-        if self.body is not None:
-            await self.body.close()
+        """Release what is behind the answer, whether or not it was read."""
+        try:
+            if self.results is not None:
+                await self.results.aclose()
+            if self.body is not None:
+                await self.body.close()
+        finally:
+            if self.occasion is not None:
+                self.occasion.end()

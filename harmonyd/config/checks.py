@@ -71,6 +71,15 @@ def ip_address(value: str) -> str | None:
     return None if is_ip_address(value) else "not an IPv4 or IPv6 address, such as 127.0.0.1 or ::"
 
 
+def address_block(value: str) -> str | None:
+    """An IP address, or a block of them (RFC 4632 section 3.1)."""
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        return "not an IP address or block of addresses, such as 10.0.0.0/8 (with no bit set after the prefix)"
+    return None
+
+
 def listen_address(value: str) -> str | None:
     """An address to listen on, or ``systemd:NAME`` for a socket that systemd passes (``FileDescriptorName=NAME``)."""
     if value.startswith(SYSTEMD):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harmonyd.config import acknowledge, checks, identity, offered, tls
+from harmonyd.config import acknowledge, checks, guarding, identity, offered, tls
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 from harmonyd.identity import Credentials
@@ -24,6 +24,7 @@ _BACKEND_ONLY = (
     *("aet", "host", "persistent_store_scp", "incoming_store_port", "incoming_store_tls", "move_destination_aet"),
     *("dimse_retrieve_mode", "connect_timeout_ms", "operation_timeout_ms"),
     *("max_queue", "max_results", "query_model", "association_idle_ms"),
+    *guarding.KEYS,
 )
 PERSISTENT, PER_ASSOCIATION, TRANSIENT = "persistent", "per-association", "transient"
 DCMTK, NATIVE = "dcmtk", "native"
@@ -119,6 +120,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         storage_dir=_storage_dir(section, base),
         tls=_tls(section, engine, base),
         user_identity=_user_identity(section, engine, base),
+        **guarding.options(section),
     )
     section.finish()
     if options.engine == NATIVE:

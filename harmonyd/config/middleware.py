@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harmonyd.config import checks, keywords, route, transform
+from harmonyd.config import checks, keywords, limits, route, transform
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import MiddlewareConfig
@@ -131,6 +131,8 @@ _PARSERS: dict[str, Callable[[Section], Mapping[str, Any]]] = {
     "path_filter": _path_filter,
     "metadata": _metadata,
     "route": route.options,
+    "rate_limit": limits.rate_limit,
+    "concurrency": limits.concurrency,
 }
 _WITH_FILES: Mapping[str, Callable[[Sequence[Path], Section], Mapping[str, Any]]] = {
     "transform": transform.options,

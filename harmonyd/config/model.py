@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
+from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient, TlsServer
 
@@ -40,6 +42,8 @@ class NetworkConfig:
     name: str
     http: HttpListener | None
     dicom: DicomDefaults = DicomDefaults()
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and CIDR blocks whose X-Forwarded-For is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +310,13 @@ class DicomBackendOptions:
     """None: not secured. engine = "native" only."""
     user_identity: Credentials | None = None
     """engine = "native" only."""
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    hours: Hours | None = None
+    """When it may be asked; None: always."""
+    health_echo_secs: float = 0.0
+    """Between C-ECHOs that nobody asked for; 0: there are none."""
+    selectivity: SelectivityOptions | None = None
+    """None: any query is let through."""
 
 
 @dataclass(frozen=True, slots=True)

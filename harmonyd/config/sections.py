@@ -56,10 +56,11 @@ def network(name: str, section: Section) -> NetworkConfig:
     """``[network.NAME]``."""
     section.ignore(["enable_wireguard", "interface"], "harmonyd has no WireGuard; traffic takes the host's own routes")
     http = _listener(section.table("http")) if "http" in section else None
+    proxies = section.table("http").strings("trusted_proxies", checks.address_block)
     dicom = _dicom_defaults(section.table("dicom"))
     section.raw("http")
     section.finish()
-    return NetworkConfig(name, http, dicom)
+    return NetworkConfig(name, http, dicom, proxies)
 
 
 def _listener(section: Section) -> HttpListener:
@@ -71,6 +72,7 @@ def _listener(section: Section) -> HttpListener:
     else:
         section.require("bind_port")
         port = section.port("bind_port", 8080)
+    section.raw("trusted_proxies")
     section.finish()
     return HttpListener(address, port)
 
@@ -270,6 +272,7 @@ _SERVICES = ("http", "dicom", "echo", "dicomweb", "fhir", "jmix", "mock_dicom", 
 _MIDDLEWARE_TYPES = (
     *("passthru", "path_filter", "metadata", "basic_auth", "jwt_auth", "jwtauth", "auth", "connect"),
     *("json_extractor", "json", "transform", "metadata_transform", "dicomweb_bridge", "dicomweb", "jmix_builder"),
+    *("route", "rate_limit", "concurrency"),
 )
 
 

@@ -14,6 +14,18 @@ _ENTRY: Schema = {
     "properties": {"id": {"type": "integer"}, "size_bytes": {"type": "integer"}},
 }
 _ID = path_parameter("id", "Id of an entry", {"type": "integer", "minimum": 1, "maximum": 2**63 - 1})
+_BACKEND: Schema = {
+    "type": "object",
+    "required": ["name", "service"],
+    "properties": {
+        "name": {"type": "string"},
+        "service": {"type": "string"},
+        "state": {"enum": ["closed", "open", "half_open"]},
+        "in_flight": {"type": "integer"},
+        "waiting": {"type": "integer"},
+    },
+}
+_REFRESH = Parameter("refresh", "Ask them for a C-ECHO first", {"enum": ["", "true", "false"]})
 _DOCUMENTS = {
     "info": ("getInfo", "The daemon itself", _OBJECT),
     "pipelines": ("getPipelines", "The configuration that runs", list_of(_OBJECT)),
@@ -88,7 +100,26 @@ SPOOL = (
         _answers("How many deliveries that concerns.", _counted("deliveries")),
     ),
 )
-_RESOURCES = {"spool": SPOOL}
+BACKENDS = (
+    Operation(
+        "GET",
+        "/backends",
+        "listBackends",
+        "Whether the remote nodes answer, and may be asked now",
+        _answers("Each of them.", list_of(_BACKEND)),
+        parameters=(_REFRESH,),
+    ),
+    Operation(
+        "GET",
+        "/backends/{name}",
+        "getBackend",
+        "One of them",
+        _answers("It.", _BACKEND),
+        parameters=(path_parameter("name", "Name of a backend", {"type": "string"}), _REFRESH),
+        problems=(404,),
+    ),
+)
+_RESOURCES = {"spool": SPOOL, "backends": BACKENDS}
 
 
 def description(names: Collection[str]) -> Description:

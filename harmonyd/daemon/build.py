@@ -32,6 +32,7 @@ from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.metrics.endpoint import metrics_route
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.middleware import registry as middleware_registry
+from harmonyd.middleware.limiting import LimitState
 from harmonyd.operations.describing import with_operations
 from harmonyd.operations.endpoint import LongRunningEndpoint
 from harmonyd.operations.operation import Owner
@@ -140,6 +141,7 @@ class Builder:
         self._resources = resources
         self._cache = cache
         self._metrics = metrics
+        self._limits = LimitState(reactor.seconds, metrics.limited)
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -178,6 +180,7 @@ class Builder:
             self._in_thread,
             self._cache,
             self._metrics.operations,
+            self._spool.returned,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -188,7 +191,7 @@ class Builder:
 
     def pipelines(self, config: Config, backends: Mapping[str, Backend]) -> dict[str, Pipeline]:
         """By name. Raises ``HarmonydError``."""
-        resources = middleware_registry.Resources(self._reactor, self._in_thread, no_audit)
+        resources = middleware_registry.Resources(self._reactor, self._in_thread, no_audit, self._limits)
         return {
             name: Pipeline(
                 name,

@@ -15,10 +15,12 @@ from twisted.logger import Logger
 from harmonyd import config as configuration
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import Config
+from harmonyd.control.backends import BackendsResource
 from harmonyd.control.cache import CacheMethods, CacheResource
 from harmonyd.control.management import Management, Resource
 from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
+from harmonyd.daemon.backends import OperatedBackends
 from harmonyd.daemon.build import (
     Builder,
     Folders,
@@ -94,7 +96,9 @@ class Daemon:
             lambda: self.operations.running_ids,
         )
         self.spool = DurableSpool(reactor, config.storage.path, config.spool)
+        self._backends = OperatedBackends(reactor, lambda: self._parts.backends)
         resources: dict[str, Resource] = {
+            "backends": BackendsResource(self._backends),
             "spool": SpoolResource(self.spool, reactor.seconds),
             "cache": CacheResource(self.cache),
         }
@@ -259,6 +263,7 @@ class Daemon:
             self.operations.figures,
             self._http_load,
             lambda: self.health.ready()[0],
+            self._backends.nodes,
         )
 
     def _http_load(self) -> tuple[int, int]:

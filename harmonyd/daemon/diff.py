@@ -56,7 +56,10 @@ def _named(config: Config) -> dict[str, object]:
     return {
         **{f"storescp:{name}": scp_config(name, options) for name, (options, _) in dicom_endpoints(config).items()},
         **{f"storescp:incoming-{port}": aets for port, aets in _open_receivers(config).items()},
-        **{f"network:{name}": listener for listener, name in listeners(config).items()},
+        **{
+            f"network:{name}": (listener, config.networks[name].trusted_proxies)
+            for listener, name in listeners(config).items()
+        },
         **{f"backend:{name}": (backend, name in asked) for name, backend in backends.items()},
         **{f"pipeline:{name}": _pipeline(config, pipeline) for name, pipeline in config.pipelines.items()},
         **{f"settings:{name}": getattr(config, name) for name in _SETTINGS},

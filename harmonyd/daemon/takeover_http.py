@@ -61,7 +61,8 @@ class HttpTakeover:
             front_end = parts.listeners.get(listener)
             if front_end is not None:
                 routes = self._builder.routes(new, name, pipelines)
-                front_end.serve(name, routes, new.limits, self._builder.health_on(new, name))
+                health, proxies = self._builder.health_on(new, name), new.networks[name].trusted_proxies
+                front_end.serve(name, routes, new.limits, health, proxies)
         self._removed = [front_end for listener, front_end in parts.listeners.items() if listener not in wanted]
         known = parts.listeners | self._bound
         parts.listeners = {listener: known[listener] for listener in wanted}

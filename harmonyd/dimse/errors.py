@@ -27,6 +27,9 @@ __all__ = [
 class DimseError(RemoteError):
     """Base of what the remote node, or the way to it, did."""
 
+    associated = True
+    """False where something broke off before there was an association."""
+
 
 class IdentifierError(BadRequest):
     """A query key is unknown, malformed, missing or not allowed; ``extra['key']`` names it."""

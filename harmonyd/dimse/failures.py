@@ -163,20 +163,24 @@ def silence(remote: RemoteNode, *, accepted: bool) -> DimseTimeout:
 def nonsense(remote: RemoteNode, text: str, *, accepted: bool) -> NonsenseAnswer:
     """What came cannot be, or not now."""
     not_dicom = "Check that host and port are those of the PACS's DICOM listener (not HTTP, not TLS)."
-    return NonsenseAnswer(
+    error = NonsenseAnswer(
         f"What answers at {node_text(remote)} does not speak DICOM correctly: {text}",
         hint="The PACS broke the protocol: its log, and its vendor, say why." if accepted else not_dicom,
     )
+    error.associated = accepted
+    return error
 
 
 def aborted(remote: RemoteNode, *, accepted: bool) -> AssociationAborted:
     """An A-ABORT, or a connection that dropped."""
     when = "during the operation" if accepted else "before it was established"
     perhaps = _MAY_WANT_TLS if remote.tls is None else _MAY_WANT_CERTIFICATE
-    return AssociationAborted(
+    error = AssociationAborted(
         f"{node_text(remote)} aborted the association, or dropped the connection, {when}",
         hint="The PACS ended it: its log says why." + ("" if accepted else perhaps),
     )
+    error.associated = accepted
+    return error
 
 
 _MAY_WANT_TLS = ' A port that needs TLS ends it like this, too: then use_tls = true and engine = "native" are needed.'

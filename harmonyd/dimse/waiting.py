@@ -44,6 +44,11 @@ class AssociationSlots:
         self._semaphore = DeferredSemaphore(limit)
         self._max_queue = max_queue
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._semaphore.waiting)
+
     async def acquire(self, deadline: float) -> None:
         """Wait for a slot. Raises ``Unavailable`` (queue full) or ``DeadlinePassed``."""
         if not self._semaphore.tokens and len(self._semaphore.waiting) >= self._max_queue:

@@ -42,6 +42,14 @@ _ALL = (
     Family("harmonyd_operation_seconds", "histogram", "From the begin to the end.", _AT),
     Family("harmonyd_operation_results_total", "counter", "Matches, instances received, instances stored.", _AT),
     Family("harmonyd_operation_bytes_total", "counter", "Size of matches (as JSON) and of instances received.", _AT),
+    # nodes
+    Family("harmonyd_backend_breaker_state", "gauge", "1 for the state of its circuit breaker.", ("backend", "state")),
+    Family("harmonyd_backend_breaker_trips_total", "counter", "Times its circuit breaker opened.", ("backend",)),
+    Family("harmonyd_backend_refused_total", "counter", "Operations that were not begun.", ("backend", "reason")),
+    Family("harmonyd_backend_permitted", "gauge", "0 outside of its permitted hours.", ("backend",)),
+    Family("harmonyd_backend_echo_ok", "gauge", "1 when the last C-ECHO of ours was answered.", ("backend",)),
+    Family("harmonyd_backend_echo_seconds", "gauge", "How long that took.", ("backend",)),
+    Family("harmonyd_backend_echo_timestamp_seconds", "gauge", "When that was.", ("backend",)),
     # children
     Family("harmonyd_child_state", "gauge", "1 for the state that the child is in.", ("child", "state")),
     Family("harmonyd_child_restarts_total", "counter", "Times it was started again.", ("child",)),
@@ -76,6 +84,7 @@ _ALL = (
     # HTTP and the process
     Family("harmonyd_http_requests_total", "counter", "Requests that were answered.", ("endpoint", "status")),
     Family("harmonyd_http_request_seconds", "histogram", "From the request to the end of its answer.", ("endpoint",)),
+    Family("harmonyd_limited_requests_total", "counter", "Refused by a limit of the caller.", ("middleware",)),
     Family("harmonyd_http_requests_in_flight", "gauge", "Requests that are being answered."),
     Family("harmonyd_http_connections", "gauge", "Open connections."),
     Family("harmonyd_event_loop_lag_seconds", "histogram", "How late timers are: the reactor was busy.", (), LAGS),

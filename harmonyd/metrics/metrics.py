@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from harmonyd.config.model import Config
 from harmonyd.metrics.certificates import CertificateFile, certificate_files, expiry
-from harmonyd.metrics.families import Found, histogram
+from harmonyd.metrics.families import Found, counter, histogram
 from harmonyd.metrics.lag import LoopLag
 from harmonyd.metrics.operations import OperationMeter
 from harmonyd.metrics.requests import RequestMeter
@@ -45,6 +45,9 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self.operations = OperationMeter(self._registry)
         self.requests = RequestMeter(self._registry)
+        self._limits: set[str] = set()
+        """Middleware that has refused something."""
+        self._limited = counter("harmonyd_limited_requests_total", self._registry)
         self._lag = LoopLag(reactor, histogram("harmonyd_event_loop_lag_seconds", self._registry).observe)
         self._spool = Shared(reactor, self._summary)
         self._certificates = Shared(reactor, self._expiries)
@@ -60,11 +63,19 @@ class Metrics:
         self.operations.keep(config.backends)
         self._endpoints |= set(self._config.endpoints)  # a request may end after its endpoint is gone: look again
         self.requests.forget(self._endpoints - set(config.endpoints))
+        for name in self._limits - set(config.middleware):
+            self._limited.remove(name)
+        self._limits &= set(config.middleware)
         self._config = config
         if config.telemetry.metrics:
             self._lag.start()
         else:
             self._lag.stop()
+
+    def limited(self, middleware: str) -> None:
+        """This middleware refused a request because of a limit of its caller."""
+        self._limited.labels(middleware).inc()
+        self._limits.add(middleware)
 
     def stop(self) -> None:
         """Leave no timer."""

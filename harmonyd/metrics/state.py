@@ -10,6 +10,7 @@ from typing import Any
 from harmonyd import __version__
 from harmonyd.control.api import Child
 from harmonyd.metrics.families import Found
+from harmonyd.services.dicom.breaker import State as BreakerState
 from harmonyd.spool.api import Summary
 from harmonyd.supervision.states import State
 
@@ -28,6 +29,8 @@ class Sources:
     http: Callable[[], tuple[int, int]]
     """Requests that are being answered, open connections."""
     is_ready: Callable[[], bool]
+    nodes: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+    """DICOM backends by name, as ``services.dicom.backend.DicomBackend.figures`` tells them."""
 
 
 def add_state(found: Found, sources: Sources) -> None:
@@ -39,6 +42,7 @@ def add_state(found: Found, sources: Sources) -> None:
     found.add("harmonyd_http_connections", connections)
     _add_children(found, sources.children())
     _add_cache(found, sources.cache(), sources.cache_answers())
+    _add_nodes(found, sources.nodes())
     later = sources.operations()
     found.add("harmonyd_async_operations_running", later["running"])
     found.add("harmonyd_async_operations_kept", later["kept"])
@@ -62,6 +66,20 @@ def _add_children(found: Found, children: Iterable[Child]) -> None:
             found.add("harmonyd_child_cpu_seconds_total", figures.cpu_secs, name)
     for program, count in programs.items():
         found.add("harmonyd_tool_processes", count, program)
+
+
+def _add_nodes(found: Found, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, node in nodes.items():
+        for state in BreakerState:
+            found.add("harmonyd_backend_breaker_state", node["state"] == state, name, state)
+        found.add("harmonyd_backend_breaker_trips_total", node["trips"], name)
+        for reason, count in node["refused"].items():
+            found.add("harmonyd_backend_refused_total", count, name, reason)
+        found.add("harmonyd_backend_permitted", all(node["permitted"].values()), name)
+        echo = node["last_echo"]
+        found.add("harmonyd_backend_echo_ok", echo and echo["ok"], name)
+        found.add("harmonyd_backend_echo_seconds", echo and echo["latency_ms"] / 1000, name)
+        found.add("harmonyd_backend_echo_timestamp_seconds", echo and echo["at"], name)
 
 
 def _add_cache(found: Found, cache: Mapping[str, Any], answers: Mapping[str, int]) -> None:

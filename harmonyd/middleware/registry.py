@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harmonyd.audit.api import Auditor
@@ -11,6 +12,8 @@ from harmonyd.config.model import MiddlewareConfig
 from harmonyd.errors import HarmonydError
 from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.json_extractor import JsonExtractor
+from harmonyd.middleware.limiting import LimitState
+from harmonyd.middleware.limits import Concurrency, RateLimit
 from harmonyd.middleware.metadata import Metadata
 from harmonyd.middleware.metadata_transform import MetadataTransform
 from harmonyd.middleware.passthru import Passthru
@@ -27,6 +30,8 @@ class Resources:
     in_thread: Callable[..., Awaitable[Any]]
     """Runs blocking work in the reactor's thread pool."""
     audit: Auditor
+    limits: LimitState = field(default_factory=lambda: LimitState(time.monotonic))
+    """What limits of callers have counted so far."""
 
 
 MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middleware]] = {
@@ -38,6 +43,8 @@ MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middlewar
     "metadata_transform": lambda config, _: MetadataTransform(config.name, config.options),
     "metadata": lambda config, _: Metadata(config.name, config.options),
     "route": lambda config, _: Route(config.name, config.options["rules"], config.options["otherwise"]),
+    "rate_limit": lambda config, resources: RateLimit(config.name, config.options, resources.limits),
+    "concurrency": lambda config, resources: Concurrency(config.name, config.options, resources.limits),
 }
 
 

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.envelope import Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import Gone, HarmonydError
 from harmonyd.operations.body import WatchedBody
 from harmonyd.operations.result import Result
@@ -97,6 +97,8 @@ class Operation:
         self._kind: str | None = None
         self._has_named = False
         self._responses: list[ResponseEnvelope] = []
+        self._caller = request.caller
+        self._occasion = Occasion()
         self._running: Deferred[None] | None = None
         self._is_closing = False
         self._why_cancelled: HarmonydError | None = None
@@ -223,6 +225,8 @@ class Operation:
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self._envelope = envelope
             envelope.progress = self
+            envelope.caller = self._caller
+            envelope.occasion = self._occasion
             # What an endpoint has to find out first has artifacts of its own.
             if not self._has_named and envelope.metadata.get("dimse_op") != "find":
                 self._has_named = True
@@ -241,8 +245,11 @@ class Operation:
     async def _close(self) -> None:
         # What is being cleaned up must not be interrupted.
         self._is_closing, self._running = True, None
-        while self._responses:
-            await self._responses.pop().close()
+        try:
+            while self._responses:
+                await self._responses.pop().close()
+        finally:
+            self._occasion.end()
 
     def _conclude(self, result: Result | None, error: BaseException | None) -> None:
         self._kind, self._envelope, self._request = self.kind, None, None

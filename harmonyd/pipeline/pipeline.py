@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 
-from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.envelope import Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, Fault, Forbidden, HarmonydError, NotFound
 from harmonyd.middleware.base import Middleware
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, UnknownBackend
@@ -61,6 +61,18 @@ class Pipeline:
         Raises what middleware and backend raise, ``Forbidden`` for a ``?backend=`` that is not allowed, ``NotFound``
         when the pipeline has no backend, and ``UnknownBackend`` when middleware names one that is not there.
         """
+        if request.occasion is not None:
+            return await self._handle(request)
+        occasion = request.occasion = Occasion()
+        try:
+            response = await self._handle(request)
+        except BaseException:
+            occasion.end()
+            raise
+        response.occasion = occasion
+        return response
+
+    async def _handle(self, request: RequestEnvelope) -> ResponseEnvelope:
         passed: list[Middleware] = []
         response = await self._request_side(request, passed)
         if response is None:

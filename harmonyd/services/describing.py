@@ -8,6 +8,7 @@ from typing import Any
 
 from harmonyd.config.model import Config, EndpointConfig, HttpEndpointOptions, MiddlewareConfig, PipelineConfig
 from harmonyd.describe import Answer, Description, Media, Operation, Parameter, segments_of
+from harmonyd.middleware.limits import LIMITS
 from harmonyd.middleware.metadata import Metadata
 from harmonyd.middleware.path_filter import PathFilter
 from harmonyd.services.dicom import describing as dimse
@@ -38,6 +39,8 @@ def described(config: Config, pipeline: PipelineConfig, endpoint: EndpointConfig
     for link in links:
         if link.type == "transform":
             kept = _reshaped(kept, link.options)
+    if any(link.type in LIMITS for link in links):
+        kept = kept.having(problems=[429])
     if len(backends) > 1:
         instead = "Instead of all" if pipeline.fan_out else f"Instead of {backends[0]}"
         which = [Parameter("backend", instead, {"enum": backends})]

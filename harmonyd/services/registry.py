@@ -40,6 +40,8 @@ class Resources:
     """Runs blocking work in the reactor's thread pool."""
     cache: SeriesCache | None = None
     meter: Meter = UNMETERED
+    returned: Callable[[str], None] = lambda name: None
+    """Told the name of a dicom backend whose node answers again."""
 
 
 def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
@@ -67,6 +69,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         has_retrievers=config.name in resources.asked_backends,
         cache=resources.cache,
         meter=resources.meter,
+        returned=resources.returned,
     )
 
 

@@ -65,6 +65,8 @@ class Failed:
     """For people; never patient data."""
     is_away: bool = False
     """The backend as a whole cannot be reached or used now: no other object would fare better."""
+    again_secs: float | None = None
+    """When it may be used again, where that is known and it is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,10 @@ class Spool(Protocol):
 
     async def detach(self, endpoint: str) -> None:
         """Deliver nothing of this endpoint any more; what is under way is cancelled. Returns when that has ended."""
+        ...
+
+    def returned(self, backend: str) -> None:
+        """It can be reached again: try it now."""
         ...
 
     async def emptied(self, endpoint: str) -> None:

@@ -29,6 +29,8 @@ JOURNAL_RETRY_SECS = 1.0
 """Wait before the journal is asked again after it could not answer (disk full, held by another process)."""
 PAUSE_SECS = 60.0
 """Wait after an error that should not be."""
+LONGEST_PAUSE_SECS = 3600.0
+"""Longest wait for a backend that says itself when it may be used again: its configuration may change."""
 MOST_GIVEN_UP_AT_ONCE = 500
 REFUSED_FACTOR = 12
 """An object that is refused waits longer than a backend that is away, which costs one attempt for all."""
@@ -188,14 +190,15 @@ class Dispatcher:
         results = await self._try([due.entry for due in batch])
         failed = [due for due, result in zip(batch, results, strict=True) if isinstance(result, Failed)]
         gone = frozenset(await in_thread(self._means.reactor, _gone, failed)) if failed else frozenset()
-        away = next((r.reason for r in results if isinstance(r, Failed) and r.is_away), "")
+        missing = next((result for result in results if isinstance(result, Failed) and result.is_away), None)
+        away = missing.reason if missing is not None else ""
         waits = [self._means.refused_wait_secs(due.attempts + 1) for due in batch]
         now = self._means.reactor.seconds()
         outcome = list(zip(batch, results, waits, strict=True))
         record = await self._journal(lambda journal: self._record(journal, outcome, gone, away, now))
         self._means.release.begin(record.done)
         self._say(record, now)
-        self._note_away(away, now)
+        self._note_away(away, now, missing.again_secs if missing is not None else None)
         self._means.changed()
 
     async def _try(self, entries: Sequence[Entry]) -> list[Result]:
@@ -260,7 +263,7 @@ class Dispatcher:
         elif journal.put_off(self._queue, due.entry.id, now + wait, reason, attempts):
             record.put_off.append((due, reason, wait))
 
-    def _note_away(self, reason: str, now: float) -> None:
+    def _note_away(self, reason: str, now: float, again_secs: float | None) -> None:
         if not reason:
             if self.is_away:
                 self._log.info("{backend} takes objects again", backend=self._backend, endpoint=self._endpoint)
@@ -268,6 +271,8 @@ class Dispatcher:
             return
         self._away_failures += 1
         wait = self._means.wait_secs(self._away_failures)
+        if again_secs is not None:
+            wait = min(again_secs, LONGEST_PAUSE_SECS)
         self._away_until = now + wait
         self._log.warn(
             "{backend} is away: {reason}; again in {wait:.0f} s",

@@ -174,6 +174,8 @@ class DurableSpool:
         if desk.in_order != in_order:
             await self.detach(endpoint)
             self.attach(endpoint, desk.deliverer, in_order=in_order)
+        for dispatcher in desk.dispatchers.values():
+            dispatcher.wake(probe=True)  # its backend may be another one under the same name
         await self._arrange(endpoint)
 
     async def detach(self, endpoint: str) -> None:
@@ -206,6 +208,12 @@ class DurableSpool:
             dispatcher = Dispatcher(self._means, queue, endpoint, backend, desk.deliverer)
             desk.dispatchers[backend] = dispatcher
             dispatcher.start()
+
+    def returned(self, backend: str) -> None:
+        """See ``Spool``."""
+        for desk in self._desks.values():
+            if backend in desk.dispatchers:
+                desk.dispatchers[backend].wake(probe=True)
 
     async def emptied(self, endpoint: str) -> None:
         """Return when nothing of this endpoint waits (what is in quarantine does not count)."""

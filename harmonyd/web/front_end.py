@@ -21,7 +21,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import LimitsConfig, NetworkConfig
-from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
+from harmonyd.envelope import Body, Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
 from harmonyd.subject import Caller
@@ -31,6 +31,7 @@ from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
 from harmonyd.web.problem import is_ours, problem
+from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.request import Request
 from harmonyd.web.route import Route
 from harmonyd.web.router import Router, parse_query, segments_of, split_target
@@ -59,6 +60,7 @@ class _Exchange:
         self.envelope: RequestEnvelope | None = None
         self.responses: list[ResponseEnvelope] = []
         self.common_headers: dict[str, str] = {}
+        self.occasion = Occasion()
         self._waiting: list[Deferred[None]] | None = []
 
     async def end(self) -> None:
@@ -90,6 +92,7 @@ class _Exchange:
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self.envelope = envelope
             envelope.caller = caller
+            envelope.occasion = self.occasion
             response = await handle(envelope)
             # What the endpoint has closed and let go of is not kept: a request may ask thousands of questions.
             self.responses = [each for each in self.responses if each.results is not None or each.body is not None]
@@ -103,6 +106,7 @@ class _Exchange:
             while self.responses:
                 await self.responses.pop().close()
         finally:
+            self.occasion.end()
             if self.body is not None:
                 await self.body.close()
 
@@ -125,6 +129,7 @@ class HttpFrontEnd:
         if network.http is None:
             raise ValueError(f"network {network.name!r} has no HTTP listener")
         self.limits = limits
+        self.proxies = TrustedProxies(network.trusted_proxies)
         self.stopping = False
         self._reactor = reactor
         self._measured = measured
@@ -138,13 +143,21 @@ class HttpFrontEnd:
         self._running: set[_Exchange] = set()
         self._waiting: list[Deferred[None]] = []
 
-    def serve(self, network_name: str, routes: Sequence[Route], limits: LimitsConfig, health: Health | None) -> None:
+    def serve(
+        self,
+        network_name: str,
+        routes: Sequence[Route],
+        limits: LimitsConfig,
+        health: Health | None,
+        trusted_proxies: Sequence[str] = (),
+    ) -> None:
         """Answer by these the requests that come from now on. Those that run, and all connections, go on.
 
         Raises ``ValueError`` for equal prefixes, and changes nothing then.
         """
         self._router = _router(routes, health)
         self._network_name = network_name
+        self.proxies = TrustedProxies(trusted_proxies)
         self.limits = limits
         self._site.timeOut = limits.request_timeout_secs
 

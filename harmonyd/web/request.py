@@ -19,6 +19,7 @@ from harmonyd.envelope import Body
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
 from harmonyd.subject import Caller
+from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.route import Route
 from harmonyd.web.router import Match
 from harmonyd.web.upload import MEMORY_BYTES, UploadBody
@@ -37,6 +38,7 @@ class Front(Protocol):
     """What a request needs of the front end it arrived at."""
 
     limits: LimitsConfig
+    proxies: TrustedProxies
     stopping: bool
 
     def admit(self, request: Request) -> None:
@@ -175,8 +177,10 @@ class Request(http.Request):
         )
 
     def caller(self) -> Caller:
-        """Where the request comes from."""
-        return Caller(str(getattr(self.client, "host", "")))
+        """Where the request comes from: the one before the proxies that are trusted."""
+        peer = str(getattr(self.client, "host", ""))
+        values = self.requestHeaders.getRawHeaders(b"x-forwarded-for", [])
+        return Caller(self.front.proxies.origin(peer, b",".join(values).decode("latin-1")))
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""

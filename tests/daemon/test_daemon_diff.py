@@ -13,6 +13,7 @@ from harmonyd.config import load
 from harmonyd.config.model import Config
 from harmonyd.control.api import Changes
 from harmonyd.daemon import diff
+from harmonyd.daemon.build import listeners
 from harmonyd.testing.config_files import write_config
 
 Change = Callable[..., Config]
@@ -86,6 +87,24 @@ def test_listeners_and_settings(config: Change) -> None:
     assert found == Changes(changed=("network:default", "settings:id", "settings:limits", "settings:supervision"))
     network = {"extra": {"http": {"bind_address": "127.0.0.1", "bind_port": 8082}}}
     assert diff.changes(config(), config(sections={"network": network})).added == ("network:extra",)
+
+
+def test_who_is_trusted_needs_no_new_listener(config: Change) -> None:
+    """It is a change of the network, and none that needs a restart or another socket."""
+    trusting = config(sections={"network": {"default": {"http": {"trusted_proxies": ["10.0.0.0/8"]}}}})
+    assert diff.changes(config(), trusting) == Changes(changed=("network:default",))
+    assert listeners(trusting) == listeners(config())
+
+
+def test_what_a_pacs_is_spared_is_a_change_of_its_backend(config: Change) -> None:
+    """The same breaker, spelled out, is none."""
+
+    def changed(**options: Any) -> Changes:
+        return diff.changes(config(), config(backends={**BACKENDS, "pacs": {**PACS, **options}}))
+
+    assert changed(breaker={"failures": 5}) == Changes()
+    for option in ({"breaker": {"failures": 6}}, {"permitted_hours": ["18:00-07:00"]}, {"selectivity": {}}):
+        assert changed(**option) == Changes(changed=("backend:pacs",))
 
 
 def test_rules_and_folders_are_changes_of_their_own(config: Change) -> None:

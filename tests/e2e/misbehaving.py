@@ -93,7 +93,8 @@ def stage(
     all of them. Those with the same ``store_scp`` share a port.
     """
     destinations = {aet: free_port() for aet in AETS.values()}
-    common = {"association_timeout_ms": PATIENCE_SECS * 1000, **(options or {})}
+    # Each peer is asked more often in a row than a circuit breaker would let through.
+    common = {"association_timeout_ms": PATIENCE_SECS * 1000, "breaker": {"failures": 0}, **(options or {})}
     with ExitStack() as stack:
         peers = {
             name: ScriptedPeer(script, destinations=destinations, **given)

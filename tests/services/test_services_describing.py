@@ -76,6 +76,13 @@ def test_a_choice_of_backends(tmp_path: Path) -> None:
     assert chosen.operations[0].parameters == ()
 
 
+@pytest.mark.parametrize("limit", [{"type": "rate_limit", "requests": 1}, {"type": "concurrency", "limit": 1}])
+def test_limits_of_callers(tmp_path: Path, limit: dict[str, Any]) -> None:
+    """Where there is one, each operation may be answered with 429; where there is none, none is."""
+    assert all(429 in item.problems for item in offered(tmp_path, {"pacs": PACS}, {"m": limit}).operations)
+    assert not any(429 in item.problems for item in offered(tmp_path, {"pacs": PACS}).operations)
+
+
 def test_a_choice_by_header(tmp_path: Path) -> None:
     """The header field that names a backend is a parameter like the query's."""
     found = offered(tmp_path, {"a": PACS, "b": PACS}, backend_header="X-PACS")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from service_fakes import FakeRecord, FakeResults, instances, records
 from twisted.internet.defer import CancelledError, Deferred
 
 from harmonyd.bodies import BytesBody
-from harmonyd.config.model import DicomEndpointOptions, MoveDestination
+from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions, MoveDestination
+from harmonyd.config.sparing import SelectivityOptions
 from harmonyd.dimse import wire
 from harmonyd.dimse.engine import Association, Match, QueryModel, Received
 from harmonyd.dimse.errors import (
@@ -41,12 +44,14 @@ from harmonyd.errors import (
     Unauthorized,
     Unavailable,
 )
-from harmonyd.services.dicom.asked import ONCE
+from harmonyd.services.dicom.asked import ONCE, request_for
 from harmonyd.services.dicom.questions import Questions
 from harmonyd.services.dicom.request import RETRIEVE, build_query, read_document
 from harmonyd.services.dicom.results import MatchRecord
+from harmonyd.services.dicom.selectivity import TooBroad
 from harmonyd.testing.data import demo_files
 
+BACKEND = DicomBackendOptions("PACS", "pacs", 104)
 ASSOCIATION = Association("a" * 32, "GATEWAY", "WS", "192.0.2.7")
 MATCH = b'{"00100020": {"vr": "LO", "Value": ["P1"]}, "0020000D": {"vr": "UI", "Value": ["1.2"]}}'
 
@@ -114,7 +119,7 @@ async def test_a_question_as_an_envelope() -> None:
     }
     assert (request.caller.aet, request.caller.address) == ("WS", "192.0.2.7")
     assert request.normalized["0020000D"] == {"vr": "UI", "Value": ["1.2"]}
-    query = build_query(request, await read_document(request), "find", None)  # type: ignore[arg-type]
+    query = build_query(request, await read_document(request), "find", BACKEND)
     assert query.received == Received(STUDY, EXPLICIT_VR_LE)
 
 
@@ -126,11 +131,27 @@ async def test_what_middleware_changes_is_asked() -> None:
     (request,) = pipeline.asked
     request.normalized["00100020"] = {"vr": "LO", "Value": ["OWN"]}
     request.metadata["identifier.AccessionNumber"] = "A1"
-    query = build_query(request, await read_document(request), "find", None)  # type: ignore[arg-type]
+    query = build_query(request, await read_document(request), "find", BACKEND)
     assert query.received is None
     assert (query.dataset.PatientID, query.dataset.AccessionNumber, query.dataset.StudyInstanceUID) == (
         *("OWN", "A1", "1.2"),
     )
+
+
+@pytest_twisted.ensureDeferred
+async def test_questions_that_are_too_broad() -> None:
+    """Are refused for workstations as for anybody else, by all of their keys; not worklists, which have others."""
+    sparing = replace(BACKEND, selectivity=SelectivityOptions())
+    for name, model, is_refused in (
+        ("", QueryModel.STUDY_ROOT, True),
+        ("Mustermann", QueryModel.STUDY_ROOT, False),
+        ("", QueryModel.WORKLIST, False),
+    ):
+        data = identifier(QueryRetrieveLevel="STUDY", PatientName=name)
+        request = request_for(replace(asked(data=data), model=model), "id", FIND)
+        document = await read_document(request)
+        with pytest.raises(TooBroad) if is_refused else nullcontext():
+            build_query(request, document, "find", sparing)
 
 
 @pytest_twisted.ensureDeferred

@@ -104,6 +104,42 @@ async def test_a_backend_that_is_away_is_probed_with_one_object(make_spool, inco
 
 
 @ensureDeferred
+async def test_a_backend_that_says_when_is_asked_then(make_spool, incoming, clock, until):
+    """Not before, but within the hour; by hand at any time. It is no attempt."""
+    spool, pacs = make_spool(), Pacs()
+    hours = [Failed("not at this time of the day", is_away=True, again_secs=secs) for secs in (900, 7200, 60)]
+    pacs.answer = lambda backend, entry: hours.pop(0) if hours else Delivered()
+    await spool.start()
+    spool.attach(ENDPOINT, pacs, in_order=False)
+    await take(spool, incoming, "1.1")
+    await until(lambda: 900 in clock.waits())
+    clock.advance(900)
+    await until(lambda: 3600 in clock.waits())
+    assert (await spool.entries())[0].deliveries[0].attempts == 0
+    assert await spool.retry() == 1
+    await until(lambda: 60 in clock.waits())
+    clock.advance(60)
+    await spool.emptied(ENDPOINT)
+    assert pacs.uids()[-1] == "1.1"
+
+
+@ensureDeferred
+async def test_a_backend_that_is_back_is_tried_at_once(make_spool, incoming, clock, until):
+    """Whoever knows it says so; others are left alone."""
+    spool, pacs = make_spool(), Pacs()
+    pacs.answer = away
+    await spool.start()
+    spool.attach(ENDPOINT, pacs, in_order=False)
+    await take(spool, incoming, *UIDS)
+    await until(lambda: clock.waits().count(1) == 2)  # one of them looks at the disk
+    spool.returned("another")
+    pacs.answer = lambda backend, entry: Delivered()
+    spool.returned(BACKEND)
+    await spool.emptied(ENDPOINT)
+    assert sorted(pacs.uids())[-3:] == UIDS
+
+
+@ensureDeferred
 async def test_what_is_too_old_is_given_up(make_spool, incoming, clock):
     """An object is given up when its time is over, though its backend has only been away."""
     spool, pacs = make_spool(), Pacs()

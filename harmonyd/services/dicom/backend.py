@@ -30,9 +30,11 @@ from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.errors import HarmonydError
+from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
+from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
@@ -44,6 +46,8 @@ from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
+ECHO_SECS = 10.0
+"""For a C-ECHO of ours, beside the connect timeout."""
 T = TypeVar("T", Match, Instance)
 
 
@@ -72,8 +76,9 @@ class DicomBackend:
         has_retrievers: bool,
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
+        returned: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE."""
+        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
         self.options = options
         self.active: set[str] = set()
@@ -84,17 +89,20 @@ class DicomBackend:
         self._cache = cache
         self._meter = meter
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
+        self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
+        self.guard.start()
         options = self.options
         if options.store_scp != "transient" and options.incoming_store_port_set and self._has_retrievers:
             await self._engine.open_receiver(self.receiver)
 
     async def stop(self) -> None:
-        """Nothing of its own runs: operations end with their requests, receivers with the supervisor."""
+        """Operations end with their requests, receivers with the supervisor; here end C-ECHOs of our own."""
+        await self.guard.stop()
 
     async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
         """Perform the operation. For find, get and move the first item has arrived when this returns."""
@@ -125,6 +133,10 @@ class DicomBackend:
 
     async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
         """Store inbound objects over one association; what middleware made of some goes by itself."""
+        try:
+            await self.guard.admit_delivery()
+        except HarmonydError as error:
+            return [error, *[NotTried("The PACS is not asked now") for _ in requests[1:]]]
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
@@ -137,6 +149,7 @@ class DicomBackend:
                 summary["incomplete_reason"] = f"{len(failed_at)} of {len(answers)} objects were not stored"
             if len(failed_at) == len(answers):
                 summary["outcome"] = outcome_of_error(failed_at[0])
+            self.guard.note(failed_at[0] if len(failed_at) == len(answers) else None)
         return answers
 
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
@@ -207,6 +220,7 @@ class DicomBackend:
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
+            self.guard.note(None, "echo")
         remote = self.remote
         summary = {
             "success": True,
@@ -220,6 +234,8 @@ class DicomBackend:
     async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
         negotiate("store", request.headers.get("accept"))
         try:
+            if (request.protocol, request.method) == ("dicom", "C-STORE"):
+                await self.guard.admit_delivery()
             async with self._recorded("store", request) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
                 async with self._changing() as studies:
@@ -227,6 +243,7 @@ class DicomBackend:
                         self._engine, self.remote, request, op, self.storage, self._in_thread, studies
                     )
                 summary.update(results.summary())
+                self.guard.note(None)
         except HarmonydError as error:
             error.extra.setdefault("operation", "store")
             error.extra.setdefault("backend", self.name)
@@ -254,6 +271,7 @@ class DicomBackend:
             yield record.op, summary
         except BaseException as error:
             summary.update(failed(error))
+            self.guard.note(error, operation)
             raise
         finally:
             record.measure.arrived(summary.get("stored", 0), 0)
@@ -284,11 +302,13 @@ class DicomBackend:
 
         try:
             first = await anext(aiter(stream), None)
+            self.guard.note(None)
             if first is not None:
                 kept.measure.first()
             elif operation != "find":
                 raise_for_nothing(operation, stream.outcome)
         except Exception as error:
+            self.guard.note(error)
             try:
                 await stream.aclose()
             finally:
@@ -304,6 +324,7 @@ class DicomBackend:
     def _begin(
         self, operation: str, request: RequestEnvelope, id_: str | None = None, storage: Path | None = None
     ) -> OperationRecord:
+        self.guard.admit(operation)
         now = self._reactor.seconds()
         deadline = now + self.options.operation_timeout_secs
         if request.deadline is not None:
@@ -321,6 +342,16 @@ class DicomBackend:
         )
         self.active.add(op.id)
         return OperationRecord(operation, self.remote, op, now, measure)
+
+    async def _own_echo(self) -> None:
+        """That nobody asked for, and that is in no record."""
+        id_ = new_id()
+        deadline = self._reactor.seconds() + self.options.connect_timeout_secs + ECHO_SECS
+        await self._engine.echo(self.remote, OperationContext(id_, id_, deadline, slots=self._slots))
+
+    def figures(self) -> dict[str, Any]:
+        """How the node is, and what it has to do."""
+        return {**self.guard.figures(), "in_flight": len(self.active), "waiting": self._slots.waiting}
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)

@@ -11,6 +11,7 @@ from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnrea
 from harmonyd.dimse.status import StatusCategory, category
 from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, NotTried
+from harmonyd.services.dicom.guard import OutsideHours
 from harmonyd.services.http.errors import UpstreamUnreachable
 from harmonyd.spool.api import Delivered, Failed, Result, Untried
 
@@ -37,7 +38,8 @@ def spool_result(outcome: Exception | None) -> Result:
     if isinstance(outcome, NotTried):
         return Untried()
     _say_our_fault(outcome)
-    return Failed(reason_of(outcome), is_away=_is_away(outcome))
+    again = outcome.extra["retry_after_secs"] if isinstance(outcome, OutsideHours) else None
+    return Failed(reason_of(outcome), is_away=_is_away(outcome), again_secs=again)
 
 
 def obstacle(error: Exception) -> NotDelivered:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import Query, QueryModel
 from harmonyd.dimse.identifier import decode_json, parse_query, requested_operation
-from harmonyd.dimse.wire import require_key
+from harmonyd.dimse.wire import changed_query, require_key
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
 from harmonyd.services.dicom.asked import IDENTIFIER_PREFIX, IdentifierBody
+from harmonyd.services.dicom.selectivity import check_selective
 
 OPERATIONS = ("echo", "find", "get", "move", "store")
 RETRIEVE = "retrieve"
@@ -74,12 +76,9 @@ def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
 
 
 def build_query(request: RequestEnvelope, document: Any, operation: str, options: DicomBackendOptions) -> Query:
-    """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``."""
+    """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``, ``TooBroad``."""
     if isinstance(request.body, IdentifierBody):
-        query = request.body.query(request)
-        if operation != "find":
-            require_key(query)
-        return query
+        return _callers_query(request.body, request, operation, options)
     forced = {
         key.removeprefix(IDENTIFIER_PREFIX): value
         for key, value in request.metadata.items()
@@ -87,4 +86,19 @@ def build_query(request: RequestEnvelope, document: Any, operation: str, options
     }
     model = QueryModel(options.query_model) if options.query_model else None
     destination = options.move_destination_aet if operation == "move" else None
-    return parse_query(document, operation=operation, model=model, forced=forced, destination=destination)
+    query = parse_query(document, operation=operation, model=model, forced=forced, destination=destination)
+    if operation == "find" and options.selectivity is not None:
+        check_selective(query, options.selectivity, datetime.date.today())
+    return query
+
+
+def _callers_query(
+    body: IdentifierBody, request: RequestEnvelope, operation: str, options: DicomBackendOptions
+) -> Query:
+    query = body.query(request)
+    if operation != "find":
+        require_key(query)
+    elif options.selectivity is not None and query.model is not QueryModel.WORKLIST:
+        all_keys = query if query.received is None else changed_query(body.document(request), query.model)
+        check_selective(all_keys, options.selectivity, datetime.date.today())
+    return query
