@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.asking import MoveDestination
 from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
@@ -225,20 +226,6 @@ class DicomwebEndpointOptions(HttpEndpointOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class MoveDestination:
-    """Where a C-MOVE that comes to an endpoint may send to; its AE title is its key."""
-
-    host: str
-    port: int
-    tls: TlsClient | None = None
-    """None: not secured."""
-    connect_timeout_secs: float = 10.0
-    association_timeout_secs: float = 60.0
-    """Silence allowed."""
-    max_associations: int = 10
-
-
-@dataclass(frozen=True, slots=True)
 class DicomEndpointOptions:
     """An SCP."""
 
@@ -267,11 +254,6 @@ class DicomEndpointOptions:
 
     move_destinations: Mapping[str, MoveDestination] = field(default_factory=dict)
     """By AE title."""
-
-    @property
-    def asks(self) -> bool:
-        """Callers can ask the pipeline for something, and not only send."""
-        return self.services != ("store",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harmonyd.config import checks, tls
+from harmonyd.config.asking import SERVICES, STORE, MoveDestination
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section, shown
-from harmonyd.config.model import MoveDestination
 
-STORE, MOVE = "store", "move"
-SERVICES = (STORE, "find", "get", MOVE)
+MOVE = "move"
 
 
 def services(section: Section, *, is_native: bool) -> tuple[str, ...]:

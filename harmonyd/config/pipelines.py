@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from harmonyd.config.asking import are_asked
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section, shown
 from harmonyd.config.middleware import chosen_backends
@@ -39,7 +40,11 @@ class Parts:
     def questioned(self, pipeline: PipelineConfig) -> list[EndpointConfig]:
         """The endpoints of a pipeline that callers ask for something with DICOM."""
         found = (self.endpoints.get(name) for name in pipeline.endpoints)
-        return [item for item in found if item and isinstance(item.options, DicomEndpointOptions) and item.options.asks]
+        return [
+            item
+            for item in found
+            if item and isinstance(item.options, DicomEndpointOptions) and are_asked(item.options.services)
+        ]
 
     def is_asked(self, pipeline: PipelineConfig) -> bool:
         """Whether somebody asks its backends for something, and does not only send."""

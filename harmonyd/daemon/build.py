@@ -12,6 +12,7 @@ from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
+from harmonyd.config.asking import are_asked
 from harmonyd.config.model import (
     Config,
     DicomBackendOptions,
@@ -321,7 +322,9 @@ def asked_backends(config: Config) -> frozenset[str]:
 
 def _asks(endpoint: EndpointConfig) -> bool:
     options = endpoint.options
-    return options.asks if isinstance(options, DicomEndpointOptions) else endpoint.service in registry.HTTP_ENDPOINTS
+    if isinstance(options, DicomEndpointOptions):
+        return are_asked(options.services)
+    return endpoint.service in registry.HTTP_ENDPOINTS
 
 
 def receiving_backends(config: Config) -> list[DicomBackendOptions]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from harmonyd.config.model import DicomBackendOptions
-from harmonyd.dimse.engine import QueryModel, RemoteNode
+from harmonyd.dimse.engine import ROOTS, QueryModel, RemoteNode
 from harmonyd.dimse.native import names
 from harmonyd.dimse.native.blocking import BlockingAssociation, connected
 from harmonyd.services.dicom.node import remote_node
 
-SERVICES = (names.VERIFICATION, *names.FIND.values(), *names.GET.values(), *names.MOVE.values())
+SERVICES = (names.VERIFICATION, *(names.FIND[model] for model in ROOTS), *names.GET.values(), *names.MOVE.values())
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harmonyd.config.model import DicomEndpointOptions, MoveDestination
+from harmonyd.config.asking import MoveDestination, are_asked
+from harmonyd.config.model import DicomEndpointOptions
 
 PIPELINE = "[pipelines.p]\nendpoints = ['e']\nbackends = ['b']\n[backends.b]\nservice = 'dicom'\n"
 BACKEND = PIPELINE + "[backends.b.options]\naet = 'PACS'\nhost = 'pacs'\nport = 104\n"
@@ -20,13 +21,13 @@ def options(config) -> DicomEndpointOptions:
 def test_an_endpoint_receives_by_default(loaded):
     """And nobody asks it for anything."""
     found = options(loaded(NATIVE))
-    assert (found.services, found.asks, found.move_destinations) == (("store",), False, {})
+    assert (found.services, are_asked(found.services), found.move_destinations) == (("store",), False, {})
 
 
 def test_what_is_offered(loaded):
     """In one order, whatever the file's is."""
     found = options(loaded(NATIVE + "services = ['get', 'find', 'store']\n"))
-    assert (found.services, found.asks) == (("store", "find", "get"), True)
+    assert (found.services, are_asked(found.services)) == (("store", "find", "get"), True)
 
 
 def test_destinations_of_moves(loaded):

@@ -17,7 +17,8 @@ from service_fakes import FakeRecord, FakeResults, instances, records
 from twisted.internet.defer import CancelledError, Deferred
 
 from harmonyd.bodies import BytesBody
-from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions, MoveDestination
+from harmonyd.config.asking import MoveDestination
+from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 from harmonyd.config.sparing import SelectivityOptions
 from harmonyd.dimse import wire
 from harmonyd.dimse.engine import Association, Match, QueryModel, Received

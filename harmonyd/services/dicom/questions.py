@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from harmonyd.config.model import DicomEndpointOptions, MoveDestination
+from harmonyd.config.asking import MoveDestination
+from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.serving import Asked, NotServed, Pending, Retrieval
 from harmonyd.dimse.status import UNKNOWN_DESTINATION
