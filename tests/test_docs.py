@@ -116,7 +116,10 @@ def test_commands_exist(page: Path) -> None:
 # --- configuration ---
 
 
-TABLES_IN_TABLES = ("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "breaker.", "selectivity.")
+TABLES_IN_TABLES = (
+    *("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "breaker.", "selectivity."),
+    "move_destinations.",
+)
 
 
 def documented_keys() -> dict[str, set[str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.asking import MoveDestination
 from harmonyd.config.audit_model import AuditConfig
 from harmonyd.config.daemon import (
     CacheConfig,
@@ -120,6 +121,11 @@ class DicomEndpointOptions:
     """None: not secured. engine = "native" only."""
     storage_dir: Path | None = None
     """Where objects are kept when the pipeline has no backend; None: ``<storage path>/received/<endpoint>``."""
+    services: tuple[str, ...] = ("store",)
+    """What is offered beside C-ECHO: "store", "find", "get", "move"; the last three with engine = "native" only."""
+
+    move_destinations: Mapping[str, MoveDestination] = field(default_factory=dict)
+    """By AE title."""
 
 
 @dataclass(frozen=True, slots=True)

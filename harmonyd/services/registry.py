@@ -35,8 +35,8 @@ class Resources:
     engines: EnginesByName
     """Those that the configuration needs."""
     storage: Path
-    asked_over_http: frozenset[str]
-    """Names of backends that an HTTP client can reach."""
+    asked_backends: frozenset[str]
+    """Names of backends that somebody can ask."""
     in_thread: Callable[..., Awaitable[Any]]
     """Runs blocking work in the reactor's thread pool."""
     cache: SeriesCache | None = None
@@ -79,7 +79,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         resources.engines[options.engine],
         resources.reactor,
         resources.storage,
-        has_retrievers=config.name in resources.asked_over_http,
+        has_retrievers=config.name in resources.asked_backends,
         cache=resources.cache,
         meter=resources.meter,
         witness=resources.witness,

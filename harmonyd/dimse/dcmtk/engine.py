@@ -33,6 +33,7 @@ from harmonyd.dimse.engine import (
     StoreScpConfig,
 )
 from harmonyd.dimse.quarantine import Quota
+from harmonyd.dimse.serving import Handler
 from harmonyd.dimse.streams import ItemStream
 from harmonyd.supervision.api import Supervisor
 
@@ -90,7 +91,10 @@ class DcmtkEngine:
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ItemStream[StoreResult]:
         return store.store(self._box, remote, files, op)
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+    def store_scp(
+        self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None
+    ) -> StoreScp:
+        """``questions`` is never asked: storescp only receives."""
         folder = self._storage / "spool" / "receiving"
         if config.store_scp == "per-association":
             return PerAssociationScp(self._box, config, handler, admission, folder, self._listeners)

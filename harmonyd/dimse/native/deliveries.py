@@ -22,9 +22,10 @@ from harmonyd.dimse.accept import TWICE, Intake, instance_of, matches, quarantin
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Instance, Query
 from harmonyd.dimse.native import core
-from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
+from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo
 from harmonyd.dimse.native.listener import AssociationListener
 from harmonyd.dimse.native.object_file import flush_to_disk
+from harmonyd.dimse.native.offering import answer_for
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.threads import Threads
@@ -181,7 +182,7 @@ class MoveDeliveries:
 
     def answer(self, request: core.AssociateRequest) -> core.Answer:
         """See ``inbound.Receiver``."""
-        return storage_answer(request)
+        return answer_for(request)
 
     def ended(self, session: InboundSession) -> None:
         """See ``inbound.Receiver``."""

@@ -22,12 +22,14 @@ from harmonyd.dimse.engine import (
     StoreScpConfig,
 )
 from harmonyd.dimse.native import find, get, move, store
+from harmonyd.dimse.native.answering import services_for
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.native.scp import NativeStoreScp
 from harmonyd.dimse.quarantine import Quota
+from harmonyd.dimse.serving import Handler
 from harmonyd.dimse.streams import ItemStream
 
 
@@ -72,9 +74,12 @@ class NativeEngine:
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ItemStream[StoreResult]:
         return store.store(self._means, remote, files, op)
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+    def store_scp(
+        self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None
+    ) -> StoreScp:
         folder = self._means.storage / "spool" / "receiving"
-        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners)
+        others = services_for(self._means, questions)
+        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners, others)
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Listen for C-MOVE deliveries now instead of with the first move."""

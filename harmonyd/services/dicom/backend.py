@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -36,6 +37,7 @@ from harmonyd.permit import UNLIMITED
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.auditing import Sent, Witness
 from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
@@ -86,7 +88,7 @@ class DicomBackend:
         witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE. ``returned``: see ``Guard``."""
+        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
         self.options = options
         self.storage = options.storage_dir or storage
@@ -130,6 +132,7 @@ class DicomBackend:
         request.metadata["dimse_op"] = operation
         hold = self._hold(operation, request)
         try:
+            may_be_kept = may_be_kept and request.metadata.get(ONCE) != "true"
             if hold is not None and operation in ("get", "move"):
                 return await self._retrieve_held(hold, operation, request, document, may_be_kept=may_be_kept)
             if may_be_kept:
@@ -221,15 +224,18 @@ class DicomBackend:
         begins = self._witness.query if operation == "find" else self._witness.retrieve
         kept = self._running.begin(operation, request, audited=begins(self.remote, request, query))
         if operation == "find":
-            found = self._engine.find(self.remote, query, kept.op)
+            # What is shown to a caller is looked at as JSON where not all may be.
+            as_received = shows is None and isinstance(request.body, IdentifierBody)
+            found = self._engine.find(self.remote, query, replace(kept.op, as_received=as_received))
             found = found if shows is None else Showing(found, shows)
 
             def record(match: Match) -> MatchRecord:
-                kept.arrived(len(match.json))
-                return MatchRecord(match)
+                made = MatchRecord(match, self._in_thread)
+                kept.arrived(made.size_bytes)
+                return made
 
             return await self._respond(kept, media_type, "matches", found, record)
-        return await self._retrieve(kept, media_type, query)
+        return await self._retrieve(kept, media_type, query, once=request.metadata.get(ONCE) == "true")
 
     async def _retrieve_kept(
         self, operation: str, cache: SeriesCache, asked: Key, request: RequestEnvelope
@@ -258,7 +264,9 @@ class DicomBackend:
         takes_turns = options.dimse_retrieve_mode == "move" and options.store_scp in ("persistent", "transient")
         return options.max_associations > 1 and not takes_turns
 
-    async def _retrieve(self, kept: OperationRecord, media_type: str, query: Query) -> ResponseEnvelope:
+    async def _retrieve(
+        self, kept: OperationRecord, media_type: str, query: Query, *, once: bool = False
+    ) -> ResponseEnvelope:
         if kept.operation == "get":
             stream = self._engine.get(self.remote, query, kept.op)
         else:
@@ -269,7 +277,7 @@ class DicomBackend:
             kept.audited.arrived(instance)
             return InstanceRecord(instance, self._in_thread)
 
-        return await self._respond(kept, media_type, "instances", stream, record)
+        return await self._respond(kept, media_type, "instances", stream, record, once=once)
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._running.recorded("echo", request) as (op, _):
@@ -324,11 +332,15 @@ class DicomBackend:
         items_key: str,
         stream: OperationStream[T],
         record: Callable[[T], MatchRecord | InstanceRecord],
+        *,
+        once: bool = False,
     ) -> ResponseEnvelope:
         operation = kept.operation
 
         async def closed(summary: Mapping[str, Any]) -> None:
-            await self._running.ended(kept, summary, stream.folder)
+            if once and stream.folder is not None:
+                await self._in_thread(shutil.rmtree, stream.folder, True)
+            await self._running.ended(kept, summary, None if once else stream.folder)
 
         try:
             first = await anext(aiter(stream), None)

@@ -21,6 +21,7 @@ from harmonyd.services.dicom.at_once import deliver_one
 from harmonyd.services.dicom.inbound_audit import InboundWitness
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
+from harmonyd.services.dicom.questions import Questions
 from harmonyd.spool.api import Entry, NewEntry, Result, Spool
 from harmonyd.subject import Caller
 from harmonyd.tracing import Span, Trace, begin, is_tracing, parse
@@ -44,6 +45,7 @@ def scp_config(name: str, options: DicomEndpointOptions) -> StoreScpConfig:
         options.max_associations_per_peer,
         options.acknowledge,
         options.tls,
+        options.services,
     )
 
 
@@ -75,7 +77,8 @@ class DicomEndpoint:
         self._engines = engines
         self._mode = (options.engine, options.store_scp)
         engine = engines[options.engine]
-        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
+        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options)
+        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission, self._questions)
 
     async def start(self) -> None:
         """Deliver what is in the spool, and receive. Raises what starting a receiver, or a backend, raises."""
@@ -101,7 +104,7 @@ class DicomEndpoint:
 
     def change(self, options: DicomEndpointOptions, pipeline: Pipeline, own: Backend | None = None) -> None:
         """Pass the next object through ``pipeline``, and from the next ``resume`` on receive as ``options`` say."""
-        self._options = options
+        self._options = self._questions.options = options
         self._pipeline = pipeline
         self._own = own
 
@@ -123,7 +126,9 @@ class DicomEndpoint:
             return
         await self._scp.stop()
         self._mode = mode
-        self._scp = self._engines[self._options.engine].store_scp(config, self, self._spool.admission)
+        self._scp = self._engines[self._options.engine].store_scp(
+            config, self, self._spool.admission, self._questions
+        )
         await self._scp.start()
 
     async def handed_on(self) -> None:
