@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,8 @@ class Builder:
     def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
         """What serves an HTTP network."""
         routes, health = self.routes(config, network.name, pipelines), self.open_health_on(config, network.name)
-        return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests)
+        told = partial(self._witness.no_tls, network.name)
+        return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests, told)
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network, behind its middleware."""

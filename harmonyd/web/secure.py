@@ -20,6 +20,8 @@ from harmonyd.tls_port import ServerConnections, certificate_of, handshake_probl
 
 PROTOCOLS = (b"http/1.1",)
 """For ALPN (RFC 7301 section 6)."""
+OnRefusal = Callable[[str, str], None]
+"""Told of an address from which there is no secure connection, and why."""
 _LOGGED = 10
 _LOGGED_PER_SECS = 60.0
 
@@ -95,8 +97,12 @@ class Door(Factory):
     noisy = False
     _log = Logger("harmonyd.web")
 
-    def __init__(self, reactor: Any, inside: Any, plain_answer: Callable[[], bytes]) -> None:
-        """``plain_answer``: for who speaks HTTP without TLS where TLS is needed."""
+    def __init__(self, reactor: Any, inside: Any, plain_answer: Callable[[], bytes], on_refusal: OnRefusal) -> None:
+        """``plain_answer``: for who speaks HTTP without TLS where TLS is needed.
+
+        ``on_refusal`` hears of what is logged of handshakes.
+        """
+        self._on_refusal = on_refusal
         self.plain_answer = plain_answer
         self._reactor = reactor
         self._inside = inside
@@ -130,7 +136,9 @@ class Door(Factory):
             self._told, self._told_since = 0, now
         self._told += 1
         if self._told <= _LOGGED:
-            self._log.warn("no TLS with {peer}: {problem}", peer=getattr(peer, "host", ""), problem=problem)
+            host = str(getattr(peer, "host", ""))
+            self._log.warn("no TLS with {peer}: {problem}", peer=host, problem=problem)
+            self._on_refusal(host, problem)
 
 
 def connections_for(settings: TlsServer | None) -> ServerConnections | None:
