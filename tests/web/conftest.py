@@ -34,7 +34,8 @@ def serve() -> Iterator[Serve]:
         on_refusal: OnRefusal = lambda address, why: None,
     ) -> HttpFrontEnd:
         network = NetworkConfig("default", HttpListener(address, 0), tls=tls, hsts_max_age_secs=hsts_max_age_secs)
-        front_end = HttpFrontEnd(reactor, network, list(routes), limits or LimitsConfig(), health, on_refusal=on_refusal)
+        given = list(routes), limits or LimitsConfig(), health
+        front_end = HttpFrontEnd(reactor, network, *given, on_refusal=on_refusal)
         await front_end.start()
         running.append(front_end)
         return front_end
