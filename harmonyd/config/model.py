@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
@@ -315,7 +316,9 @@ class EchoOptions:
 
 
 EndpointOptions = HttpEndpointOptions | DicomEndpointOptions
-BackendOptions = DicomBackendOptions | HttpBackendOptions | StorageBackendOptions | EchoOptions
+BackendOptions = DicomBackendOptions | DicomwebBackendOptions | HttpBackendOptions | StorageBackendOptions | EchoOptions
+ASKED_SERVICES = ("dicom", "dicomweb")
+"""Services of backends that can be asked what DIMSE can: find, get, move, store, echo."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import (
+    ASKED_SERVICES,
     Config,
     DicomBackendOptions,
     DicomEndpointOptions,
@@ -306,7 +307,7 @@ def long_running(config: Config) -> frozenset[Owner]:
 
 def _is_dimse(config: Config, pipeline: PipelineConfig) -> bool:
     services = {config.backends[name].service for name in pipeline.backends}
-    return "dicom" in services and services <= {"dicom", "storage"}
+    return bool(services & set(ASKED_SERVICES)) and services <= {*ASKED_SERVICES, "storage"}
 
 
 def asked_over_http(config: Config) -> frozenset[str]:

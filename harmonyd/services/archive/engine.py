@@ -1,0 +1,142 @@
+"""``dimse.Engine`` over a DICOMweb archive, so that all that asks a PACS can ask one: QIDO-RS is its C-FIND, WADO-RS
+its C-GET and C-MOVE, STOW-RS its C-STORE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from harmonyd.config.archive_model import DicomwebBackendOptions
+from harmonyd.dimse import artifacts
+from harmonyd.dimse.accept import Intake
+from harmonyd.dimse.engine import (
+    Admission,
+    Instance,
+    Match,
+    MoveReceiver,
+    ObjectHandler,
+    OperationContext,
+    OperationStream,
+    Outcome,
+    Query,
+    RemoteNode,
+    StoreResult,
+    StoreScp,
+    StoreScpConfig,
+)
+from harmonyd.dimse.errors import EngineFailed
+from harmonyd.dimse.streams import ItemStream, ahead
+from harmonyd.services.archive.client import Client
+from harmonyd.services.archive.credentials import InThread
+from harmonyd.services.archive.retrieve import Retrieve
+from harmonyd.services.archive.search import Searcher
+from harmonyd.services.archive.stow import Storer
+
+_AHEAD = 1000
+"""Matches that may wait for whoever reads them."""
+
+
+class ArchiveEngine:
+    """Of one backend: whichever node is named, its own archive is asked. ``storage``: for artifact folders."""
+
+    def __init__(
+        self, reactor: Any, remote: RemoteNode, options: DicomwebBackendOptions, storage: Path, in_thread: InThread
+    ) -> None:
+        self._options = options
+        self._storage = storage
+        self._in_thread = in_thread
+        self._client = client = Client(reactor, remote.name, remote, options, in_thread)
+        fuzzy = options.fuzzy_matching
+        self._searcher = Searcher(client, options.qido_prefix, options.page_size, fuzzy=fuzzy)
+        self._storer = Storer(
+            client, options.stow_prefix, options.max_store_objects, options.max_store_bytes, in_thread
+        )
+
+    async def close(self) -> None:
+        """Close the connections that are idle."""
+        await self._client.close()
+
+    async def echo(self, remote: RemoteNode, op: OperationContext) -> Outcome:
+        """The cheapest search there is."""
+        async with self._slot(op):
+            await self._searcher.echo(op.deadline)
+            op.steps.associated()
+        return Outcome(status=0, status_text="Success")
+
+    def find(self, remote: RemoteNode, query: Query, op: OperationContext) -> OperationStream[Match]:
+        """Lazy: the search begins when the first match is asked for."""
+
+        async def produce(stream: ItemStream[Match]) -> AsyncGenerator[Match, None]:
+            async with self._slot(op), aclosing(self._searcher.find(query, op, stream.outcome)) as found:
+                async for match in found:
+                    op.steps.associated()
+                    yield match
+
+        return ItemStream(lambda stream: ahead(produce(stream), _AHEAD))
+
+    def get(self, remote: RemoteNode, query: Query, op: OperationContext) -> OperationStream[Instance]:
+        """Lazy. A connection is held as long as the archive sends, not as long as somebody takes to read it."""
+        return self._retrieve("get", query, op)
+
+    def move(
+        self, remote: RemoteNode, receiver: MoveReceiver, query: Query, op: OperationContext
+    ) -> OperationStream[Instance]:
+        """The same: an archive sends to who asks, and nowhere else."""
+        return self._retrieve("move", query, op)
+
+    def _retrieve(self, operation: str, query: Query, op: OperationContext) -> OperationStream[Instance]:
+        folder = artifacts.folder_of(op.storage or self._storage, operation, op.id)
+
+        async def produce(stream: ItemStream[Instance]) -> AsyncGenerator[Instance, None]:
+            stream.folder = folder
+            intake = Intake(query, folder, self._storage / "quarantine")
+            retrieve = Retrieve(
+                self._client,
+                self._searcher,
+                self._options.wado_prefix,
+                query,
+                op,
+                intake,
+                self._options.max_instance_bytes,
+                self._in_thread,
+            )
+            async with self._slot(op), aclosing(retrieve.instances()) as found:
+                async for instance in found:
+                    op.steps.associated()
+                    yield instance
+            retrieve.conclude(stream.outcome)
+
+        return ItemStream(lambda stream: ahead(produce(stream)))
+
+    def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> OperationStream[StoreResult]:
+        """Lazy."""
+
+        async def produce(stream: ItemStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
+            async with self._slot(op), aclosing(self._storer.store(files, op)) as results:
+                async for result in results:
+                    op.steps.associated()
+                    yield result
+
+        return ItemStream(produce)
+
+    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+        """Never: nobody sends with DIMSE here."""
+        raise EngineFailed("A DICOMweb archive receives nothing for us")
+
+    async def open_receiver(self, receiver: MoveReceiver) -> None:
+        """Nothing to open: what is moved comes over the connection that asks for it."""
+
+    @asynccontextmanager
+    async def _slot(self, op: OperationContext) -> AsyncIterator[None]:
+        op.steps.queued()
+        if op.slots is not None:
+            await op.slots.acquire(op.deadline)
+        try:
+            op.steps.began()
+            yield
+        finally:
+            if op.slots is not None:
+                op.slots.release()
