@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 
 from harmonyd.dimse.errors import DimseTimeout, NonsenseAnswer
 from harmonyd.dimse.waiting import until
@@ -19,6 +20,8 @@ from harmonyd.services.http.upstream import UpstreamBody
 PIECE_BYTES = 256 * 1024
 """Largest chunk that decompression makes of one."""
 _GZIP = 16 + zlib.MAX_WBITS
+DROP_SECS = 5.0
+"""Silence allowed there."""
 _DRAIN_BYTES = 64 * 1024
 """Of an answer that nobody wants: read, so that its connection can be used again; a longer one is cut."""
 
@@ -101,7 +104,8 @@ class Answer:
         return bytes(whole)
 
     async def drop(self) -> None:
-        """Nobody wants what it says."""
+        """Nobody wants what it says; the connection is kept where it says little, and soon."""
+        self._idle_secs = min(self._idle_secs, DROP_SECS)
         if self._body.length is not None and self._body.length > _DRAIN_BYTES:
             await self._body.close()
             return
@@ -114,7 +118,11 @@ class Answer:
 
     async def close(self) -> None:
         """Drop what was not read, and the connection unless it has ended. Safe to call twice."""
-        await self._body.close()
+        try:
+            # What Twisted's parser is just delivering may be the end, after which it keeps the connection.
+            await deferLater(self._reactor, 0)
+        finally:
+            await self._body.close()
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes:

@@ -148,6 +148,7 @@ class Retrieve:
                 await answer.drop()
                 return
             if answer.status not in (200, 206):
+                await answer.drop()
                 raise error_of(self._client.name, "a retrieve", answer.status, answer.headers.get("retry-after"))
             if answer.status == 206:
                 self._notes.append("the archive says itself that it did not send all")

@@ -57,9 +57,10 @@ class Searcher:
             elif answer.status == 200:
                 self._check_kind(answer)
                 async with aclosing(items(answer, self._client.name)) as found:
-                    async for _ in found:
-                        break
+                    await anext(found, None)
+                    await anext(found, None)  # to its end, so that the connection stays; unless limit means nothing
             else:
+                await answer.drop()
                 raise self._error(answer)
         finally:
             await answer.close()
@@ -90,10 +91,10 @@ class Searcher:
 
     async def first(self, search: Search, op: OperationContext) -> dict[str, Any] | None:
         """The first match, None where there is none."""
-        async with aclosing(self._page(search, 2, 0, op.deadline, Page())) as found:
-            async for item in found:
-                return item
-        return None
+        async with aclosing(self._page(search, 1, 0, op.deadline, Page())) as found:
+            item = await anext(found, None)
+            await anext(found, None)  # as above
+            return item
 
     async def _pages(
         self,
@@ -134,6 +135,7 @@ class Searcher:
                 await answer.drop()
                 return
             if answer.status != 200:
+                await answer.drop()
                 raise self._error(answer)
             self._check_kind(answer)
             _read_warnings(answer.headers.get("warning", ""), page)

@@ -113,6 +113,7 @@ class Storer:
                 await answer.drop()
                 return [result for each in batch for result in await self._send([each], op)]
             if told is None:
+                await answer.drop()
                 return self._untold(batch, answer)
         finally:
             await answer.close()
