@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from harmonyd.testing.processes import end_group, free_port, log_tail, wait_until
 
-
 DICOMWEB_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 
 

@@ -64,12 +64,6 @@ class _Creator(ClientCreator):
         return made
 
 
-class _Quiet(HTTPConnectionPool._factory):  # type: ignore[misc, name-defined]
-    """Does not log that connections come and go."""
-
-    noisy = False
-
-
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
     """Connections to one host, verified as ``tls`` says."""
@@ -80,7 +74,7 @@ class _Endpoints:
         self._tls = tls
         self.creator: _Creator | None = None
         self.pool: Any = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
-        self.pool._factory = _Quiet
+        self.pool._factory = cast(Any, type("Quiet", (self.pool._factory,), {"noisy": False}))
         self.pool.maxPersistentPerHost = max_idle
         self.pool.cachedConnectionTimeout = IDLE_SECS
         self.agent: Any = Agent.usingEndpointFactory(reactor, self, self.pool)  # type: ignore[no-untyped-call]

@@ -23,8 +23,8 @@ MAX_UIDS = 30
 _CHARACTER_SET, _LEVEL, _RETRIEVE_AET = 0x00080005, 0x00080052, 0x00080054
 _OURS = frozenset({_CHARACTER_SET, _LEVEL, _RETRIEVE_AET})
 _STUDY, _SERIES, _INSTANCE = 0x0020000D, 0x0020000E, 0x00080018
-_COUNTS_OF_PATIENT = frozenset({0x00201200, 0x00201202, 0x00201204})
-"""There is no such resource in DICOMweb: nobody could answer them."""
+_COUNTS_OF_PATIENT = {0x00201200: "", 0x00201202: "00201206", 0x00201204: "00201208"}
+"""There is no such resource in DICOMweb: they are summed up from these counts of its studies, and their number."""
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _VR = re.compile(r"[A-Z]{2}")
 _NUMBERS = {"IS": int, "DS": float}
@@ -54,6 +54,7 @@ def searches(query: Query, *, fuzzy: bool = False) -> Iterator[Search]:
     for element in query.dataset:
         tag = int(element.tag)
         if tag in _OURS or (query.level is QueryLevel.PATIENT and tag in _COUNTS_OF_PATIENT):
+            returned += [of_study] if (of_study := _COUNTS_OF_PATIENT.get(tag)) else []
             continue
         returned.append(f"{tag:08X}")
         values = _texts(element.value)
@@ -63,7 +64,9 @@ def searches(query: Query, *, fuzzy: bool = False) -> Iterator[Search]:
             lists = f"{tag:08X}", values
         elif values and values != ["*"]:
             matching.append((f"{tag:08X}", ("," if element.VR == "UI" else "\\").join(values)))
-    included = [("includefield", tag) for tag in returned]
+    if query.level is QueryLevel.PATIENT:
+        returned.append(f"{_STUDY:08X}")
+    included = [("includefield", tag) for tag in dict.fromkeys(returned)]
     fuzzily = [("fuzzymatching", "true")] if fuzzy else []
     if lists is None:
         yield Search(path, (*matching, *included, *fuzzily))
@@ -132,8 +135,7 @@ class Answers:
 
     def key(self, item: Mapping[str, Any]) -> str:
         """What tells a match from others; empty where the archive does not say."""
-        values = _entry(item, self._unique).get("Value") or [""]
-        return str(values[0])
+        return _first_text(item, self._unique)
 
     def match(self, item: Mapping[str, Any]) -> bytes:
         """A match in the DICOM JSON Model. Raises ``ValueError`` for what is none."""
@@ -148,6 +150,51 @@ class Answers:
                 entry = {"vr": "UI", "Value": [self._in_path[tag]]}
             found[tag] = _settled(entry, element) if entry else {"vr": element.VR}
         return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+class Patients:
+    """The patients of studies: what C-FIND answers at the PATIENT level, which DICOMweb does not have.
+
+    Whether they are ``counted`` decides when they are known: at the end, or each with its first study.
+    """
+
+    def __init__(self, query: Query) -> None:
+        tags = {int(element.tag) for element in query.dataset}
+        self._counts = {tag: of_study for tag, of_study in _COUNTS_OF_PATIENT.items() if tag in tags}
+        self.counted = bool(self._counts)
+        self._sums: dict[tuple[str, str], tuple[dict[str, Any], dict[int, int | None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def add(self, study: Mapping[str, Any]) -> bool:
+        """Tell whether its patient is new."""
+        key = (_first_text(study, "00100020"), _first_text(study, "00100021"))
+        is_new = key not in self._sums
+        if is_new:
+            self._sums[key] = (dict(study), dict.fromkeys(self._counts, 0))
+        sums = self._sums[key][1]
+        for tag, of_study in self._counts.items():
+            text = _first_text(study, of_study) if of_study else "1"
+            before = sums[tag]
+            sums[tag] = before + int(text) if before is not None and text.isdecimal() else None
+        return is_new
+
+    def all(self) -> Iterator[dict[str, Any]]:
+        """Each with its counts, where the archive told those of all its studies."""
+        for item, sums in self._sums.values():
+            known = {f"{tag:08X}": {"vr": "IS", "Value": [total]} for tag, total in sums.items() if total is not None}
+            yield {**item, **known}
+
+
+def study_key(item: Mapping[str, Any]) -> str:
+    """What tells a study from others; empty where the archive does not say."""
+    return _first_text(item, f"{_STUDY:08X}")
+
+
+def _first_text(item: Mapping[str, Any], tag: str) -> str:
+    values = _entry(item, tag).get("Value") or [""]
+    return str(values[0]) if values[0] is not None else ""
 
 
 def _entry(item: Mapping[str, Any], tag: str) -> dict[str, Any]:
@@ -191,7 +238,9 @@ def _value(value: Any, vr: str) -> Any:
     if value is None or isinstance(value, bool):
         return None
     if vr == "PN":
-        return {"Alphabetic": value} if isinstance(value, str) else value
+        name = {"Alphabetic": value} if isinstance(value, str) else value
+        groups = {group: text for group, text in name.items() if text} if isinstance(name, dict) else {}
+        return groups or None
     if vr in _NUMBERS and isinstance(value, str):
         try:
             return _NUMBERS[vr](value)

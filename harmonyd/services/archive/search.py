@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import ijson
 
-from harmonyd.dimse.engine import Match, OperationContext, Outcome, Query
+from harmonyd.dimse.engine import Match, OperationContext, Outcome, Query, QueryLevel
 from harmonyd.dimse.errors import NonsenseAnswer
 from harmonyd.services.archive.answer import Answer
 from harmonyd.services.archive.client import Client
 from harmonyd.services.archive.errors import error_of
-from harmonyd.services.archive.query import Answers, Search, searches
+from harmonyd.services.archive.query import Answers, Patients, Search, searches, study_key
 
 JSON = "application/dicom+json"
 MAX_MATCH_BYTES = 4 * 1000**2
@@ -69,6 +70,11 @@ class Searcher:
     async def find(self, query: Query, op: OperationContext, outcome: Outcome) -> AsyncGenerator[Match, None]:
         """The matches of a C-FIND; what is known about their completeness goes to ``outcome``."""
         answers, seen = Answers(query), set[str]()
+        if query.level is QueryLevel.PATIENT:
+            async with aclosing(self._patients(query, op, outcome)) as patients:
+                async for item in patients:
+                    yield Match(answers.match(item))
+            return
         for search in searches(query, fuzzy=self._fuzzy):
             async with aclosing(self._pages(search, answers.key, seen, op, outcome)) as found:
                 async for item in found:
@@ -76,6 +82,23 @@ class Searcher:
                         outcome.incomplete(f"more than max_results ({op.max_results}) matches; the rest was cut")
                         return
                     yield Match(answers.match(item))
+
+    async def _patients(
+        self, query: Query, op: OperationContext, outcome: Outcome
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        patients, seen = Patients(query), set[str]()
+        for search in searches(query, fuzzy=self._fuzzy):
+            async with aclosing(self._pages(search, study_key, seen, op, outcome)) as found:
+                async for study in found:
+                    is_new = patients.add(study)
+                    if len(patients) > op.max_results:
+                        outcome.incomplete(f"more than max_results ({op.max_results}) matches; the rest was cut")
+                        break
+                    if is_new and not patients.counted:
+                        yield study
+        if patients.counted:
+            for item in islice(patients.all(), op.max_results):
+                yield item
 
     async def uids(self, search: Search, tag: str, op: OperationContext, outcome: Outcome) -> list[str]:
         """All values of a UID among the matches. ``op.max_results`` does not count."""
@@ -104,10 +127,14 @@ class Searcher:
         op: OperationContext,
         outcome: Outcome,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """All matches that are not in ``seen``, to which they are added. ``limit`` and ``offset`` may be ignored."""
-        offset = 0
+        """All matches that are not in ``seen``, to which they are added. ``limit`` and ``offset`` may be ignored.
+
+        Orthanc 1.10 counts the limit of some searches from the first match on, whatever the offset is: so an empty page
+        is not believed before it is empty with the larger limit, too.
+        """
+        offset, from_first = 0, False
         while True:
-            page, limit = Page(), self._page_size
+            page, limit = Page(), self._page_size + (offset if from_first else 0)
             async with aclosing(self._page(search, limit, offset, op.deadline, page)) as found:
                 async for item in found:
                     uid = key(item) or f"#{len(seen)}"
@@ -116,7 +143,10 @@ class Searcher:
                         page.fresh += 1
                         yield item
             outcome.warnings += [note for note in page.notes if note not in outcome.warnings]
-            if not page.more and page.received != limit:
+            if not page.received and offset and not from_first:
+                from_first = True
+                continue
+            if not page.more and page.received not in (limit, self._page_size):
                 return  # the last page; or all at once, where the archive knows no pages
             if not page.fresh:
                 if page.more or page.received:

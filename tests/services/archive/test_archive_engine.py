@@ -1,4 +1,4 @@
-"""The engine over archives that lie, cut, hang, redirect and send rubbish: nothing is ever told to be what it is not."""
+"""The engine over archives that lie, cut, hang, redirect and send rubbish: it never tells what is not so."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def stored(engine: ArchiveEngine, files: Any) -> list[int | None]:
 # --- searches
 
 
-@pytest.mark.parametrize("behaviour", ["pages", "capped", "nopaging", "zipped", "moved"])
+@pytest.mark.parametrize("behaviour", ["pages", "capped", "nopaging", "fromfirst", "zipped", "moved"])
 @pytest_twisted.ensureDeferred
 async def test_all_matches_come_whatever_the_archive_knows_of_pages(behaviour: str, engines: Any) -> None:
     """Pages of its own size or ours, all at once, in gzip, or behind a redirect within the archive."""
