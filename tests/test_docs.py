@@ -116,7 +116,15 @@ def test_commands_exist(page: Path) -> None:
 # --- configuration ---
 
 
-TABLES_IN_TABLES = ("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "breaker.", "selectivity.")
+TABLES_IN_TABLES = (
+    "tls.",
+    "oauth2.",
+    "incoming_store_tls.",
+    "user_identity.",
+    "acknowledge_status.",
+    "breaker.",
+    "selectivity.",
+)
 
 
 def documented_keys() -> dict[str, set[str]]:

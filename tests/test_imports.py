@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
-    "services": BASE | {"waiters", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
+    "services": BASE | {"waiters", "tls", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
