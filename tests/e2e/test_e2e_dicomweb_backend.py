@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -233,6 +235,39 @@ def test_what_a_modality_sends_reaches_the_archive(world: World, tmp_path: Path)
         return bool(matches) and matches[0]["00201208"].get("Value") == [3]
 
     wait_until(is_there, "all three are there", 10)
+
+
+def run(world: World, *argv: str) -> subprocess.CompletedProcess[str]:
+    """A command of harmonyd's, beside the daemon."""
+    command = [sys.executable, "-m", "harmonyd", *argv, "--config", str(world.daemon.config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_check_and_doctor_ask_the_archive(world: World) -> None:
+    """With the daemon's own client, credentials included."""
+    checked = run(world, "check", "--probe")
+    assert f"backend web: {world.orthanc.dicomweb_url} answered a search" in checked.stdout
+    examined = run(world, "doctor", "web", "--json")
+    (found,) = json.loads(examined.stdout)["backends"]
+    assert [(step["step"], step["result"]) for step in found["steps"]] == [
+        ("resolve", "ok"),
+        ("tcp", "ok"),
+        ("tls", "skipped"),
+        ("search", "ok"),
+    ]
+
+
+def test_doctor_says_what_is_wrong_with_credentials(world: World, tmp_path: Path) -> None:
+    """And on which side."""
+    wrong = tmp_path / "wrong"
+    wrong.write_text("wrong")
+    backend = {"service": "dicomweb", "url": world.orthanc.dicomweb_url, "bearer_file": str(wrong)}
+    config = write_config(tmp_path, http_port=free_port(), backends={"web": backend})
+    command = [sys.executable, "-m", "harmonyd", "doctor", "--config", str(config)]
+    examined = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert examined.returncode == 1
+    assert f"backend web: {world.orthanc.dicomweb_url} (DICOMweb)" in examined.stdout
+    assert "it does not accept our credentials" in examined.stdout
 
 
 def test_credentials_are_nowhere(world: World) -> None:

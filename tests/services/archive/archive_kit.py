@@ -28,13 +28,14 @@ PROGRAM = Path(__file__).with_name("scripted_archive.py")
 class ScriptedArchive:
     """Its port, and the three files that it has."""
 
-    def __init__(self, port: int, study: MadeStudy) -> None:
+    def __init__(self, port: int, study: MadeStudy, scheme: str = "http") -> None:
         self.port = port
+        self._scheme = scheme
         self.study = study
 
     def url(self, behaviour: str) -> str:
         """Where it behaves like that."""
-        return f"http://127.0.0.1:{self.port}/{behaviour}"
+        return f"{self._scheme}://127.0.0.1:{self.port}/{behaviour}"
 
     def seen(self, behaviour: str) -> list[dict[str, Any]]:
         """What it was asked there. Blocks for a moment: the server is a process of its own."""
@@ -43,14 +44,15 @@ class ScriptedArchive:
 
 
 @contextmanager
-def scripted_archive(folder: Path) -> Iterator[ScriptedArchive]:
-    """A running one."""
+def scripted_archive(folder: Path, tls: tuple[Path, Path, Path] | None = None) -> Iterator[ScriptedArchive]:
+    """A running one. ``tls``: its certificate, key, and the authority of callers who have one."""
     study = make_study(folder / "study", 3)
-    argv = [sys.executable, str(PROGRAM), *map(str, study.files)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    options = [] if tls is None else ["--tls", *map(str, tls)]
+    argv = [sys.executable, str(PROGRAM), *options, *map(str, study.files)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
-            yield ScriptedArchive(int(process.stdout.readline()), study)
+            yield ScriptedArchive(int(process.stdout.readline()), study, "http" if tls is None else "https")
         finally:
             process.kill()
 
@@ -76,5 +78,3 @@ def question(operation: str = "find", **keys: Any) -> Query:
     """An identifier as a client writes it; a search asks for nothing by default."""
     asked = {"return": "requested", **keys} if operation == "find" else keys
     return parse_query(asked, operation=operation)
-
-

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import ssl
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -157,6 +158,22 @@ class Handler(BaseHTTPRequestHandler):
         """Counts the limit from the first match on, as Orthanc 1.10 does in some searches."""
         self._some(STUDIES[int(self.query.get("offset", ["0"])[0]) : int(self.query["limit"][0])])
 
+    def _endless(self) -> None:
+        """Matches, or one instance, without end; ``/seen`` tells as ``left`` that nobody reads any more."""
+        is_search = "includefield" in self.query or "series" not in self.rest
+        self.send_response(200)
+        self.send_header("Content-Type", JSON if is_search else MULTIPART)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            head = b"[" if is_search else b"--xyz\r\nContent-Type: application/dicom\r\n\r\n"
+            self.wfile.write(head)
+            for number in range(10_000_000):
+                study = {"0020000D": {"vr": "UI", "Value": [f"1.3.{number}"]}}
+                self.wfile.write(json.dumps(study).encode() + b"," if is_search else bytes(65536))
+        except OSError:
+            SEEN.append({"as": "left", "search": is_search})
+
     # --- retrieves: QIDO-RS says three instances
 
     def _counted(self, body: bytes, kind: str = MULTIPART, **how: Any) -> None:
@@ -289,9 +306,17 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """``argv``: files of a study."""
-    FILES.extend(Path(name).read_bytes() for name in sys.argv[1:])
+    """``argv``: files of a study; before them ``--tls``, a certificate, its key and who may call."""
+    files = sys.argv[1:]
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if files[:1] == ["--tls"]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files[1], files[2])
+        context.load_verify_locations(files[3])
+        context.verify_mode = ssl.CERT_OPTIONAL
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        files = files[4:]
+    FILES.extend(Path(name).read_bytes() for name in files)
     server.daemon_threads = True
     print(server.server_address[1], flush=True)
     server.serve_forever()

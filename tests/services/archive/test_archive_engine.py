@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from archive_kit import ScriptedArchive, engine_for, operation, question, scripted_archive
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import deferLater
 
 from harmonyd.config.archive_model import Basic, Bearer, ClientCredentials, Secret
 from harmonyd.dimse.engine import RemoteNode
@@ -151,6 +153,44 @@ async def test_a_silent_archive_is_left(engines: Any) -> None:
     waiting.cancel()
     with pytest.raises(CancelledError):
         await waiting
+
+
+async def left(archive: ScriptedArchive, *, search: bool) -> None:
+    """Return when the archive has noticed that nobody reads any more."""
+    while not any(each["search"] is search for each in archive.seen("left")):
+        await deferLater(reactor, 0.02)
+
+
+def half_received(folder: Path) -> list[Path]:
+    return list(folder.rglob("part-*"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_search_without_end_is_ended(engines: Any, archive: ScriptedArchive) -> None:
+    """At max_results, and the archive gets to know."""
+    uids, outcome = await found(engines("endless"), max_results=5)
+    assert (len(uids), outcome.complete) == (5, False)
+    await left(archive, search=True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_retrieve_that_nobody_wants_is_ended(engines: Any, archive: ScriptedArchive, tmp_path: Path) -> None:
+    """The connection is closed, and nothing of what was half there stays."""
+    query = question("get", StudyInstanceUID="1.2", SeriesInstanceUID="1.3", SOPInstanceUID="1.4")
+    stream = engines("endless").get(REMOTE, query, operation())
+    waiting: Deferred[Any] = Deferred.fromCoroutine(_first(stream))
+    while not half_received(tmp_path):
+        await deferLater(reactor, 0.02)
+    waiting.cancel()
+    with pytest.raises(CancelledError):
+        await waiting
+    await stream.aclose()
+    await left(archive, search=False)
+    assert not half_received(tmp_path)
+
+
+async def _first(stream: Any) -> Any:
+    return await anext(aiter(stream))
 
 
 @pytest_twisted.ensureDeferred
@@ -320,18 +360,16 @@ async def test_what_is_in_files_is_shown(engines: Any, archive: ScriptedArchive,
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_token_is_got_kept_and_got_again_at_401(
-    engines: Any, archive: ScriptedArchive, tmp_path: Path
-) -> None:
+async def test_a_token_is_got_kept_and_got_again_at_401(engines: Any, archive: ScriptedArchive, tmp_path: Path) -> None:
     """Once for requests at the same time; once more when the archive does not know it any more."""
     secret = tmp_path / "secret"
     secret.write_text("s3cret")
     engine = engines("secured", credentials=ClientCredentials(archive.url("token"), "gw", Secret(secret), "read"))
-    for _ in range(2):
-        uids, _ = await found(engine)
+    for uids, _ in await gatherResults([Deferred.fromCoroutine(found(engine)) for _ in range(2)]):
         assert uids == UIDS
+    await found(engine)
     shown = [each["authorization"] for each in archive.seen("secured")]
-    assert shown == ["Bearer t0", "Bearer t1", "Bearer t1"]
+    assert shown == ["Bearer t0"] * 2 + ["Bearer t1"] * 3
     assert [each["method"] for each in archive.seen("token")] == ["POST", "POST"]
 
 
