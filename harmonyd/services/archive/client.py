@@ -236,7 +236,7 @@ class Client:
             problem: DimseError | None = tls_problem(endpoints.remote, verdict, lost, is_secured=verdict.is_good)
             if problem is not None:
                 if problem.extra.get("tls") == "peer_speaks_plain":
-                    problem.hint = "The URL begins with https, and the server there speaks plain HTTP: change one of them."
+                    problem.hint = "The URL begins with https, and the server speaks plain HTTP: change one of them."
                 return problem
         return ArchiveBroke(
             f"The archive of backend {self.name} broke off before it answered, or sent what is not HTTP",
