@@ -13,6 +13,7 @@ from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import HarmonydError
 from harmonyd.services.archive.engine import ArchiveEngine
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.metering import UNMETERED, Meter
 from harmonyd.services.dicom.node import remote_node
@@ -32,6 +33,7 @@ class DicomwebBackend(DicomBackend):
         *,
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
     ) -> None:
         async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
@@ -49,6 +51,7 @@ class DicomwebBackend(DicomBackend):
             has_retrievers=False,
             cache=cache,
             meter=meter,
+            witness=witness,
             returned=returned,
         )
 

@@ -28,6 +28,7 @@ from harmonyd.dimse.engine import (
     StoreScpConfig,
 )
 from harmonyd.dimse.errors import EngineFailed
+from harmonyd.dimse.serving import Handler
 from harmonyd.dimse.streams import ItemStream, ahead
 from harmonyd.services.archive.client import Client
 from harmonyd.services.archive.credentials import InThread
@@ -122,7 +123,9 @@ class ArchiveEngine:
 
         return ItemStream(produce)
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+    def store_scp(
+        self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None
+    ) -> StoreScp:
         """Never: nobody sends with DIMSE here."""
         raise EngineFailed("A DICOMweb archive receives nothing for us")
 
