@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from dicomweb_client import DICOMwebClient
 from orthanc_kit import Orthanc
 from pydicom import dcmread
 from pynetdicom import AE
+from query_kit import Node, findscu
 
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.data import demo_files, make_charset_studies, make_study
 from harmonyd.testing.pacs import RunningPacs
-from harmonyd.testing.processes import free_port, wait_until
+from harmonyd.testing.processes import dcmtk, free_port, wait_until
 
 USER = ("gateway", "pass word")
 DEMO = [path for path in demo_files() if path.stat().st_size < 1_000_000]
@@ -88,7 +88,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 "http": {"service": "http", "path_prefix": "/dicom"},
                 "web": {"service": "dicomweb", "path_prefix": "/web", "public_url": f"http://127.0.0.1:{port}"},
                 "archive": {"service": "dicomweb", "path_prefix": "/archive"},
-                "scp": {"service": "dicom", "engine": "native", "local_aet": "GATE", "port": scp},
+                "scp": {
+                    "service": "dicom",
+                    "engine": "native",
+                    "local_aet": "GATE",
+                    "port": scp,
+                    "services": ["store", "find", "get"],
+                },
             },
             pipelines={
                 "asked": pipeline("http", "web", "pacs", "loop", "dcmqrscp"),
@@ -237,37 +243,34 @@ def test_what_a_modality_sends_reaches_the_archive(world: World, tmp_path: Path)
     wait_until(is_there, "all three are there", 10)
 
 
-def run(world: World, *argv: str) -> subprocess.CompletedProcess[str]:
-    """A command of harmonyd's, beside the daemon."""
-    command = [sys.executable, "-m", "harmonyd", *argv, "--config", str(world.daemon.config)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_a_workstation_queries_the_archive_with_dimse(world: World, tmp_path: Path) -> None:
+    """C-FIND through us answers what Orthanc answers itself, in every character set."""
+    keys = ("QueryRetrieveLevel=STUDY", "StudyInstanceUID", "PatientName", "PatientID", "StudyDate")
+    through = findscu(Node("GATE", world.scp), tmp_path / "through", *keys, options=("-aet", "HARMONY_SCU"))
+    asked = {"level": "STUDY", "return": "requested", "PatientName": None, "PatientID": None, "StudyDate": None}
+    direct = world.ask("find", {**asked, "StudyInstanceUID": None}, "pacs")["matches"]
+
+    def name(match: dict[str, Any]) -> str:
+        groups = match.get("00100010", {}).get("Value", [{}])[0]
+        return "=".join(groups.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")).rstrip("=")
+
+    found = {str(ds.StudyInstanceUID): str(ds.PatientName) for ds in through}
+    assert found == {match[STUDY]["Value"][0]: name(match) for match in direct}
 
 
-def test_check_and_doctor_ask_the_archive(world: World) -> None:
-    """With the daemon's own client, credentials included."""
-    checked = run(world, "check", "--probe")
-    assert f"backend web: {world.orthanc.dicomweb_url} answered a search" in checked.stdout
-    examined = run(world, "doctor", "web", "--json")
-    (found,) = json.loads(examined.stdout)["backends"]
-    assert [(step["step"], step["result"]) for step in found["steps"]] == [
-        ("resolve", "ok"),
-        ("tcp", "ok"),
-        ("tls", "skipped"),
-        ("search", "ok"),
-    ]
-
-
-def test_doctor_says_what_is_wrong_with_credentials(world: World, tmp_path: Path) -> None:
-    """And on which side."""
-    wrong = tmp_path / "wrong"
-    wrong.write_text("wrong")
-    backend = {"service": "dicomweb", "url": world.orthanc.dicomweb_url, "bearer_file": str(wrong)}
-    config = write_config(tmp_path, http_port=free_port(), backends={"web": backend})
-    command = [sys.executable, "-m", "harmonyd", "doctor", "--config", str(config)]
-    examined = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert examined.returncode == 1
-    assert f"backend web: {world.orthanc.dicomweb_url} (DICOMweb)" in examined.stdout
-    assert "it does not accept our credentials" in examined.stdout
+def test_a_workstation_retrieves_from_the_archive_with_dimse(world: World, tmp_path: Path) -> None:
+    """C-GET through us brings the objects as they are stored."""
+    ds = dcmread(world.files[0])
+    of_study = {
+        str(each.SOPInstanceUID) for each in map(dcmread, world.files) if each.StudyInstanceUID == ds.StudyInstanceUID
+    }
+    folder = tmp_path / "got"
+    folder.mkdir()
+    keys = ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={ds.StudyInstanceUID}")
+    argv = [dcmtk("getscu"), "-v", "-S", "-od", str(folder), "-aec", "GATE", "127.0.0.1", str(world.scp), *keys]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert f"Number of Completed Suboperations : {len(of_study)}" in done.stdout + done.stderr
+    assert {str(dcmread(path).SOPInstanceUID) for path in folder.iterdir()} == of_study
 
 
 def test_credentials_are_nowhere(world: World) -> None:

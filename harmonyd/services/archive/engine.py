@@ -4,6 +4,7 @@ its C-GET and C-MOVE, STOW-RS its C-STORE.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -22,14 +23,16 @@ from harmonyd.dimse.engine import (
     OperationStream,
     Outcome,
     Query,
+    QueryModel,
     RemoteNode,
     StoreResult,
     StoreScp,
     StoreScpConfig,
 )
-from harmonyd.dimse.errors import EngineFailed
+from harmonyd.dimse.errors import EngineFailed, NoPresentationContext
 from harmonyd.dimse.serving import Handler
 from harmonyd.dimse.streams import ItemStream, ahead
+from harmonyd.dimse.wire import changed_query, json_of
 from harmonyd.services.archive.client import Client
 from harmonyd.services.archive.credentials import InThread
 from harmonyd.services.archive.retrieve import Retrieve
@@ -68,10 +71,11 @@ class ArchiveEngine:
         return Outcome(status=0, status_text="Success")
 
     def find(self, remote: RemoteNode, query: Query, op: OperationContext) -> OperationStream[Match]:
-        """Lazy: the search begins when the first match is asked for."""
+        """Lazy: the search begins when the first match is asked for. Matches are JSON, however they are wanted."""
 
         async def produce(stream: ItemStream[Match]) -> AsyncGenerator[Match, None]:
-            async with self._slot(op), aclosing(self._searcher.find(query, op, stream.outcome)) as found:
+            asked = _in_full(query)
+            async with self._slot(op), aclosing(self._searcher.find(asked, op, stream.outcome)) as found:
                 async for match in found:
                     op.steps.associated()
                     yield match
@@ -143,3 +147,16 @@ class ArchiveEngine:
         finally:
             if op.slots is not None:
                 op.slots.release()
+
+
+def _in_full(query: Query) -> Query:
+    """The query with all its keys: of one that a caller sent with DIMSE, ``dataset`` has only some.
+
+    Raises ``NoPresentationContext`` for a worklist, and what is wrong with the identifier.
+    """
+    if query.model is QueryModel.WORKLIST:
+        raise NoPresentationContext(
+            "A DICOMweb archive has no modality worklist",
+            hint="Give the endpoint of the modalities a pipeline whose backend is the system that has it, over DIMSE.",
+        )
+    return query if query.received is None else changed_query(json.loads(json_of(query.received)), query.model)

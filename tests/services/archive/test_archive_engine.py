@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from harmonyd.config.archive_model import Basic, Bearer, ClientCredentials, Secret
-from harmonyd.dimse.engine import RemoteNode
-from harmonyd.dimse.errors import AssociationAborted, DimseError, DimseTimeout, NonsenseAnswer, RemoteUnreachable
+from harmonyd.dimse.engine import QueryModel, Received, RemoteNode
+from harmonyd.dimse.errors import (
+    AssociationAborted,
+    DimseError,
+    DimseTimeout,
+    NonsenseAnswer,
+    NoPresentationContext,
+    RemoteUnreachable,
+)
+from harmonyd.dimse.query_file import identifier
 from harmonyd.errors import DeadlinePassed, Fault, HarmonydError
 from harmonyd.services.archive.engine import ArchiveEngine
 from harmonyd.services.archive.errors import ArchiveBusy, ArchiveFailure, ArchiveRefuses
@@ -383,3 +392,25 @@ async def test_no_token_says_why_and_shows_no_secret(engines: Any, archive: Scri
         await found(engine)
     assert "invalid_client" in caught.value.detail
     assert "hunter2" not in f"{caught.value.detail} {caught.value.hint} {caught.value.extra}"
+
+
+# --- questions that came with DIMSE
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_identifier_that_came_with_dimse_is_asked_in_full(engines: Any, archive: ScriptedArchive) -> None:
+    """Whose query has its bytes, and of its keys only some."""
+    whole = question(level="STUDY", PatientName="Müller*", StudyInstanceUID=None)
+    received = Received(identifier(whole), "1.2.840.10008.1.2.1")
+    short = question(level="STUDY", StudyInstanceUID=None)
+    stream = engines("nopaging").find(REMOTE, replace(short, received=received), operation())
+    assert len([match async for match in stream]) == 7
+    assert archive.seen("nopaging")[-1]["query"]["00100010"] == ["Müller*"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worklist_is_refused(engines: Any) -> None:
+    """No archive has one over DICOMweb."""
+    query = replace(question(level="PATIENT"), model=QueryModel.WORKLIST)
+    with pytest.raises(NoPresentationContext):
+        await _first(engines("nopaging").find(REMOTE, query, operation()))
