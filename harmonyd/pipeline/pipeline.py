@@ -192,6 +192,7 @@ class Pipeline:
         limits = request.permit.limits("store", backend)
         elements = request.normalized if isinstance(request.normalized, Mapping) else {}
         if not holds(limits, elements):
+            request.permit.refused("store", backend)
             raise Forbidden("This object is not one of those that its sender may store.")
 
     async def _response_side(
@@ -261,6 +262,7 @@ class Pipeline:
 def _require_unlimited(request: RequestEnvelope, action: str, backend: str) -> None:
     """For a backend of which nobody knows what a request to it is about."""
     if request.permit is not None and request.permit.limits(action, backend):
+        request.permit.refused(action, backend)
         raise Forbidden(
             "What you may do here is limited to some data, and this backend cannot be held to that.",
             hint="Only dicom backends can: a rule without `only` may allow it.",
