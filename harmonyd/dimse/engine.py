@@ -189,7 +189,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """An inbound association, as far as its receiver knows it."""
+    """An inbound association, as far as its receiver knows it; ``certificate`` is what the caller proved to hold."""
 
     id: str
     """UUID in hex; joins log lines about what came over it."""
@@ -198,7 +198,6 @@ class Association:
     peer: str = ""
     """IP address of the caller; empty where the receiver cannot know it (a storescp that listens itself)."""
     certificate: PeerCertificate | None = None
-    """What it proved to hold, over TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +391,6 @@ class Engine(Protocol):
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Start the receiver for C-MOVE deliveries now instead of with the first move."""
-        ...
 
 
 class EnginesByName(Protocol):
