@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.logger import Logger
@@ -22,6 +23,14 @@ Explain = Callable[[int, OSError], str]
 def explain(port: int, error: OSError) -> str:
     """Without a look at who holds it."""
     return f"port {port} cannot be used: {error.strerror}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An AE title that somebody here answers to on a port; others may have the same port."""
+
+    port: int
+    aet: str
 
 
 class Acceptor:
