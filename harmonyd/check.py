@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +23,21 @@ from harmonyd.config.model import (
     StorageBackendOptions,
 )
 from harmonyd.daemon.build import Folders, asked_backends
+from harmonyd.daemon.certificates import DAY_SECS, day
 from harmonyd.daemon.engines import NATIVE, needs_dcmtk
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.dimse.native.ping import ping
 from harmonyd.errors import HarmonydError
+from harmonyd.metrics.certificates import certificate_files, certificates_in
 from harmonyd.services.dicom.node import remote_node
 from harmonyd.services.dicomweb.codecs import INSTALL, lacking
 from harmonyd.supervision.ports import holder, holder_text
 
 _PROBE_SECS = 10.0
+MOST_CERTIFICATES = 5
+"""In a file; of more only the first to expire is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,7 @@ def _findings(config: Config, *, probe: bool) -> Iterator[Finding]:
         except HarmonydError as error:
             yield Finding(False, f"{error.detail}; {error.hint}")
     yield from _folders(config)
+    yield from certificates(config)
     yield from ports(config, RunLock(Folders(config.storage.path).run / LOCK_NAME).holder())
     if probe:
         yield from _probes(config, tools)
@@ -117,6 +124,18 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except PermissionError:
         return False  # below a folder that we may not enter, and which is then the one to name
+
+
+def certificates(config: Config) -> Iterator[Finding]:
+    """Each certificate that the configuration names, and when it expires; of many authorities the first that does."""
+    now = time.time()
+    for file in certificate_files(config):
+        found = sorted(certificates_in(file.path), key=lambda each: each.expires)
+        rest = f" (the first of {len(found)})" if len(found) > MOST_CERTIFICATES else ""
+        for known in found[: 1 if rest else None]:
+            left_days = math.floor((known.expires - now) / DAY_SECS)
+            when = f"expires on {day(known.expires)}, in {left_days} days" if left_days >= 0 else "has expired"
+            yield Finding(True, f"{file.where} {file.name}, {file.key} {file.path}: {known.subject} {when}{rest}")
 
 
 def ports(config: Config, daemon: int | None = None) -> Iterator[Finding]:
@@ -169,7 +188,8 @@ def is_of(pid: int | None, daemon: int) -> bool:
 def _probes(config: Config, tools: dict[str, Tool] | None) -> Iterator[Finding]:
     for name in _used(config, "backends"):
         options = config.backends[name].options
-        if isinstance(options, DicomBackendOptions) and options.engine == NATIVE:
+        # echoscu does not look whose certificate it is shown.
+        if isinstance(options, DicomBackendOptions) and (options.engine == NATIVE or options.tls is not None):
             yield _native_probe(name, options)
         elif isinstance(options, DicomBackendOptions) and tools is not None:
             yield _probe(name, options, tools)

@@ -1,4 +1,4 @@
-"""The command line: ``harmonyd run | check | doctor | demo | spool | cache | version``."""
+"""The command line: ``harmonyd run | check | doctor | demo | spool | cache | hash-password | version``."""
 
 from __future__ import annotations
 
@@ -140,6 +140,22 @@ Works while the daemon runs and when it does not. The PACS has everything that i
 """
 
 
+_HASH = """\
+Print what the configuration has of a password (basic_auth): ask for it at the terminal, or read one line from
+standard input. With --api-key make a key for a program (api_key), and print it with what the configuration has of it.
+A secret is never an argument: others can see those.
+"""
+
+_HASH_EPILOG = """\
+examples:
+  harmonyd hash-password                      asks twice, prints $scrypt$...
+  harmonyd hash-password < secret.txt         the first line of a file
+  harmonyd hash-password --api-key            a new key, and its sha256
+
+exit status: 0 printed; 1 not a usable password or key
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "harmonyd", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -176,6 +192,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--engine", choices=["dcmtk", "native"], help="speak DIMSE with this engine")
     _add_spool(commands)
     _add_cache(commands)
+    hashing = commands.add_parser(
+        "hash-password",
+        help="what the configuration has of a password, or of an API key",
+        description=_HASH,
+        epilog=_HASH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    hashing.add_argument("--api-key", action="store_true", help="make a key for a program")
+    hashing.add_argument("--stdin", action="store_true", help="with --api-key: read a key instead of making one")
     commands.add_parser("version", help="print the version", description="Print the version of harmonyd.")
     return parser
 
@@ -286,6 +311,12 @@ def _run(arguments: argparse.Namespace) -> int:
         from harmonyd import cache_command
 
         return cache_command.run(arguments.config, arguments.cache_command, as_json=arguments.json)
+    if arguments.command == "hash-password":
+        from harmonyd import hash_command
+
+        if arguments.api_key:
+            return hash_command.make_api_key(given=arguments.stdin)
+        return hash_command.hash_from_terminal()
     return _daemon(arguments.config)
 
 

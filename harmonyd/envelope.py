@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from harmonyd.permit import Permit
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.subject import OURSELVES, Caller, Subject
+from harmonyd.tracing import Trace
 
 
 class Body(Protocol):
@@ -150,8 +152,16 @@ class RequestEnvelope:
     caller: Caller = OURSELVES
     subject: Subject | None = None
     """Whom middleware found the request's credentials to belong to."""
+    trace: Trace | None = None
+    """The span that the work for it is part of; from the client's ``traceparent``, or ours."""
     occasion: Occasion | None = None
     """None: this one question, until its answer is closed."""
+    permit: Permit | None = None
+    """What the request may do; None: nobody limits it. Held to where it is performed."""
+    challenges: tuple[str, ...] = ()
+    """Of the credentials that were looked for and not found: values for WWW-Authenticate."""
+    consumed: frozenset[str] = frozenset()
+    """Names of header fields that held credentials for us: they are not passed on."""
 
     def part(self, **changes: Any) -> RequestEnvelope:
         """Return a request of its own on behalf of this one: its own metadata and artifacts, and ``changes``."""

@@ -20,6 +20,9 @@ CIPHERS = ":".join(
 )
 """Of TLS 1.2, in OpenSSL's names (RFC 9325 section 4.2, RFC 7905); all suites of TLS 1.3 will do."""
 
+EXPIRY_WARNING_DAYS = 30
+"""So long before a certificate expires it is said that it will."""
+
 
 @dataclass(frozen=True, slots=True)
 class TlsClient:

@@ -22,9 +22,15 @@ def program() -> str:
 
 
 class Orthanc:
-    """As a context manager: answers REST when entered, gone when left. ``modalities``: AE titles and their ports."""
+    """As a context manager: answers REST when entered, gone when left. ``modalities``: AE titles and their ports.
 
-    def __init__(self, folder: Path, modalities: Mapping[str, int] | None = None) -> None:
+    ``tls``: certificate, key, and trusted certificates; then it speaks TLS in both roles, and wants a certificate.
+    """
+
+    def __init__(
+        self, folder: Path, modalities: Mapping[str, int] | None = None, tls: tuple[Path, Path, Path] | None = None
+    ) -> None:
+        self._tls = tls
         self.port = free_port()
         self._http_port = free_port()
         self._folder = folder
@@ -69,8 +75,19 @@ class Orthanc:
             "DicomPort": self.port,
             "DicomAlwaysAllowStore": True,
             "UnknownSopClassAccepted": True,
-            "DicomModalities": {aet: [aet, "127.0.0.1", port] for aet, port in self._modalities.items()},
+            "DicomModalities": {
+                aet: {"AET": aet, "Host": "127.0.0.1", "Port": port, "UseDicomTls": self._tls is not None}
+                for aet, port in self._modalities.items()
+            },
+            **self._secured(),
         }
+
+    def _secured(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        cert, key, trusted = map(str, self._tls)
+        files = {"DicomTlsCertificate": cert, "DicomTlsPrivateKey": key, "DicomTlsTrustedCertificates": trusted}
+        return {"DicomTlsEnabled": True, "DicomTlsRemoteCertificateRequired": True, **files}
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

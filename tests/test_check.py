@@ -15,6 +15,7 @@ import pytest
 from harmonyd.check import check
 from harmonyd.services.dicomweb import codecs
 from harmonyd.supervision.ports import command_line
+from harmonyd.testing.certificates import Authority
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import RunningDaemon
 from harmonyd.testing.pacs import RunningPacs
@@ -272,3 +273,27 @@ def test_without_probe_no_node_is_asked(
     node = peer("silent")
     assert checked(configured(tmp_path, backends={"pacs": backend(port=node.port)}))[0] == 0
     assert node.events("association") == []
+
+
+@pytest.mark.parametrize("engine", ["dcmtk", "native"])
+def test_certificates(tmp_path: Path, checked: Callable[..., Report], engine: str) -> None:
+    """Each that is configured has a line with its end; one that ends soon is in a warning, too."""
+    ca = Authority(tmp_path)
+    own, soon = ca.issue("own", days=100.5), ca.issue("soon", days=20)
+    client = {"ca_file": str(ca.cert), "cert_file": str(own.cert), "key_file": str(own.key)}
+    receiving = {"cert_file": str(soon.cert), "key_file": str(soon.key)}
+    given = {"pacs": backend(engine=engine, use_tls=True, tls=client, incoming_store_tls=receiving)}
+    status, lines = checked(configured(tmp_path, backends=given))
+    text = "\n".join(lines)
+    assert status == 0
+    assert f"ok       backend pacs, cert_file {own.cert}: CN=127.0.0.1 expires on " in text
+    assert ", in 100 days" in text
+    assert f"ok       backend pacs, ca_file {ca.cert}: CN=ca expires on " in text
+    assert f"ok       receiver pacs, cert_file {soon.cert}: " in text
+    assert any(line.startswith("warning") and "expires on" in line for line in lines)
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(ca.cert.read_bytes() * 6)
+    given["pacs"]["tls"]["ca_file"] = str(bundle)
+    _, lines = checked(configured(tmp_path, backends=given))
+    assert sum(str(bundle) in line for line in lines) == 1
+    assert "(the first of 6)" in "\n".join(lines)

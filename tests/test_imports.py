@@ -18,30 +18,38 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject"}
+BASE = {
+    *("errors", "privacy", "tracing", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"),
+    *("subject", "permit"),
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "privacy": {"errors"},
+    "tracing": set(),
     "waiters": set(),
     "progress": set(),
     "tls": set(),
     "acknowledge": set(),
     "identity": set(),
     "hours": set(),
-    "jolt": {"errors"},
+    "jolt": {"errors", "privacy"},
     "subject": set(),
+    "permit": {"errors", "subject"},
+    "passwords": set(),
+    "jwk": set(),
     "audit": {"subject"},
-    "envelope": {"errors", "progress", "subject"},
+    "envelope": {"errors", "progress", "subject", "permit", "tracing"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
-    "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours"},
-    "telemetry": {"errors", "config"},
-    "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "progress", "dimse", "supervision"},
+    "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours", "permit", "passwords", "jwk"},
+    "telemetry": {"errors", "privacy", "tracing", "config"},
+    "supervision": {"errors", "privacy", "waiters", "config", "telemetry"},
+    "dimse": {"errors", "waiters", "progress", "tls", "tracing", "acknowledge", "identity"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "tracing", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
-    "middleware": BASE | {"config", "jolt", "audit"},
+    "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
@@ -52,7 +60,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
     "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
 }
-EVERYTHING = {"cli", "check", "doctor", "spool_command", "cache_command", "daemon", "demo", "testing", "__main__"}
+EVERYTHING = {
+    *("cli", "check", "doctor", "spool_command", "cache_command", "hash_command", "daemon", "demo", "testing"),
+    "__main__",
+}
 """The command line, what it runs, and the kit for tests may import all; nothing else may import them."""
 SANS_IO = "harmonyd.dimse.native.core"
 SANS_IO_MAY_IMPORT = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}

@@ -30,7 +30,9 @@ PERSISTENT, PER_ASSOCIATION, TRANSIENT = "persistent", "per-association", "trans
 DCMTK, NATIVE = "dcmtk", "native"
 """Engines; the second is also what ``store_scp`` is called where the native engine receives: it has one way to."""
 ANY_ADDRESS = "0.0.0.0"
+_PLAIN = f"a storescp listens on {ANY_ADDRESS} by itself, without TLS"
 _CANNOT = {
+    "tls": _PLAIN,
     "bind_addr": f"a persistent storescp always listens on {ANY_ADDRESS}",
     "allowed_calling_aets": "a persistent storescp takes every caller",
     "max_associations": "a persistent storescp serves one association after the other",
@@ -58,7 +60,7 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
         association_timeout_secs=section.milliseconds("association_timeout_ms", 300.0),
         in_order=section.flag("in_order", False),
         acknowledge=acknowledge.answers(section, can_wait=engine == NATIVE),
-        tls=_server_tls(section, "tls", engine, base),
+        tls=_server_tls(section, "tls", base),
         storage_dir=_storage_dir(section, base),
         services=offered.services(section, is_native=engine == NATIVE),
         move_destinations=offered.destinations(section, base),
@@ -73,6 +75,7 @@ def settle_receiver(section: Section, options: DicomEndpointOptions) -> DicomEnd
         _warn_about_modes(section)
         return replace(options, store_scp=NATIVE)
     needs = {
+        "tls": options.tls is not None,
         "bind_addr": options.bind_addr != ANY_ADDRESS,
         "allowed_calling_aets": bool(options.allowed_calling_aets),
         "max_associations": "max_associations" in section,
@@ -105,7 +108,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         store_scp=_store_scp(section),
         incoming_store_port=section.port("incoming_store_port", 11123),
         incoming_store_port_set="incoming_store_port" in section,
-        incoming_store_tls=_server_tls(section, "incoming_store_tls", engine, base),
+        incoming_store_tls=_server_tls(section, "incoming_store_tls", base),
         move_destination_aet=section.text("move_destination_aet", local_aet, checks.ae_title),
         dimse_retrieve_mode=section.choice("dimse_retrieve_mode", "get", ["get", "move"]),
         connect_timeout_secs=section.milliseconds("connect_timeout_ms", 30.0),
@@ -118,7 +121,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         max_results=section.integer("max_results", 10000, 1, 10_000_000),
         query_model=section.choice("query_model", "", ["study", "patient"]) or None,
         storage_dir=_storage_dir(section, base),
-        tls=_tls(section, engine, base),
+        tls=_tls(section, base),
         user_identity=_user_identity(section, engine, base),
         **guarding.options(section),
     )
@@ -126,7 +129,19 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
     if options.engine == NATIVE:
         _warn_about_modes(section)
         return replace(options, store_scp=NATIVE)
-    return options
+    return _settle_delivery(section, options)
+
+
+def _settle_delivery(section: Section, options: DicomBackendOptions) -> DicomBackendOptions:
+    """As ``settle_receiver``, for what a C-MOVE delivers."""
+    if options.incoming_store_tls is None or options.store_scp == PER_ASSOCIATION:
+        return options
+    if "store_scp" in section or "persistent_store_scp" in section:
+        remedy = f'set store_scp = "{PER_ASSOCIATION}", where harmonyd listens, or leave it out'
+        section.problem("incoming_store_tls", _PLAIN.replace("storescp", "storescp (or movescu)"), remedy)
+        return options
+    section.warn("store_scp", f'"{PER_ASSOCIATION}" was chosen: incoming_store_tls needs it')
+    return replace(options, store_scp=PER_ASSOCIATION)
 
 
 def _engine(section: Section) -> str:
@@ -139,15 +154,12 @@ def _warn_about_modes(section: Section) -> None:
             section.warn(key, "it has no effect: the native engine receives by itself, in one way that can all")
 
 
-def _tls(section: Section, engine: str, base: Path) -> TlsClient | None:
+def _tls(section: Section, base: Path) -> TlsClient | None:
     """``use_tls`` and ``tls``. The table alone changes nothing: it may stay while its use is switched off."""
-    is_used = section.flag("use_tls", False)
-    if is_used and engine == NATIVE:
+    if section.flag("use_tls", False):
         return tls.client(section.table("tls"), base)
     section.raw("tls")
-    if is_used:
-        section.problem("use_tls", "the dcmtk engine has no TLS", f'set engine = "{NATIVE}", which has it')
-    elif "tls" in section:
+    if "tls" in section:
         section.warn("tls", "it has no effect without use_tls = true")
     return None
 
@@ -161,16 +173,12 @@ def _user_identity(section: Section, engine: str, base: Path) -> Credentials | N
     return None
 
 
-def _server_tls(section: Section, key: str, engine: str, base: Path) -> TlsServer | None:
+def _server_tls(section: Section, key: str, base: Path) -> TlsServer | None:
     """A table that is there counts: a port that was to be secured is never open without."""
     if key not in section:
         section.raw(key)
         return None
-    if engine == NATIVE:
-        return tls.server(section.table(key), base)
-    section.raw(key)
-    section.problem(key, "the dcmtk engine has no TLS", f'set engine = "{NATIVE}", which has it')
-    return None
+    return tls.server(section.table(key), base)
 
 
 def _store_scp(section: Section) -> str:

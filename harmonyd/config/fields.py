@@ -15,7 +15,7 @@ Check = Callable[[str], str | None]
 
 NOT_BUILT = "not built yet"
 _MAX_SHOWN = 60
-_SECRET = re.compile(r"password|secret|token|key\Z", re.IGNORECASE)
+_SECRET = re.compile(r"password|secret|token|key\Z|\Asha256\Z", re.IGNORECASE)
 _T = TypeVar("_T")
 
 

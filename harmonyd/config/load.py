@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harmonyd.config import conflicts, control, dicomweb, fan_out, middleware, pipelines, sections, services
+from harmonyd.config import chains, conflicts, control, dicomweb, fan_out, middleware, pipelines, sections, services
 from harmonyd.config.errors import ConfigError, Report
 from harmonyd.config.fields import Section
 from harmonyd.config.model import Config, ControlConfig
@@ -35,7 +35,8 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
     identity, level = sections.proxy(main.table("proxy"))
     parts = _parts(layers, base)
     known_networks = set(layers.definitions["network"])
-    management = sections.management(main.table("management"), parts.networks, known_networks)
+    guarded = chains.settle(parts)
+    management = sections.management(main.table("management"), parts.networks, known_networks, guarded)
     storage = sections.storage(main.table("storage"), base)
     controlled = control.control(main.table("control"), base, storage.path)
     _check_together(parts, main, management.base_path, controlled, storage.path)

@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harmonyd.config import checks, keywords, limits, route, transform
+from harmonyd.config import auth, authorize, checks, jwt_auth, keywords, limits, route, transform
 from harmonyd.config.errors import listing, nearest
-from harmonyd.config.fields import NOT_BUILT, Section
+from harmonyd.config.fields import Section
 from harmonyd.config.model import MiddlewareConfig
 
 DIMSE_OPERATIONS = ("echo", "find", "get", "move", "store")
 
-_NOT_BUILT_TYPES = ("basic_auth", "jwt_auth", "jwtauth")
 BRIDGES = ("dicomweb_bridge", "dicomweb")
 """Harmony's names for what makes DICOMweb endpoints of the http endpoints of its pipeline."""
 _OUT_OF_SCOPE_TYPES = ("auth", "connect", "jmix_builder")
@@ -29,9 +28,7 @@ def middleware(name: str, section: Section, folders: Sequence[Path]) -> Middlewa
     if kind in parsers:
         options = parsers[kind](_merged(section))
         return MiddlewareConfig(name, kind, options) if section.sound else None
-    if kind in _NOT_BUILT_TYPES:
-        section.problem("type", NOT_BUILT, f"available: {listing(parsers)}")
-    elif kind in _OUT_OF_SCOPE_TYPES:
+    if kind in _OUT_OF_SCOPE_TYPES:
         section.problem("type", "out of scope", f"available: {listing(parsers)}")
     elif isinstance(section.raw("type"), str):
         section.problem("type", "unknown middleware type", f"available: {listing(parsers)}", nearest(kind, parsers))
@@ -126,6 +123,12 @@ def chosen_backends(link: MiddlewareConfig) -> list[tuple[str, str]]:
     return [] if names is None else [("backend", name.strip()) for name in str(names).split(",")]
 
 
+def named_backends(link: MiddlewareConfig) -> list[tuple[str, str]]:
+    """The same, with those that it only speaks of: rules may be for several pipelines."""
+    spoken_of = authorize.backends(link.options) if link.type == "authorize" else ()
+    return [*chosen_backends(link), *dict.fromkeys(spoken_of)]
+
+
 _PARSERS: dict[str, Callable[[Section], Mapping[str, Any]]] = {
     **dict.fromkeys(("passthru", *BRIDGES, "json_extractor", "json"), _passthru),
     "path_filter": _path_filter,
@@ -133,8 +136,14 @@ _PARSERS: dict[str, Callable[[Section], Mapping[str, Any]]] = {
     "route": route.options,
     "rate_limit": limits.rate_limit,
     "concurrency": limits.concurrency,
+    "client_certificate": auth.client_certificate,
+    "calling_aet": auth.calling_aet,
+    "authorize": authorize.options,
 }
 _WITH_FILES: Mapping[str, Callable[[Sequence[Path], Section], Mapping[str, Any]]] = {
     "transform": transform.options,
     "metadata_transform": transform.metadata_options,
+    "basic_auth": lambda folders, section: auth.basic_auth(folders[-1], section),
+    "api_key": lambda folders, section: auth.api_key(folders[-1], section),
+    **dict.fromkeys(("jwt_auth", "jwtauth"), lambda folders, section: jwt_auth.options(folders[-1], section)),
 }

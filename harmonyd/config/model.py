@@ -45,6 +45,8 @@ class NetworkConfig:
     dicom: DicomDefaults = DicomDefaults()
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and CIDR blocks whose X-Forwarded-For is believed."""
+    middleware: tuple[str, ...] = ()
+    """What each HTTP request passes first, but for those to ``/livez`` and ``/readyz``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class LoggingConfig:
     """"text" or "json" (lines)."""
     file: Path | None = None
     """Log file; None: standard error."""
+    patient_identifiers: bool = False
+    """Whether the log may hold what identifies patients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +182,23 @@ class ManagementConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """``[telemetry.tracing]``: spans for OpenTelemetry; None in its place: none are made."""
+
+    endpoint: str = ""
+    """Where OTLP/HTTP goes; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, or the SDK's own default."""
+    sample_ratio: float = 1.0
+    """Of the traces that begin here; what a caller has begun is recorded as the caller says."""
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """``network``: where /livez, /readyz and /metrics are served; None: on every HTTP network."""
 
     network: str | None = None
     metrics: bool = True
     """Serve /metrics."""
+    tracing: TracingConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

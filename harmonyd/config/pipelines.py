@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harmonyd.config.asking import are_asked
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section, shown
-from harmonyd.config.middleware import chosen_backends
+from harmonyd.config.middleware import chosen_backends, named_backends
 from harmonyd.config.model import (
     BackendConfig,
     DicomEndpointOptions,
@@ -94,6 +94,7 @@ def check_references(parts: Parts) -> None:
         _check_answered(section, item, parts)
         for link in item.middleware:
             _check_chosen_backends(item, link, parts)
+    _check_networks(parts)
     for name, link_config in parts.middleware.items():
         _check_known_backends(parts.tables["middleware"][name], link_config, parts)
     _tell_unused(parts)
@@ -127,9 +128,17 @@ def _check_answered(section: Section, item: PipelineConfig, parts: Parts) -> Non
             section.problem("backends", what, 'name one, or offer "store" only in its services')
 
 
+def _check_networks(parts: Parts) -> None:
+    for name, network in parts.networks.items():
+        section = parts.tables["network"][name]
+        _check_names(section, "middleware", "middleware", network.middleware, parts.tables["middleware"])
+
+
 def _tell_unused(parts: Parts) -> None:
     for kind in ("endpoints", "backends", "middleware"):
         named = {name for item in parts.pipelines.values() for name in getattr(item, kind)}
+        if kind == "middleware":
+            named |= {name for network in parts.networks.values() for name in network.middleware}
         for name, section in parts.tables[kind].items():
             if name not in named:
                 section.warn(None, "no pipeline names it, so it is not started")
@@ -137,7 +146,7 @@ def _tell_unused(parts: Parts) -> None:
 
 def _check_known_backends(section: Section, link: MiddlewareConfig, parts: Parts) -> None:
     known = parts.tables["backends"]
-    for key, chosen in chosen_backends(link):
+    for key, chosen in named_backends(link):
         if chosen not in known:
             what = f"backend {shown(chosen)} is not defined"
             section.problem(key, what, f"[backends.…] has: {listing(known)}", nearest(chosen, known))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from harmonyd.config import checks
@@ -21,6 +22,7 @@ from harmonyd.config.model import (
     StorageConfig,
     SupervisionConfig,
     TelemetryConfig,
+    TracingConfig,
     WebConfig,
 )
 
@@ -42,7 +44,7 @@ def proxy(section: Section) -> tuple[str, str]:
     section.raw("pipelines_path")
     transforms_folder(section)
     section.ignore(["store_dir"], "[storage.options] path says where files go")
-    section.ignore(["jwks_cache_dir"], "key sets are not fetched")
+    section.ignore(["jwks_cache_dir"], "key sets that are fetched are kept in memory")
     section.finish()
     return identity, _LEVELS[level]
 
@@ -59,8 +61,9 @@ def network(name: str, section: Section) -> NetworkConfig:
     proxies = section.table("http").strings("trusted_proxies", checks.address_block)
     dicom = _dicom_defaults(section.table("dicom"))
     section.raw("http")
+    links = section.strings("middleware")
     section.finish()
-    return NetworkConfig(name, http, dicom, proxies)
+    return NetworkConfig(name, http, dicom, proxies, links)
 
 
 def _listener(section: Section) -> HttpListener:
@@ -121,8 +124,12 @@ def logging(section: Section, base: Path, level: str) -> LoggingConfig:
     if to_file and not path and section.sound:
         section.problem("log_to_file", "log_file_path is missing", "say which file")
     log_format = section.choice("format", "text", ["text", "json"])
+    names_patients = section.flag("patient_identifiers", False)
+    if names_patients:
+        section.warn("patient_identifiers", "the log will hold what identifies patients; protect it like the images")
     section.finish()
-    return LoggingConfig(level, log_format, (base / path).resolve() if to_file and path else None)
+    file = (base / path).resolve() if to_file and path else None
+    return LoggingConfig(level, log_format, file, names_patients)
 
 
 _SUPERVISION_RANGES: dict[str, tuple[float, float]] = {
@@ -211,23 +218,27 @@ def cache(section: Section) -> CacheConfig:
     return result
 
 
-def management(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> ManagementConfig:
-    """``[management]``: only on a network that nobody but this machine reaches, for there is no authentication yet."""
+def management(
+    section: Section, networks: dict[str, NetworkConfig], known: set[str], guarded: frozenset[str] = frozenset()
+) -> ManagementConfig:
+    """``[management]``: on a network that nobody but this machine reaches, or on one of those in ``guarded``."""
     enabled = section.flag("enabled", False)
     base = section.text("base_path", "admin", _base_path)
     named = http_network(section, networks, known)
     if enabled and named is None:
         section.problem("enabled", "network is missing", "say on which network it is served")
-    elif enabled and named in networks:
-        _check_local(section, networks[named].http)
+    elif enabled and named in networks and named not in guarded:
+        _check_local(section, networks[named])
     section.finish()
     return ManagementConfig(enabled, "/" + base.strip("/"), named)
 
 
-def _check_local(section: Section, listener: HttpListener | None) -> None:
+def _check_local(section: Section, network: NetworkConfig) -> None:
+    listener = network.http
     if listener is not None and not checks.is_loopback(listener.bind_address):
-        what = f"this network listens on {listener.bind_address}, and the management API asks for no password yet"
-        section.problem("network", what, "name one whose bind_address is 127.0.0.1 or ::1")
+        what = f"this network listens on {listener.bind_address}, and nothing asks who it is that asks there"
+        remedy = f"name one whose bind_address is 127.0.0.1 or ::1, or give [network.{network.name}] middleware"
+        section.problem("network", what, remedy)
 
 
 def _base_path(value: str) -> str | None:
@@ -238,10 +249,31 @@ def _base_path(value: str) -> str | None:
 def telemetry(section: Section, networks: dict[str, NetworkConfig], known: set[str]) -> TelemetryConfig:
     """``[telemetry]``."""
     result = TelemetryConfig(
-        http_network(section, networks, known), metrics=section.flag("metrics", TelemetryConfig().metrics)
+        http_network(section, networks, known),
+        metrics=section.flag("metrics", TelemetryConfig().metrics),
+        tracing=_tracing(section.table("tracing")),
     )
     section.finish()
     return result
+
+
+def _tracing(section: Section) -> TracingConfig | None:
+    """``[telemetry.tracing]``."""
+    enabled = section.flag("enabled", False)
+    default = TracingConfig()
+    endpoint = section.text("endpoint", default.endpoint, lambda value: checks.base_url(value) if value else None)
+    ratio = section.number("sample_ratio", default.sample_ratio, 0, 1)
+    if enabled and not _has_opentelemetry():
+        section.problem("enabled", "OpenTelemetry is not installed", "pip install harmonyd[tracing]")
+    section.finish()
+    return TracingConfig(endpoint, ratio) if enabled else None
+
+
+def _has_opentelemetry() -> bool:
+    try:
+        return all(find_spec(name) for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))
+    except ModuleNotFoundError:
+        return False
 
 
 def web(section: Section) -> WebConfig:
@@ -273,6 +305,7 @@ _MIDDLEWARE_TYPES = (
     *("passthru", "path_filter", "metadata", "basic_auth", "jwt_auth", "jwtauth", "auth", "connect"),
     *("json_extractor", "json", "transform", "metadata_transform", "dicomweb_bridge", "dicomweb", "jmix_builder"),
     *("route", "rate_limit", "concurrency"),
+    *("api_key", "client_certificate", "calling_aet", "authorize"),
 )
 
 

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from harmonyd.config import checks
 from harmonyd.config.fields import Section
-from harmonyd.tls import TlsClient, TlsServer, subject_of
+from harmonyd.tls import EXPIRY_WARNING_DAYS, TlsClient, TlsServer, subject_of
 
-WARN_BEFORE = timedelta(days=30)
+WARN_BEFORE = timedelta(days=EXPIRY_WARNING_DAYS)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
 _T = TypeVar("_T")
 
@@ -84,6 +84,8 @@ def _check_authorities(section: Section, settings: TlsClient | TlsServer, now: d
     for certificate in certificates:
         if certificate.not_valid_after_utc <= now:
             section.warn("ca_file", f"{subject_of(certificate)} expired on {_day(certificate)}")
+        elif certificate.not_valid_after_utc <= now + WARN_BEFORE:
+            section.warn("ca_file", f"{subject_of(certificate)} expires on {_day(certificate)}")
 
 
 def _check_own(section: Section, settings: TlsClient | TlsServer, now: datetime) -> None:

@@ -33,6 +33,8 @@ from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.metrics.endpoint import metrics_route
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.middleware import registry as middleware_registry
+from harmonyd.middleware.auth.guard import Guard
+from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.limiting import LimitState
 from harmonyd.operations.describing import with_operations
 from harmonyd.operations.endpoint import LongRunningEndpoint
@@ -56,6 +58,7 @@ from harmonyd.web.health import health_routes
 from harmonyd.web.management import management_route
 from harmonyd.web.route import Route
 
+_MANAGE = "manage"
 KEPT = "received"
 """Name of the backend that keeps the objects of a pipeline without one."""
 
@@ -143,6 +146,8 @@ class Builder:
         self._cache = cache
         self._metrics = metrics
         self._limits = LimitState(reactor.seconds, metrics.limited)
+        self._audit = no_audit
+        self.guard = Guard(reactor, self._in_thread, self._audit)
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -192,16 +197,21 @@ class Builder:
 
     def pipelines(self, config: Config, backends: Mapping[str, Backend]) -> dict[str, Pipeline]:
         """By name. Raises ``HarmonydError``."""
-        resources = middleware_registry.Resources(self._reactor, self._in_thread, no_audit, self._limits)
         return {
             name: Pipeline(
                 name,
-                [middleware_registry.build(config.middleware[link], resources) for link in item.middleware],
+                self._chain(config, item.middleware),
                 {backend: backends[backend] for backend in item.backends},
                 FanOut(self._reactor, item.fan_out_timeout_secs) if item.fan_out else None,
             )
             for name, item in config.pipelines.items()
         }
+
+    def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
+        resources = middleware_registry.Resources(
+            self._reactor, self._in_thread, self._audit, self.guard, self._limits
+        )
+        return [middleware_registry.build(config.middleware[name], resources) for name in names]
 
     def endpoint(
         self, config: Config, name: str, engines: Engines, pipelines: Mapping[str, Pipeline]
@@ -232,7 +242,11 @@ class Builder:
         return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests)
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
-        """What is served on a network."""
+        """What is served on a network, behind its middleware."""
+        chain = tuple(self._chain(config, config.networks[network].middleware))
+        return [replace(route, chain=chain) for route in self._routes(config, network, pipelines)]
+
+    def _routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         routes = [
             self._route(config, pipeline, endpoint, pipelines[pipeline.name])
             for pipeline in config.pipelines.values()
@@ -241,11 +255,15 @@ class Builder:
             if endpoint.service in registry.HTTP_ENDPOINTS
         ]
         if config.management.enabled and config.management.network == network:
-            managed = management_route(config.management.base_path, self._documents, self._resources)
-            routes.append(replace(managed, compresses=config.web.compression))
+            is_protected = bool(config.networks[network].middleware)
+            managed = management_route(
+                config.management.base_path, self._documents, self._resources, local_only=not is_protected
+            )
+            routes.append(replace(managed, compresses=config.web.compression, action=_MANAGE))
         if config.telemetry.metrics and self.health_on(config, network) is not None:
-            routes.append(metrics_route(self._metrics.text))
-        return routes + (self._documentation(config, network, routes) if config.web.documentation else [])
+            routes.append(replace(metrics_route(self._metrics.text), action=_MANAGE))
+        documents = self._documentation(config, network, routes) if config.web.documentation else []
+        return routes + [replace(each, action=_MANAGE) for each in documents]
 
     def _documentation(self, config: Config, network: str, routes: Sequence[Route]) -> list[Route]:
         health = self.health_on(config, network)
@@ -259,6 +277,7 @@ class Builder:
             pipeline.handle,
             compresses=config.web.compression,
             described=described(config, item, endpoint),
+            identify=pipeline.identify,
         )
         if endpoint.service not in LONG_RUNNING or not _is_dimse(config, item):
             return route

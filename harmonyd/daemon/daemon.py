@@ -29,17 +29,20 @@ from harmonyd.daemon.build import (
     long_running,
     operations_by_backend,
 )
+from harmonyd.daemon.certificates import CertificateWatch
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
+from harmonyd.daemon.spans import Spans
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
 from harmonyd.dimse.accepting import Answered
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
+from harmonyd.privacy import Privacy
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
@@ -70,6 +73,7 @@ class Daemon:
         notifier: Notifier | None = None,
     ) -> None:
         self.config = config
+        Privacy.names = frozenset(config.backends)
         self.restarting = False
         """It stops in order to start again in place."""
         folders = Folders(config.storage.path)
@@ -122,8 +126,10 @@ class Daemon:
         self.health.add_check("storage", self._disk)
         self.health.add_check("children", self._children)
         self.health.add_check("receiving", self._receiving)
+        self._spans = Spans(partial(in_thread, reactor))
         self._retention = LoopingCall(lambda: Deferred.fromCoroutine(self._clean_artifacts()))
         self._retention.clock = reactor
+        self._certificates = CertificateWatch(reactor, lambda: self.config)
         self._stopping: Deferred[None] | None = None
 
     async def start(self) -> None:
@@ -133,6 +139,7 @@ class Daemon:
         """
         self.manager.starting()
         self._lock.take()
+        await self._spans.configure(self.config)
         await self._control.start()
         await self.supervisor.start()
         self.operated.sampler.start()
@@ -153,6 +160,7 @@ class Daemon:
         self._retention.start(RETENTION_INTERVAL_SECS).addErrback(
             lambda failure: self._log.failure("retention of artifacts stopped", failure=failure)
         )
+        self._certificates.start()
         self.manager.listening()
         self._reloader.open()
         self._log.info("{id} is up", id=self.config.id)
@@ -173,10 +181,13 @@ class Daemon:
         self.operations.configure(new.operations, long_running(new))
         self.cache.configure(new.cache)
         self._metrics.configure(new)
+        Privacy.names = frozenset(new.backends)
+        await self._spans.configure(new)
         try:
             await takeover.finish()
         finally:
             await self._look_for_untaken()
+            await self._certificates.look()
         await self._children_settle()
 
     async def _look_for_untaken(self) -> None:
@@ -214,6 +225,7 @@ class Daemon:
         await self._reloader.close()
         if self._retention.running:
             self._retention.stop()
+        self._certificates.stop()
         parts = self._parts
         self.manager.step(f"requests and inbound associations have up to {grace_secs:g} s to end")
         front_ends = [front_end.stop for front_end in parts.front_ends]
@@ -228,7 +240,7 @@ class Daemon:
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
         self._metrics.stop()
         await self._all([self.operations.close])
-        await self._all([parts.engines.close, self._control.stop])
+        await self._all([parts.engines.close, self._control.stop, self._spans.stop])
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
@@ -265,6 +277,7 @@ class Daemon:
             self._http_load,
             lambda: self.health.ready()[0],
             self._backends.nodes,
+            lambda: self._builder.guard.alarms.refused,
         )
 
     def _http_load(self) -> tuple[int, int]:

@@ -57,13 +57,17 @@ def _named(config: Config) -> dict[str, object]:
         **{f"storescp:{name}": scp_config(name, options) for name, (options, _) in dicom_endpoints(config).items()},
         **{f"storescp:incoming-{port}": aets for port, aets in _open_receivers(config).items()},
         **{
-            f"network:{name}": (listener, config.networks[name].trusted_proxies)
+            f"network:{name}": (listener, config.networks[name].trusted_proxies, _links(config, name))
             for listener, name in listeners(config).items()
         },
         **{f"backend:{name}": (backend, name in asked) for name, backend in backends.items()},
         **{f"pipeline:{name}": _pipeline(config, pipeline) for name, pipeline in config.pipelines.items()},
         **{f"settings:{name}": getattr(config, name) for name in _SETTINGS},
     }
+
+
+def _links(config: Config, network: str) -> object:
+    return [config.middleware[name] for name in config.networks[network].middleware]
 
 
 def _pipeline(config: Config, pipeline: PipelineConfig) -> object:

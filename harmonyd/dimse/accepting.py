@@ -82,6 +82,16 @@ class Acceptor:
         self.port = sock.getsockname()[1]
         self._reactor.addReader(self)
 
+    def hold(self) -> None:
+        """Accept nothing until ``go_on``: who comes waits in the kernel. Safe to call twice."""
+        if self._sock is not None:
+            self._reactor.removeReader(self)
+
+    def go_on(self) -> None:
+        """Accept again. Safe at any time."""
+        if self._sock is not None:
+            self._reactor.addReader(self)
+
     def _pause(self, error: OSError) -> None:
         """Without a descriptor, the connection that waits would wake us again and again."""
         self._log.error("no connection can be accepted for now: {error}", error=error.strerror, port=self.port)

@@ -17,6 +17,7 @@ from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
 from harmonyd.progress import UNTIMED, UNWATCHED, Progress, Steps
 from harmonyd.tls import TlsClient, TlsServer
+from harmonyd.tracing import Trace
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -66,7 +67,7 @@ class RemoteNode:
     idle_secs: float = 5.0
     """How long an association stays open that nobody uses; 0: not at all."""
     tls: TlsClient | None = None
-    """None: connections are not secured. The native engine's only."""
+    """None: connections are not secured."""
     user_identity: Credentials | None = None
     """The native engine's only."""
 
@@ -80,7 +81,7 @@ class MoveReceiver:
     destination_aet: str
     port: int
     tls: TlsServer | None = None
-    """None: not secured. The native engine's only."""
+    """None: not secured. Never with "persistent" or "transient", where a program of DCMTK's listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ class OperationContext:
     """The engine holds one slot while it has an association open for this operation."""
     progress: Progress = UNWATCHED
     steps: Steps = UNTIMED
+    trace: Trace | None = None
+    """Its span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,8 @@ class StoreResult:
     study_instance_uid: str = ""
     """Empty where nobody asked for it."""
     series_instance_uid: str = ""
+    comment: str | None = None
+    """Error Comment (0000,0902) of the node, which may name a patient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +245,7 @@ class StoreScpConfig:
     acknowledge: PipelineAnswers | None = None
     """None: what the handler has taken is answered with Success. The native engine's only."""
     tls: TlsServer | None = None
-    """None: not secured. The native engine's only."""
+    """None: not secured. Never with "persistent" or "transient", where a program of DCMTK's listens."""
     services: tuple[str, ...] = ("store",)
     """Beside C-ECHO: "store", "find", "get", "move". All but the first are the native engine's only."""
 

@@ -51,8 +51,7 @@ def outcome_of(
 
 def ended_with(outcome: Outcome) -> str:
     """The final status of an operation in words, for ``incomplete_reason``."""
-    said = f"; it says: {outcome.comment}" if outcome.comment else ""
-    return f"the PACS ended with status 0x{outcome.status or 0:04X} ({outcome.status_text}{said})"
+    return f"the PACS ended with status 0x{outcome.status or 0:04X} ({outcome.status_text})"
 
 
 def failure_status(
@@ -183,5 +182,5 @@ def aborted(remote: RemoteNode, *, accepted: bool) -> AssociationAborted:
     return error
 
 
-_MAY_WANT_TLS = ' A port that needs TLS ends it like this, too: then use_tls = true and engine = "native" are needed.'
+_MAY_WANT_TLS = ' A port that needs TLS ends it like this, too: then use_tls = true is needed.'
 _MAY_WANT_CERTIFICATE = " It may also want a certificate of ours, or another one, and not say so."

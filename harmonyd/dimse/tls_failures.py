@@ -16,6 +16,11 @@ NOT_PINNED = -1
 """Ours."""
 _NOT_YET, _EXPIRED = 9, 10
 _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
+_INBOUND_REFUSED = {
+    _EXPIRED: "its certificate (or one of its authorities') has expired",
+    _NOT_YET: "its certificate is not valid yet: check both clocks",
+    **dict.fromkeys(_UNKNOWN_ISSUER, "its certificate is from no authority in ca_file"),
+}
 _CERTIFICATE_ALERTS = {
     *("unknown ca", "bad certificate", "certificate unknown", "certificate expired", "certificate revoked"),
     *("unsupported certificate", "access denied", "decrypt error"),
@@ -44,8 +49,7 @@ def tls_failure(remote: RemoteNode, trouble: Trouble) -> TlsFailed:
     """The error for a handshake that failed, or a secure connection that broke before an association stood on it."""
     if trouble.verify_code:
         return _refused(remote, trouble)
-    reason = trouble.reason.lower().replace("_", " ")
-    alert = reason.rpartition("alert ")[2] if "alert " in reason else ""
+    reason, alert = _said(trouble.reason)
     if alert:
         return _alerted(remote, alert, trouble)
     if not reason or "unexpected eof" in reason or "eof occurred" in reason:
@@ -72,7 +76,7 @@ def speaks_tls(remote: RemoteNode, first_bytes: bytes) -> TlsFailed | None:
         return None
     return TlsFailed(
         f"{node_text(remote)} answers with TLS, and the backend does not use it",
-        hint='Set use_tls = true and engine = "native" for the backend, or enter the PACS\'s port without TLS.',
+        hint="Set use_tls = true for the backend, or enter the PACS's port without TLS.",
         tls="peer_speaks_tls",
     )
 
@@ -191,6 +195,14 @@ def _closed(remote: RemoteNode, trouble: Trouble) -> TlsFailed:
 
 
 
+def _said(reason: str) -> tuple[str, str]:
+    """What OpenSSL says, in one spelling, and the alert in that, if it is one of the peer's."""
+    reason = reason.lower().replace("_", " ")
+    return reason, reason.rpartition("alert ")[2] if "alert " in reason else ""
+
+
+# --- a connection that a peer began
+
 
 def inbound_problem(raw_bytes: bytes, reason: str, verify_code: int) -> str:
     """Why somebody who connected to a TLS port of ours has no secure connection, for the log.
@@ -198,22 +210,15 @@ def inbound_problem(raw_bytes: bytes, reason: str, verify_code: int) -> str:
     ``raw_bytes``: how it began; ``reason``: OpenSSL's, empty when the connection was closed, or its time was over;
     ``verify_code``: why its certificate is not trusted.
     """
-    reason = reason.lower()
+    reason, alert = _said(reason)
     if raw_bytes[:2] == b"\x01\x00":
         return "it speaks DICOM without TLS, and this port is for TLS alone: set up TLS there, or use another port"
     if raw_bytes and not _TLS_RECORD.match(raw_bytes):
         return "what it sent is not TLS, and this port is for TLS alone"
-    if verify_code == _EXPIRED:
-        return "its certificate (or one of its authorities') has expired"
-    if verify_code == _NOT_YET:
-        return "its certificate is not valid yet: check both clocks"
-    if verify_code in _UNKNOWN_ISSUER:
-        return "its certificate is from no authority in ca_file"
     if verify_code:
-        return f"its certificate cannot be trusted (OpenSSL error {verify_code})"
+        return _INBOUND_REFUSED.get(verify_code, f"its certificate cannot be trusted (OpenSSL error {verify_code})")
     if "did not return a certificate" in reason:
         return "it has shown no certificate, and require_client_certificate wants one"
-    alert = reason.rpartition("alert ")[2] if "alert " in reason else ""
     if alert in _CERTIFICATE_ALERTS:
         return f"it does not accept our certificate (alert: {alert}): it has to trust the authority of cert_file"
     if any(text in reason for text in _OLD):

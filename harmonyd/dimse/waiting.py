@@ -35,6 +35,15 @@ async def until(reactor: Any, deadline: float, waiting: Deferred[T], error: Dead
             call.cancel()
 
 
+def deadline_passed() -> DeadlinePassed:
+    """The error for an operation whose time is over."""
+    return DeadlinePassed(
+        "The operation did not end within its time; it was cancelled",
+        hint="Ask for less at once, or raise operation_timeout_ms.",
+        timeout="operation",
+    )
+
+
 class AssociationSlots:
     """At most ``limit`` associations to one node at once; ``max_queue`` more may wait, the next is refused."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions
-from harmonyd.tls import TlsClient, TlsServer
+from harmonyd.tls import TlsClient, TlsServer, subject_of
 
 MOST_BYTES = 10_000_000
 """Larger files than the bundles of all public authorities are not read."""
@@ -45,11 +45,25 @@ def _tls(config: Config) -> Iterator[tuple[str, str, TlsClient | TlsServer]]:
             yield "endpoint", name, receiving.tls
 
 
-def expiry(path: Path) -> float | None:
-    """When the first certificate in a PEM file expires, in seconds since the epoch; None: nothing usable. Blocks."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A certificate in a file."""
+
+    subject: str
+    expires: float
+    """Seconds since the epoch."""
+
+
+def certificates_in(path: Path) -> list[Known]:
+    """All of a PEM file; empty: nothing usable. Blocks."""
     try:
         with path.open("rb") as file:
-            certificates = x509.load_pem_x509_certificates(file.read(MOST_BYTES))
+            found = x509.load_pem_x509_certificates(file.read(MOST_BYTES))
     except (OSError, ValueError, x509.InvalidVersion):
-        return None
-    return min(each.not_valid_after_utc.timestamp() for each in certificates)
+        return []
+    return [Known(subject_of(each), each.not_valid_after_utc.timestamp()) for each in found]
+
+
+def expiry(path: Path) -> float | None:
+    """When the first certificate in a PEM file expires, in seconds since the epoch; None: nothing usable. Blocks."""
+    return min((each.expires for each in certificates_in(path)), default=None)

@@ -87,6 +87,7 @@ _ALL = (
     Family("harmonyd_limited_requests_total", "counter", "Refused by a limit of the caller.", ("middleware",)),
     Family("harmonyd_http_requests_in_flight", "gauge", "Requests that are being answered."),
     Family("harmonyd_http_connections", "gauge", "Open connections."),
+    Family("harmonyd_auth_refusals_total", "counter", "Requests refused for who asked.", ("type", "reason")),
     Family("harmonyd_event_loop_lag_seconds", "histogram", "How late timers are: the reactor was busy.", (), LAGS),
     Family("harmonyd_ready", "gauge", "1 while /readyz says ready."),
     Family("harmonyd_scrape_ok", "gauge", "0 when a part of this could not be read in time.", ("part",)),

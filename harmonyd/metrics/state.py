@@ -31,6 +31,8 @@ class Sources:
     is_ready: Callable[[], bool]
     nodes: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
     """DICOM backends by name, as ``services.dicom.backend.DicomBackend.figures`` tells them."""
+    refused: Callable[[], Mapping[tuple[str, str], int]] = dict
+    """Requests that middleware for identity refused, by its type and a reason; both are words of ours."""
 
 
 def add_state(found: Found, sources: Sources) -> None:
@@ -43,6 +45,8 @@ def add_state(found: Found, sources: Sources) -> None:
     _add_children(found, sources.children())
     _add_cache(found, sources.cache(), sources.cache_answers())
     _add_nodes(found, sources.nodes())
+    for (kind, reason), count in sources.refused().items():
+        found.add("harmonyd_auth_refusals_total", count, kind, reason)
     later = sources.operations()
     found.add("harmonyd_async_operations_running", later["running"])
     found.add("harmonyd_async_operations_kept", later["kept"])

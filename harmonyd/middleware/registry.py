@@ -10,6 +10,12 @@ from typing import Any
 from harmonyd.audit.api import Auditor
 from harmonyd.config.model import MiddlewareConfig
 from harmonyd.errors import HarmonydError
+from harmonyd.middleware.auth.api_key import ApiKey
+from harmonyd.middleware.auth.authorize import Authorize
+from harmonyd.middleware.auth.basic import BasicAuth
+from harmonyd.middleware.auth.guard import Guard
+from harmonyd.middleware.auth.jwt_auth import JwtAuth
+from harmonyd.middleware.auth.peers import CallingAet, ClientCertificate
 from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.json_extractor import JsonExtractor
 from harmonyd.middleware.limiting import LimitState
@@ -30,6 +36,8 @@ class Resources:
     in_thread: Callable[..., Awaitable[Any]]
     """Runs blocking work in the reactor's thread pool."""
     audit: Auditor
+    guard: Guard
+    """Of the whole daemon: who fails at one place has failed at all."""
     limits: LimitState = field(default_factory=lambda: LimitState(time.monotonic))
     """What limits of callers have counted so far."""
 
@@ -42,6 +50,12 @@ MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middlewar
     "transform": lambda config, _: Transform(config.name, config.options),
     "metadata_transform": lambda config, _: MetadataTransform(config.name, config.options),
     "metadata": lambda config, _: Metadata(config.name, config.options),
+    "basic_auth": lambda config, given: BasicAuth(config.name, config.options, given.guard),
+    **dict.fromkeys(("jwt_auth", "jwtauth"), lambda config, given: JwtAuth(config.name, config.options, given.guard)),
+    "api_key": lambda config, given: ApiKey(config.name, config.options, given.guard),
+    "client_certificate": lambda config, given: ClientCertificate(config.name, config.options, given.guard),
+    "calling_aet": lambda config, given: CallingAet(config.name, config.options, given.guard),
+    "authorize": lambda config, given: Authorize(config.name, config.options, given.guard),
     "route": lambda config, _: Route(config.name, config.options["rules"], config.options["otherwise"]),
     "rate_limit": lambda config, resources: RateLimit(config.name, config.options, resources.limits),
     "concurrency": lambda config, resources: Concurrency(config.name, config.options, resources.limits),

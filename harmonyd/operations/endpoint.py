@@ -12,6 +12,8 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, cast
 
+from harmonyd.bodies import BytesBody
+from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import Conflict, MethodNotAllowed, NotFound
 from harmonyd.operations.events import event_stream, within
 from harmonyd.operations.operation import Operation, Owner, cancelled
@@ -21,6 +23,7 @@ from harmonyd.operations.result import kept
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend, HttpAnswer, HttpEndpoint, HttpRequest, RunsLong
 from harmonyd.services.dicomweb.cors import preflight
 from harmonyd.services.http.answers import ClosingIterator
+from harmonyd.subject import Subject
 from harmonyd.web.route import Route
 
 __all__ = ["LongRunningEndpoint"]
@@ -86,7 +89,10 @@ class LongRunningEndpoint:
 
         What is wrong already by then is told at once, as is the result of what ends in the time the client waits.
         """
-        operation = await self._operations.begin(self.owner, _for_later(request), self._respond, self._route.handle)
+        who = await self._who(request)
+        operation = await self._operations.begin(
+            self.owner, _for_later(request), self._respond, self._route.handle, who
+        )
         try:
             while not (operation.body.is_taken or operation.has_ended):
                 await operation.changed.wait()
@@ -99,6 +105,25 @@ class LongRunningEndpoint:
             return await self._at_once(operation, request)
         headers = {"Location": f"{self._public_prefix}/{_SEGMENT}/{operation.id}", _APPLIED: "respond-async"}
         return _json(operation.document, HTTPStatus.ACCEPTED, headers)
+
+    async def _who(self, request: HttpRequest) -> Subject | None:
+        """Who asks, by the pipeline's middleware, which sees nothing of these. Raises what that raises."""
+        if self._route.identify is None:
+            return request.subject
+        envelope = RequestEnvelope(
+            protocol="http",
+            method=request.method,
+            uri=request.uri,
+            path=request.path,
+            body=BytesBody(b""),
+            headers={name.lower(): value for name, value in request.headers.items()},
+            query=request.query,
+            metadata={"path": request.path},
+            id=request.id,
+        )
+        request.identify(envelope)
+        await self._route.identify(envelope)
+        return envelope.subject
 
     @property
     def _public_prefix(self) -> str:
@@ -129,7 +154,8 @@ class LongRunningEndpoint:
                 "There is nothing at this path.",
                 hint="An operation is at operations/ID, with /events and /result below; none lists them.",
             )
-        operation = self._operations.get(self.owner, rest[0])
+        who = await self._who(request)
+        operation = self._operations.get(self.owner, rest[0], who)
         allowed = _allowed(rest)
         if request.method not in allowed:
             raise MethodNotAllowed(f"{request.method} is not allowed here, only {', '.join(allowed)}.", allow=allowed)

@@ -25,6 +25,7 @@ from harmonyd.errors import Gone, HarmonydError
 from harmonyd.operations.body import WatchedBody
 from harmonyd.operations.result import Result
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
+from harmonyd.subject import Subject
 from harmonyd.waiters import Waiters
 from harmonyd.web.problem import is_ours, problem
 
@@ -59,6 +60,11 @@ class Owner:
     path_prefix: str
 
 
+def subject_key(subject: Subject | None) -> tuple[str, str]:
+    """What tells one subject from another; two ways to show who one is have names of their own."""
+    return (subject.scheme, subject.name) if subject is not None else ("", "")
+
+
 class Operation:
     """Implements ``Progress``. ``changed`` fires whenever ``document`` changes, ``ended`` once."""
 
@@ -69,6 +75,8 @@ class Operation:
     ) -> None:
         self.id = id
         self.owner = owner
+        self.subject = subject_key(None)
+        """Who may know of it."""
         self.state = State.QUEUED
         self.version = 0
         """Grows with each change."""
@@ -97,7 +105,6 @@ class Operation:
         self._kind: str | None = None
         self._has_named = False
         self._responses: list[ResponseEnvelope] = []
-        self._caller = request.caller
         self._occasion = Occasion()
         self._running: Deferred[None] | None = None
         self._is_closing = False
@@ -211,7 +218,7 @@ class Operation:
         result: Result | None = None
         try:
             try:
-                answer = await respond(request, self._asking(handle))
+                answer = await respond(request, self._asking(handle, request))
                 self.began()
                 result = await write(answer)
                 self._outcome = self._summary()
@@ -221,11 +228,11 @@ class Operation:
             error = exc
         self._conclude(result, error)
 
-    def _asking(self, handle: Ask) -> Ask:
+    def _asking(self, handle: Ask, asked: HttpRequest) -> Ask:
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self._envelope = envelope
+            asked.identify(envelope)
             envelope.progress = self
-            envelope.caller = self._caller
             envelope.occasion = self._occasion
             # What an endpoint has to find out first has artifacts of its own.
             if not self._has_named and envelope.metadata.get("dimse_op") != "find":
@@ -268,8 +275,8 @@ class Operation:
         self._ended_at = self._seconds()
         self.expires = self._ended_at + self.keep_secs
         self._log.info(
-            "operation {id}: {state}, {ms} ms",
-            id=self.id,
+            "operation {operation_id}: {state}, {ms} ms",
+            operation_id=self.id,
             state=self.state.value,
             ms=round((self._ended_at - self._created) * 1000),
             request=self.request_id,

@@ -17,9 +17,10 @@ from harmonyd.config.model import OperationsConfig
 from harmonyd.errors import Gone, NotFound, StorageFull, Unavailable
 from harmonyd.operations.events import Watchers, within
 from harmonyd.operations.folder import ResultFolder
-from harmonyd.operations.operation import Operation, Owner, Respond, cancelled
+from harmonyd.operations.operation import Operation, Owner, Respond, cancelled, subject_key
 from harmonyd.operations.result import MakeRoom, Result, write_result
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
+from harmonyd.subject import Subject
 
 __all__ = ["FOLDER", "Operations"]
 
@@ -116,10 +117,15 @@ class Operations:
 
     # --- one operation
 
-    async def begin(self, owner: Owner, request: HttpRequest, respond: Respond, handle: Ask) -> Operation:
-        """Begin to answer ``request``. Raises ``Unavailable`` at a limit, and OSError for the folder of the result."""
+    async def begin(
+        self, owner: Owner, request: HttpRequest, respond: Respond, handle: Ask, subject: Subject | None = None
+    ) -> Operation:
+        """Begin to answer ``request``, for ``subject`` and nobody else.
+
+        Raises ``Unavailable`` at a limit, and OSError for the folder of the result."""
         self._admit()
         operation = Operation(uuid.uuid4().hex, owner, request, self.reactor.seconds, self._config.keep_secs)
+        operation.subject = subject_key(subject)
         self._operations[operation.id] = operation
         operation.ended.wait().addCallback(lambda _: self._expires(operation))
         try:
@@ -131,10 +137,13 @@ class Operations:
         operation.run(respond, handle, self._writer(operation))
         return operation
 
-    def get(self, owner: Owner, operation_id: str) -> Operation:
-        """Return an operation of this endpoint. Raises ``NotFound``, and ``Gone`` for one of an earlier run."""
+    def get(self, owner: Owner, operation_id: str, subject: Subject | None = None) -> Operation:
+        """Return an operation of this endpoint and subject.
+
+        Raises ``NotFound``, for another one's, too, and ``Gone`` for one of an earlier run.
+        """
         operation = self._operations.get(operation_id)
-        if operation is not None and operation.owner == owner:
+        if operation is not None and operation.owner == owner and operation.subject == subject_key(subject):
             return operation
         if self._earlier.get(operation_id) == owner:
             raise Gone(

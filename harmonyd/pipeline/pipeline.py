@@ -10,7 +10,9 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from harmonyd.envelope import Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, Fault, Forbidden, HarmonydError, NotFound
 from harmonyd.middleware.base import Middleware
+from harmonyd.permit import holds
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, UnknownBackend
+from harmonyd.tracing import begin
 
 
 class Backend(Protocol):
@@ -26,6 +28,20 @@ class TakesMany(Protocol):
     async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
         """One answer, or what was wrong, for each request, in order. Raises only ``CancelledError``."""
         ...
+
+
+@runtime_checkable
+class HoldsPermits(Protocol):
+    """A backend that looks at ``request.permit`` itself, because it knows more about the request."""
+
+    holds_permits: bool
+
+
+@runtime_checkable
+class Identifies(Protocol):
+    """Middleware that only finds out who asks and what they may do."""
+
+    identifies: bool
 
 
 class Together(Protocol):
@@ -62,14 +78,25 @@ class Pipeline:
         when the pipeline has no backend, and ``UnknownBackend`` when middleware names one that is not there.
         """
         if request.occasion is not None:
-            return await self._handle(request)
+            return await self._traced(request)
         occasion = request.occasion = Occasion()
         try:
-            response = await self._handle(request)
+            response = await self._traced(request)
         except BaseException:
             occasion.end()
             raise
         response.occasion = occasion
+        return response
+
+    async def _traced(self, request: RequestEnvelope) -> ResponseEnvelope:
+        span = begin(f"pipeline {self.name}", request.trace, harmonyd__pipeline=self.name)
+        request.trace = span.trace
+        try:
+            response = await self._handle(request)
+        except BaseException as error:
+            span.end(type(error).__name__)
+            raise
+        span.end()
         return response
 
     async def _handle(self, request: RequestEnvelope) -> ResponseEnvelope:
@@ -114,11 +141,15 @@ class Pipeline:
             if early is not None:
                 await _require_success(await self._response_side(request, early, passed))
                 return None
+            left = self._left(request)
+            if backend in left:
+                self._require_permit(backend, request)
+                _drop_credentials(request)
         except HarmonydError as error:
             if error.fault is Fault.CALLER or isinstance(error, DeliveryRefused):
                 raise MiddlewareRefused(error.detail, hint=error.hint, **error.extra) from error
             raise
-        return passed if backend in self._left(request) else None
+        return passed if backend in left else None
 
     async def _send_all(
         self, name: str, requests: Sequence[RequestEnvelope]
@@ -154,6 +185,15 @@ class Pipeline:
             passed.append(middleware)
         return None
 
+    def _require_permit(self, backend: str, request: RequestEnvelope) -> None:
+        """For an inbound object, whose elements are known."""
+        if request.permit is None:
+            return
+        limits = request.permit.limits("store", backend)
+        elements = request.normalized if isinstance(request.normalized, Mapping) else {}
+        if not holds(limits, elements):
+            raise Forbidden("This object is not one of those that its sender may store.")
+
     async def _response_side(
         self, request: RequestEnvelope, response: ResponseEnvelope, passed: Sequence[Middleware]
     ) -> ResponseEnvelope:
@@ -174,9 +214,22 @@ class Pipeline:
         names = self._chosen(request)
         if not names:
             return ResponseEnvelope(status=204)
+        _drop_credentials(request)
         if self.together is not None and len(names) > 1:
             return await self.together.send(request, {name: self.backends[name] for name in names})
-        return await self.backends[names[0]].send(request)
+        backend = self.backends[names[0]]
+        if request.permit is not None and not isinstance(backend, HoldsPermits):
+            _require_unlimited(request, getattr(backend, "action", "forward"), names[0])
+        return await backend.send(request)
+
+    async def identify(self, request: RequestEnvelope) -> None:
+        """Find out who asks, and what they may do, without asking for anything.
+
+        Raises what the middleware for identity raises.
+        """
+        for middleware in self.middleware:
+            if isinstance(middleware, Identifies):
+                await middleware.on_request(request)
 
     def _chosen(self, request: RequestEnvelope) -> tuple[str, ...]:
         """Those that middleware left and, where the client chose, of these the one."""
@@ -203,6 +256,20 @@ class Pipeline:
                     hint=f"Its backends are: {', '.join(self.backends) or 'none'}.",
                 )
         return names
+
+
+def _require_unlimited(request: RequestEnvelope, action: str, backend: str) -> None:
+    """For a backend of which nobody knows what a request to it is about."""
+    if request.permit is not None and request.permit.limits(action, backend):
+        raise Forbidden(
+            "What you may do here is limited to some data, and this backend cannot be held to that.",
+            hint="Only dicom backends can: a rule without `only` may allow it.",
+        )
+
+
+def _drop_credentials(request: RequestEnvelope) -> None:
+    if request.consumed:
+        request.headers = {name: value for name, value in request.headers.items() if name not in request.consumed}
 
 
 def _skips_backends(request: RequestEnvelope) -> bool:

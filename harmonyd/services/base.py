@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
-from harmonyd.subject import Caller
+from harmonyd.permit import Permit
+from harmonyd.subject import Caller, Subject
+from harmonyd.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,22 @@ class HttpRequest:
     query: Mapping[str, list[str]]
     body: Body
     caller: Caller
+    trace: Trace | None = None
+    """The span that the work for it is part of."""
+    subject: Subject | None = None
+    """Whom the middleware of the network found the credentials to belong to."""
+    permit: Permit | None = None
+    """What that middleware lets the request do."""
+    consumed: frozenset[str] = frozenset()
+    """See ``RequestEnvelope``."""
+
+    def identify(self, envelope: RequestEnvelope) -> None:
+        """Let a question that is asked on behalf of this request say who asks, and what for."""
+        envelope.caller = self.caller
+        envelope.trace = self.trace
+        envelope.subject = self.subject
+        envelope.permit = self.permit
+        envelope.consumed = self.consumed
 
 
 @dataclass(slots=True)

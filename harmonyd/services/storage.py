@@ -38,6 +38,8 @@ class StorageBackend:
     """Keeps each object that it gets; what it answers says where."""
 
     max_batch = 16
+    action = "store"
+    """What a permit has to allow."""
 
     def __init__(self, name: str, folder: Path, in_thread: InThread) -> None:
         self.name = name

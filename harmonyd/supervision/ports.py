@@ -10,6 +10,7 @@ import errno
 import os
 import pwd
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from harmonyd.supervision.watcher import all_pids, members
 _ESTABLISHED = "01"
 _LISTEN = "0A"
 _MAX_COMMAND_CHARS = 200
+Address = tuple[str, int]
+"""Of IPv4: address and port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,19 @@ def try_port(port: int) -> OSError | None:
 
 def sockets(port: int) -> Iterator[Socket]:
     """The sockets of this network namespace whose local port is ``port``."""
-    wanted = f"{port:04X}"
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+    wanted = f":{port:04X}"
+    for fields in _lines("tcp", "tcp6"):
+        if fields[1].endswith(wanted):
+            yield Socket(fields[3], port, int(fields[7]), fields[9])
+
+
+def _lines(*tables: str) -> Iterator[list[str]]:
+    for table in tables:
         try:
-            lines = Path(table).read_text().splitlines()[1:]
+            lines = Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
         except OSError:
             continue
-        for line in lines:
-            fields = line.split()
-            if fields[1].endswith(f":{wanted}"):
-                yield Socket(fields[3], port, int(fields[7]), fields[9])
+        yield from (line.split() for line in lines)
 
 
 def established(port: int) -> int:
@@ -76,6 +82,42 @@ def owned_by_session(port: int, session: int) -> bool:
     """Does a process of this session listen on the port?"""
     inodes = {found.inode for found in sockets(port) if found.state == _LISTEN}
     return bool(inodes) and _holder(inodes, (stat.pid for stat in members(session))) is not None
+
+
+def socket_between(one: Address, other: Address) -> Socket | None:
+    """The socket at the end ``one`` of a connection over IPv4 within this machine; None when it is closed."""
+    ends = [_hexadecimal(one), _hexadecimal(other)]
+    for fields in _lines("tcp"):
+        if fields[1:3] == ends:
+            return Socket(fields[3], one[1], int(fields[7]), fields[9])
+    return None
+
+
+def connected_by_session(one: Address, other: Address, session: int) -> bool:
+    """Does a process of this session have the socket at the end ``one`` of such a connection?
+
+    The kernel's word: what a process would have to say of itself anybody could say. False also for one that is gone.
+    """
+    found = socket_between(one, other)
+    if found is None or found.inode == "0":
+        return False
+    inodes = {found.inode}
+    # Its leader by itself in most cases; finding the others reads the whole process table.
+    return bool(_holder(inodes, [session]) or _holder(inodes, (stat.pid for stat in members(session))))
+
+
+def connected_by_text(one: Address, other: Address) -> str:
+    """Whose socket that is, for people."""
+    found = socket_between(one, other)
+    if found is None or found.inode == "0":
+        return "a process that has closed it since"
+    pid = _holder({found.inode}, all_pids())
+    return f"pid {pid} ({command_line(pid)})" if pid else f"a process of user {_user_name(found.uid)} we may not see"
+
+
+def _hexadecimal(address: Address) -> str:
+    """As /proc/net/tcp has it: the address as a number in the machine's byte order."""
+    return f"{int.from_bytes(socket.inet_aton(address[0]), sys.byteorder):08X}:{address[1]:04X}"
 
 
 def holder(port: int) -> int | None:

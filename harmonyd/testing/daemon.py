@@ -17,6 +17,7 @@ from typing import Any, Self
 import psutil
 
 from harmonyd.testing.config_files import http_address, listening_ports
+from harmonyd.testing.log_lines import as_text, wrong_lines
 from harmonyd.testing.processes import end_group, log_tail, port_is_free, signal_group, wait_until
 
 COMMAND = (sys.executable, "-m", "harmonyd", "run")
@@ -38,7 +39,8 @@ class Answer:
 class RunningDaemon:
     """A daemon as a context manager: ready when entered; when left, stopped with SIGTERM and checked.
 
-    The checks of ``stop``: exit code 0, no process that it started is left, and all its ports are free.
+    The checks of ``stop``: exit code 0, no process that it started is left, all its ports are free, and each JSON line
+    of its log is what the schema says.
     """
 
     def __init__(
@@ -96,6 +98,9 @@ class RunningDaemon:
             raise AssertionError(f"no exit within {timeout_secs:g} s of SIGTERM\n{log_tail(self.log_file)}") from None
         if code != 0:
             raise AssertionError(f"exit code {code} after SIGTERM\n{log_tail(self.log_file)}")
+        with self.log_file.open(encoding="utf-8", errors="replace") as lines:
+            if wrong := next(wrong_lines(lines), ""):
+                raise AssertionError(f"a line of the log is not what log.schema.json says: {wrong}")
         self.assert_nothing_left(5.0)
 
     def kill9(self) -> None:
@@ -161,7 +166,12 @@ class RunningDaemon:
 
     @property
     def log(self) -> str:
-        """Everything it wrote to standard output and error, over all starts."""
+        """Everything it wrote to standard output and error, over all starts; JSON lines as text ones."""
+        return "".join(map(as_text, self.raw_log.splitlines(keepends=True)))
+
+    @property
+    def raw_log(self) -> str:
+        """The same as it was written."""
         return self.log_file.read_text("utf-8", "replace")
 
     def children(self) -> list[psutil.Process]:

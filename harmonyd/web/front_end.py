@@ -12,24 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.logger import Logger, LogLevel
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import LimitsConfig, NetworkConfig
 from harmonyd.envelope import Body, Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
-from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend
-from harmonyd.subject import Caller
+from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend, HttpRequest
 from harmonyd.telemetry.health import Health
+from harmonyd.web.access import begin_span, end_span, log_access
 from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
 from harmonyd.web.listening import listen
+from harmonyd.web.network_chain import identified
 from harmonyd.web.problem import is_ours, problem
 from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.request import Request
@@ -86,12 +86,12 @@ class _Exchange:
         if answering is not None:
             answering.cancel()
 
-    def asking(self, handle: Ask, caller: Caller) -> Ask:
+    def asking(self, handle: Ask, request: HttpRequest) -> Ask:
         """A way to the pipeline that keeps hold of what comes back."""
 
         async def ask(envelope: RequestEnvelope) -> ResponseEnvelope:
             self.envelope = envelope
-            envelope.caller = caller
+            request.identify(envelope)
             envelope.occasion = self.occasion
             response = await handle(envelope)
             # What the endpoint has closed and let go of is not kept: a request may ask thousands of questions.
@@ -299,6 +299,7 @@ class HttpFrontEnd:
 
     async def _serve(self, request: Request, exchange: _Exchange) -> None:
         began_at = self._reactor.seconds()
+        span = begin_span(request)
         try:
             try:
                 exchange.answering = Deferred.fromCoroutine(self._answer(request, exchange))
@@ -306,9 +307,11 @@ class HttpFrontEnd:
             except Exception as exc:  # noqa: BLE001 - the boundary: whatever went wrong becomes an answer
                 self._failed(request, exc, exchange)
             secs = self._reactor.seconds() - began_at
-            self._log_access(request, secs, exchange.operation)
+            log_access(request, secs, exchange.operation)
             endpoint = request.match.target.endpoint.name if request.match is not None else ""
-            self._measured(endpoint, None if request.gone else request.code, secs)
+            status = None if request.gone else request.code
+            self._measured(endpoint, status, secs)
+            end_span(span, request, exchange.operation)
         finally:
             await exchange.close()
 
@@ -321,7 +324,8 @@ class HttpFrontEnd:
         assert match is not None, "admit sets it or refuses"
         endpoint = match.target.endpoint
         exchange.body = request.take_body()
-        asked, ask = request.as_http(match, exchange.body), exchange.asking(match.target.handle, request.caller())
+        asked = await identified(match.target, request.as_http(match, exchange.body))
+        ask = exchange.asking(match.target.handle, asked)
         if isinstance(endpoint, ChoosesBackend):
             asked = endpoint.choose(asked)
         if isinstance(endpoint, AskingEndpoint):
@@ -347,27 +351,11 @@ class HttpFrontEnd:
         if is_ours(exc) and not isinstance(exc, ClientStalled):
             self._log.failure("failed by our fault", failure=Failure(exc), **fields)
         if request.startedWriting:
-            self._log.warn("the answer was cut off: {reason}", reason=str(exc) or type(exc).__name__, **fields)
+            self._log.warn("the answer was cut off: {reason}", reason=exc, **fields)
             request.cut(flush=not isinstance(exc, ClientStalled))
         else:
             status, headers, body = problem(exc, request_id=request.id, operation=operation)
             request.reply(status, merged(headers, exchange.common_headers), body)
-
-    def _log_access(self, request: Request, secs: float, operation: str | None) -> None:
-        # The path without its query: queries hold names and numbers of patients.
-        path = request.uri.split(b"?", 1)[0].decode("latin-1")
-        is_routine = request.match is not None and request.match.target.is_probe and request.code == HTTPStatus.OK
-        self._log.emit(
-            LogLevel.debug if is_routine else LogLevel.info,
-            "{method} {path} {status} {sent_bytes} bytes {ms} ms",
-            method=request.method.decode("ascii"),
-            path=path,
-            status=request.code,
-            sent_bytes=request.sentLength,
-            ms=round(secs * 1000),
-            request=request.id,
-            operation=operation,
-        )
 
 
 def _router(routes: Sequence[Route], health: Health | None) -> Router[Route]:

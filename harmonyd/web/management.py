@@ -21,18 +21,20 @@ READING = ("GET", "HEAD")
 
 
 class ManagementEndpoint:
-    """Serves those who ask for this machine by its address."""
+    """Serves the documents."""
 
     name = "management"
     methods: tuple[str, ...] = ()
     """Each document has its own."""
 
-    def __init__(self, base_path: str) -> None:
+    def __init__(self, base_path: str, *, local_only: bool) -> None:
+        """``local_only``: for clients that name this machine, so that no page can have a browser ask in its stead."""
         self.path_prefix = base_path
+        self._local_only = local_only
 
     def request(self, request: HttpRequest) -> RequestEnvelope:
         """Make an envelope. Raises ``Forbidden``."""
-        if not names_this_machine(request.headers.get("host", "")):
+        if self._local_only and not names_this_machine(request.headers.get("host", "")):
             raise Forbidden(
                 "The management API answers only to this machine's own names.", hint="Ask for 127.0.0.1 or localhost."
             )
@@ -57,7 +59,9 @@ class ManagementEndpoint:
         return HttpAnswer(response.status, dict(response.headers), body.chunks(), body.length)
 
 
-def management_route(base_path: str, documents: Mapping[str, Document], resources: Mapping[str, Resource]) -> Route:
+def management_route(
+    base_path: str, documents: Mapping[str, Document], resources: Mapping[str, Resource], *, local_only: bool = True
+) -> Route:
     """Serve ``documents`` and ``resources``, by name, below ``base_path``."""
 
     async def found(request: RequestEnvelope) -> Any:
@@ -78,4 +82,6 @@ def management_route(base_path: str, documents: Mapping[str, Document], resource
             body=BytesBody(text.encode("utf-8", "backslashreplace") + b"\n"),
         )
 
-    return Route(ManagementEndpoint(base_path), handle, described=description((*documents, *resources)))
+    return Route(
+        ManagementEndpoint(base_path, local_only=local_only), handle, described=description((*documents, *resources))
+    )

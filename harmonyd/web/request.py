@@ -19,6 +19,7 @@ from harmonyd.envelope import Body
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
 from harmonyd.subject import Caller
+from harmonyd.tracing import Trace, note, parse
 from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.route import Route
 from harmonyd.web.router import Match
@@ -70,6 +71,8 @@ class Request(http.Request):
         super().__init__(channel)
         self.front: Front = channel.factory.front
         self.id = ""
+        self.trace: Trace | None = None
+        """Of the client, and from ``process`` on our span in it."""
         self.query: dict[str, list[str]] = {}
         self.refusal: Exception | None = None
         self.gone = False
@@ -87,6 +90,9 @@ class Request(http.Request):
         """
         self.method, self.uri, self.clientproto = method, uri, version
         self.id = request_id(self._field(b"x-request-id"))
+        self.trace = parse(self._joined(b"traceparent"), self._joined(b"tracestate"))
+        if self.trace is not None:
+            note(self.id, self.trace.trace_id)
         limit_bytes = self._limit_bytes()
         try:
             self.front.admit(self)
@@ -174,6 +180,7 @@ class Request(http.Request):
             query=self.query,
             body=body,
             caller=self.caller(),
+            trace=self.trace,
         )
 
     def caller(self) -> Caller:
@@ -228,6 +235,10 @@ class Request(http.Request):
     def _field(self, name: bytes) -> str:
         # As bytes: asked for as text, Twisted takes it for UTF-8 and raises when it is not.
         return (self.getHeader(name) or b"").decode("latin-1")
+
+    def _joined(self, name: bytes) -> str:
+        values = self.requestHeaders.getRawHeaders(name) or ()
+        return b",".join(values).decode("latin-1")
 
     def _limit_bytes(self) -> int:
         kind = self._field(b"content-type").strip()

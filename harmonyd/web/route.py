@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from harmonyd.describe import Description, segments_of
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
+from harmonyd.middleware.base import Middleware
 from harmonyd.services.base import AskingEndpoint, HttpEndpoint
 
 __all__ = ["Route"]
@@ -28,6 +29,12 @@ class Route:
     """Whether text goes out in gzip to clients that take it."""
     described: Description | None = None
     """What the OpenAPI document says of it."""
+    identify: Callable[[RequestEnvelope], Awaitable[None]] | None = None
+    """Finds out who asks, for what is answered without the pipeline."""
+    action: str = ""
+    """What a permit of the network has to allow, where no pipeline looks at it."""
+    chain: tuple[Middleware, ...] = ()
+    """The middleware of the network."""
 
     @property
     def allowed(self) -> list[str]:

@@ -26,6 +26,7 @@ service = "dicom"
 aet = "A_TITLE_THAT_IS_TOO_LONG"
 port = 104
 use_tls = true
+tls = { ca_file = "tls/hospital-ca.crt" }
 """,
     "scp": """
 [pipelines.scp]

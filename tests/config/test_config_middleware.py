@@ -91,13 +91,6 @@ def test_a_mistyped_keyword_gets_the_nearest(problems, written, expected):
     assert found[0].nearest == expected
 
 
-@pytest.mark.parametrize("kind", ["basic_auth", "jwt_auth", "jwtauth"])
-def test_types_not_built_yet(problems, kind):
-    """Harmony's other types are known, and refused with the reason; their keys are not judged."""
-    found = problems(f"[middleware.m]\ntype = '{kind}'\nusername = 'u'\n")
-    assert [problem.what for problem in found] == ["not built yet"]
-
-
 def test_types_out_of_scope(problems):
     """JMIX middleware is out of scope."""
     assert problems("[middleware.m]\ntype = 'jmix_builder'\n")[0].what == "out of scope"

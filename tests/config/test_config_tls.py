@@ -55,11 +55,11 @@ def test_everything_reaches_the_model(loaded, ca, tmp_path):
     assert any("ca_file" in warning and "pinned" in warning for warning in config.warnings)
 
 
-def test_the_dcmtk_engine_has_none(problems):
-    """The message names the engine that can."""
-    found = problems(BACKEND.replace("'native'", "'dcmtk'") + "tls = { ca_file = 'none.crt' }\n")
-    assert [problem.key for problem in found] == ["use_tls"]
-    assert 'engine = "native"' in found[0].remedy
+def test_either_engine(loaded, ca):
+    """The engine makes no difference."""
+    text = BACKEND.replace("'native'", "'dcmtk'") + "tls = { ca_file = 'ca.crt' }\n"
+    options = loaded(text).backends["b"].options
+    assert (options.engine, options.tls) == ("dcmtk", TlsClient(ca.cert))
 
 
 @pytest.mark.parametrize(

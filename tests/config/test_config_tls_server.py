@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from harmonyd.testing.certificates import Authority
+from harmonyd.testing.certificates import Authority, self_signed
 from harmonyd.tls import TlsServer
 
 ENDPOINT = "[endpoints.e]\nservice = 'dicom'\n[endpoints.e.options]\nengine = 'native'\n"
@@ -83,11 +79,7 @@ def test_one_mistake(problems, ca, table, key, what):
 def test_a_key_that_is_too_short(problems, ca, tmp_path):
     """What OpenSSL would refuse later is told now."""
     key = rsa.generate_private_key(65537, 1024)
-    now = datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "short")])
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(100))
-    (tmp_path / "own.crt").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
-    (tmp_path / "own.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    self_signed(tmp_path, "own", key)
     [problem] = problems(ENDPOINT + f"tls = {{ {OWN} }}\n")
     assert (problem.key, problem.what) == ("cert_file", "OpenSSL does not take it: ee key too small")
 
@@ -98,11 +90,25 @@ def test_an_empty_table(problems):
 
 
 @pytest.mark.parametrize(("text", "key"), PLACES)
-def test_the_dcmtk_engine_has_none(problems, ca, text, key):
-    """A port is not opened without the TLS that was asked for; the message names the engine that can."""
-    [problem] = problems(text.replace("'native'", "'dcmtk'") + f"{key} = {{ {OWN} }}\n")
+def test_the_dcmtk_engine_listens_by_itself(loaded, problems, ca, text, key):
+    """A storescp listens without TLS, to everybody: what it would do is done per association, or is a mistake."""
+    text = text.replace("'native'", "'dcmtk'") + f"{key} = {{ {OWN} }}\n"
+    config = loaded(text)
+    chosen = config.endpoints["e"] if key == "tls" else config.backends["b"]
+    assert chosen.options.store_scp == "per-association"
+    assert any("was chosen" in warning and key in warning for warning in config.warnings)
+    assert not any("was chosen" in each for each in loaded(text + "store_scp = 'per-association'\n").warnings)
+    [problem] = problems(text + "store_scp = 'persistent'\n")
     assert problem.key == key
-    assert 'engine = "native"' in problem.remedy
+    assert 'store_scp = "per-association"' in problem.remedy
+
+
+@pytest.mark.parametrize("persistent", ["true", "false"])
+def test_programs_that_listen_for_deliveries(problems, ca, persistent):
+    """Neither storescp nor movescu has a port with TLS, however the mode is spelled."""
+    more = f"incoming_store_tls = {{ {OWN} }}\npersistent_store_scp = {persistent}\n"
+    [problem] = problems(BACKEND.replace("'native'", "'dcmtk'") + more)
+    assert problem.key == "incoming_store_tls"
 
 
 def test_use_tls_is_of_a_backend(problems, ca):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,29 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from engine_kit import ENGINES, Asking
 from inbound_kit import Inbound
 from native_inbound_kit import NativeInbound
+from pynetdicom import AE
+from pynetdicom.sop_class import (
+    CTImageStorage,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
+from harmonyd.testing.certificates import Authority, Issued, server_context
 from harmonyd.testing.data import MadeStudy, make_study
+
+STUDY_ROOT = (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
 
 
 @pytest.fixture
@@ -102,3 +120,76 @@ def store_scp(request: pytest.FixtureRequest) -> Callable[..., Awaitable[Inbound
     name = {"dcmtk": "inbound", "native": "native"}[request.param]
     start: Callable[..., Awaitable[Inbound | NativeInbound]] = request.getfixturevalue(name)
     return start
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the certificates of the next ones are."""
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def ca(folder: Path) -> Authority:
+    return Authority(folder)
+
+
+@pytest.fixture(scope="module")
+def server(ca: Authority) -> Issued:
+    """For localhost and 127.0.0.1."""
+    return ca.issue("server")
+
+
+@pytest.fixture(scope="module")
+def caller(ca: Authority) -> Issued:
+    """Without a name."""
+    return ca.issue("caller", ())
+
+
+@pytest.fixture
+def told(started_reactor: Any) -> Iterator[Callable[[str], bool]]:
+    """``told("text")``: whether the log has this text."""
+    lines: list[str] = []
+
+    def note(event: LogEvent) -> None:
+        lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    globalLogPublisher.addObserver(note)
+    yield lambda text: any(text in line for line in lines)
+    globalLogPublisher.removeObserver(note)
+
+
+@pytest.fixture
+def secure_scp(server: Issued) -> Iterator[Callable[..., Any]]:
+    """``secure_scp(handlers, context)``: an SCP of pynetdicom's that speaks TLS only."""
+    running: list[Any] = []
+
+    def start(handlers: list[Any] = [], context: ssl.SSLContext | None = None) -> Any:  # noqa: B006
+        node: Any = AE("SECURE")
+        node.maximum_pdu_size = 65536
+        for uid in (Verification, *STUDY_ROOT):
+            node.add_supported_context(uid)
+        node.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
+        node.add_requested_context(CTImageStorage)
+        started = node.start_server(
+            ("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=context or server_context(server)
+        )
+        started.aet, started.port = "SECURE", started.server_address[1]
+        running.append(started)
+        return started
+
+    yield start
+    for each in running:
+        each.shutdown()
+
+
+@pytest.fixture(params=ENGINES)
+def asking(request: pytest.FixtureRequest, started_reactor: Any, tmp_path: Path) -> Iterator[Asking]:
+    """An engine that asks, either one in turn. At the end nothing of it is left."""
+    made = Asking(started_reactor, tmp_path / "engine", request.param)
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.start()))
+    yield made
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.stop()))
+    give_up = started_reactor.seconds() + 5
+    while made.left() and started_reactor.seconds() < give_up:
+        pytest_twisted.blockon(deferLater(started_reactor, 0.02))
+    assert not made.left()

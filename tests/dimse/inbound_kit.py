@@ -111,6 +111,12 @@ class Inbound:
         return self.config
 
     @property
+    def listener(self) -> listener.AssociationListener:
+        """Of its port."""
+        ((_, found),) = self.engine._listeners._open.items()
+        return found
+
+    @property
     def associations(self) -> int:
         """How many associations run."""
         return self.engine.association_count()

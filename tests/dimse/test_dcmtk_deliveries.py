@@ -142,10 +142,10 @@ async def test_each_object_to_its_move(bench: Bench, inbound: Inbound) -> None:
     assert bench.reasons == []
 
 
-@pytest.mark.parametrize("originator", ["", "HARMONY_SCU"])
+@pytest.mark.parametrize("originator", ["", "HARMONY_SCU", "PACS"])
 @pytest_twisted.ensureDeferred
 async def test_originator_that_fits(bench: Bench, originator: str) -> None:
-    """An object that names our AE title as its Move Originator, or none, is for the move that asked for it."""
+    """One that names our AE title as its Move Originator, or none, or the PACS's, is for the move that asked for it."""
     _, offered = bench.expect(study_instance_uid=STUDY_1)
     path = await bench.arrive(bench.file(STUDY_1), Inbound(originator=originator))
     assert offered == [str(path)]

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from doctor_kit import Doctor, Steps, pacs
 
 from harmonyd.doctor.network import described
-from harmonyd.testing.certificates import Authority, Issued, of_version_2
+from harmonyd.testing.certificates import Authority, Issued, of_version_2, server_context
 from harmonyd.testing.peer import ScriptedPeer
 
 
@@ -30,19 +30,17 @@ def ca(folder: Path) -> Authority:
     return Authority(folder)
 
 
-def examine(doctor: Doctor, issued: Issued, ca: Path, client_ca: Path | None = None, **tls: Any) -> Steps:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(issued.cert, issued.key)
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(client_ca)
-    with pacs([], context) as port:
-        return doctor.examine(port=port, engine="native", use_tls=True, tls={"ca_file": str(ca), **tls})
+def examine(
+    doctor: Doctor, issued: Issued, ca: Path, client_ca: Path | None = None, engine: str = "native", **tls: Any
+) -> Steps:
+    with pacs([], server_context(issued, client_ca=client_ca)) as port:
+        return doctor.examine(port=port, engine=engine, use_tls=True, tls={"ca_file": str(ca), **tls})
 
 
-def test_a_secure_pacs(doctor_of: Doctor, ca: Authority) -> None:
-    """Version, cipher suite, names and expiry; and all that follows is done over TLS."""
-    steps = examine(doctor_of, ca.issue("server"), ca.cert)
+@pytest.mark.parametrize("engine", ["dcmtk", "native"])
+def test_a_secure_pacs(doctor_of: Doctor, ca: Authority, engine: str) -> None:
+    """Version, cipher suite, names and expiry; and all that follows is done over TLS, whichever engine will do it."""
+    steps = examine(doctor_of, ca.issue("server"), ca.cert, engine=engine)
     details = steps["tls"]["details"]
     assert (steps["tls"]["result"], details["verified"], details["version"]) == ("ok", True, "TLSv1.3")
     assert details["cipher_suite"].startswith("TLS_")

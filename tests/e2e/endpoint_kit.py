@@ -327,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: WebServer
 
     def _take(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not self.server.gate.is_set():
             self.server.waiting.set()
             self.server.gate.wait()

@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from harmonyd.audit.api import no_audit
+from harmonyd.middleware.auth.guard import Guard
 from harmonyd.middleware.registry import Resources
 
 
@@ -15,4 +16,5 @@ async def at_once(function: Any, *args: Any) -> Any:
     return function(*args)
 
 
-RESOURCES = Resources(Clock(), at_once, no_audit)
+_CLOCK = Clock()
+RESOURCES = Resources(_CLOCK, at_once, no_audit, Guard(_CLOCK, at_once, no_audit))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from middleware_kit import RESOURCES
 from pytest_twisted import ensureDeferred
 from twisted.internet.task import Clock
 
-from harmonyd.audit.api import no_audit
 from harmonyd.bodies import EmptyBody
 from harmonyd.config.model import MiddlewareConfig
 from harmonyd.envelope import Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import TooManyRequests
 from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.limiting import LimitState
-from harmonyd.middleware.registry import Resources, build
+from harmonyd.middleware.registry import build
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.subject import Caller, Subject
 
@@ -31,7 +32,7 @@ class Kit:
     def made(self, kind: str, **options: Any) -> Middleware:
         """As after each reload: a new one, which counts on."""
         common = {"by": "subject", "per_secs": 60.0, "max_callers": 100}
-        resources = Resources(self.clock, lambda function, *args: function(*args), no_audit, self.state)
+        resources = replace(RESOURCES, reactor=self.clock, limits=self.state)
         return build(MiddlewareConfig("mine", kind, {**common, **options}), resources)
 
 

@@ -22,6 +22,7 @@ from harmonyd.services.choosing import choose_backend
 from harmonyd.services.dicom.chaining import ChainedResults, Step
 from harmonyd.services.dicom.locating import KNOWN_SECS, MAX_KNOWN, Places
 from harmonyd.services.dicom.merging import AT_ONCE, MergedResults, NoBackendAnswered, Source
+from harmonyd.subject import Caller
 
 STUDY = "0020000D"
 
@@ -31,7 +32,7 @@ STUDY = "0020000D"
 
 def request(path: str, query: Mapping[str, list[str]] | None = None, **headers: str) -> HttpRequest:
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return HttpRequest("id", "GET", path, path, "/prefix", fields, query or {}, EmptyBody(), "127.0.0.1")
+    return HttpRequest("id", "GET", path, path, "/prefix", fields, query or {}, EmptyBody(), Caller("127.0.0.1"))
 
 
 OPTIONS = HttpEndpointOptions("/prefix", path_backends=("lund", "malmo"), backend_header="X-PACS")

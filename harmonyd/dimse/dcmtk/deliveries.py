@@ -55,12 +55,14 @@ class Expectation:
     remote_aet: str
     """Of the PACS, which calls with it in most cases."""
     offer: Callable[[str], None]
+    request_id: str = ""
+    """Whose move it is."""
     brought: dict[str, Brought] = field(default_factory=dict)
     """By path, what it was offered and has not taken."""
 
     def fits(self, header: InstanceHeader, originator_aet: str) -> bool:
-        """Whether this object was asked for."""
-        return originator_aet in ("", self.local_aet) and matches(self.wanted, header)
+        """Whether this object was asked for. Some PACS (pynetdicom's) name themselves as who did."""
+        return originator_aet in ("", self.local_aet, self.remote_aet) and matches(self.wanted, header)
 
     def fits_shared(self, header: InstanceHeader, originator_aet: str, calling_aet: str) -> bool:
         """The same where others, too, send to this AE title: a modality may send more of a study that is being moved.
@@ -194,6 +196,11 @@ class MoveDeliveries:
                 raise
         expectation = None if header is None else self._who_asked(association, header, host)
         if expectation is not None:
+            uid = "" if header is None else header.sop_instance_uid
+            self._log.debug(
+                "{sop_instance_uid} was moved here", sop_instance_uid=uid, cause=expectation.request_id,
+                association_id=association.association.id, calling=association.association.calling_aet,
+            )  # fmt: skip
             expectation.brought[str(path)] = Brought(association, host)
             expectation.offer(str(path))
         elif host is not None:

@@ -11,7 +11,8 @@ async def echo(box: Toolbox, remote: RemoteNode, op: OperationContext) -> Outcom
     """Raises unless the node answered Success."""
     run = ToolRun(box, op, folder=None)
     try:
-        await run.start(argv.echoscu(box.tools["echoscu"].path, box.log_config, remote), small_dictionary=True)
+        tool = box.tools["echoscu"].path
+        await run.start_to(remote, lambda node: argv.echoscu(tool, box.log_config, node), small_dictionary=True)
         record = await run.finish()
         return verdict.final_outcome("echo", "C-ECHO RSP", run.log, record, remote)
     finally:

@@ -29,8 +29,11 @@ def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: Oper
         try:
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["findscu"].path
-                command = argv.findscu(tool, box.log_config, remote, query.model, request, folder)
-                await run.start(command, small_dictionary=True)
+
+                def command(node: RemoteNode) -> list[str]:
+                    return argv.findscu(tool, box.log_config, node, query.model, request, folder)
+
+                await run.start_to(remote, command, small_dictionary=True)
                 stream.folder = folder
                 count = 0
                 async with aclosing(run.batches()) as batches:

@@ -20,6 +20,8 @@ from harmonyd.dimse.associate import (
     read_request,
     request_bytes,
 )
+from harmonyd.dimse.dcmtk.wire import PlainWire
+from harmonyd.dimse.tls_failures import inbound_plain_problem
 
 CLOSE_SECS = 5.0
 """For a peer that was refused, to close its side."""
@@ -76,6 +78,9 @@ class Reader:
 class Handshake(Reader):
     """Calls ``on_request`` with itself and the request once that is there, and ``on_end`` when it will not be."""
 
+    proof = ""
+    """What the peer has shown of itself."""
+
     def __init__(
         self,
         reactor: Any,
@@ -85,6 +90,8 @@ class Handshake(Reader):
         on_end: Callable[[Handshake, str], None],
     ) -> None:
         self.peer = peer
+        self.problem = ""
+        """What is wrong below DICOM."""
         self._on_request = on_request
         self._on_end = on_end
         self._want = HEADER_BYTES
@@ -106,6 +113,7 @@ class Handshake(Reader):
         try:
             self._look(data)
         except NotAnAssociateRequest as error:
+            self.problem = inbound_plain_problem(data)
             with contextlib.suppress(OSError):
                 self.sock.send(abort_pdu())
             self.give_up(error.detail)
@@ -136,6 +144,21 @@ class Handshake(Reader):
         """Close the connection."""
         self.close()
         self._on_end(self, why)
+
+    def hand_over(self) -> PlainWire:
+        """What a storescp gets: ``handed_over`` or ``kept`` must be called next. Raises OSError.
+
+        It is a descriptor of its own: should the program not start, this one can still answer.
+        """
+        return PlainWire(self.sock.dup())
+
+    def kept(self) -> None:
+        """Nobody has taken it."""
+        self.sock.setblocking(False)
+
+    def handed_over(self) -> None:
+        """The storescp runs."""
+        self.close()
 
     def refuse(self, rejection: Rejection) -> Refused:
         """Answer with an A-ASSOCIATE-RJ, and close once the peer has. The request itself is thrown away."""

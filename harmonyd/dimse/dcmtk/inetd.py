@@ -7,8 +7,6 @@ back until the answer is known: what was not answered was acknowledged to nobody
 from __future__ import annotations
 
 import contextlib
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch, SharedInotify
 from harmonyd.dimse.dcmtk.log_config import receiver_log_file
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.store_log import StoreLog
+from harmonyd.dimse.dcmtk.wire import Wire
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.part10 import DamagedFile, check_complete
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
@@ -32,8 +31,6 @@ from harmonyd.waiters import Waiters
 MIN_BYTES = 1000
 """An association that brought less than this within its timeout is ended: the peer sends a byte now and then."""
 MAX_LOG_BYTES = 64_000
-_BYTES_RECEIVED = struct.Struct("=128xQ")
-"""``tcpi_bytes_received`` in ``struct tcp_info`` (linux/tcp.h)."""
 
 
 class Receiving(Protocol):
@@ -67,7 +64,7 @@ class InboundAssociation:
     def __init__(
         self,
         box: Toolbox,
-        sock: socket.socket,
+        wire: Wire,
         association: Association,
         receiving: Receiving,
         on_end: Callable[[InboundAssociation], None],
@@ -85,7 +82,8 @@ class InboundAssociation:
         self._log_of = StoreLog()
         self._told = 0
         self._box = box
-        self._sock = sock
+        self._wire = wire
+        self._sock = wire.sock
         self.receiving = receiving
         self._on_end = on_end
         self._watch: FolderWatch | None = None
@@ -106,7 +104,7 @@ class InboundAssociation:
                 self.folder.rmdir()
             raise
         if self._sock.fileno() >= 0:
-            self._watch_idleness(self._bytes_received())
+            self._watch_idleness(self._wire.received_bytes())
 
     def _spawn(self) -> None:
         receiving, association = self.receiving, self.association
@@ -122,7 +120,7 @@ class InboundAssociation:
         spec = OnceSpec(
             f"storescp:{association.id}",
             tuple(command),
-            {"DCMDICTPATH": str(self._box.small_dictionary)},
+            {"DCMDICTPATH": str(self._box.small_dictionary), **self._wire.env},
             log_fields={"operation": "receive"},
             on_line=self._line,
             max_output_bytes=MAX_LOG_BYTES,
@@ -278,18 +276,12 @@ class InboundAssociation:
                 lambda failure: self._log.failure("an association could not be ended", failure=failure)
             )
 
-    def _bytes_received(self) -> int:
-        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
-        if len(info) < _BYTES_RECEIVED.size:
-            return 0
-        return int(_BYTES_RECEIVED.unpack(info)[0])
-
     def _watch_idleness(self, received: int) -> None:
         timeout = self.receiving.association_timeout_secs
         self._idle_call = self._box.reactor.callLater(timeout, self._look_whether_idle, received)
 
     def _look_whether_idle(self, before: int) -> None:
-        received = self._bytes_received()
+        received = self._wire.received_bytes()
         if received - before >= MIN_BYTES or self._child is None:
             self._watch_idleness(received)
             return

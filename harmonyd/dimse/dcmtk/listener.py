@@ -19,9 +19,12 @@ from harmonyd.dimse.dcmtk.arrivals import SharedInotify
 from harmonyd.dimse.dcmtk.handshake import Handshake, Refused
 from harmonyd.dimse.dcmtk.inetd import InboundAssociation, Receiving
 from harmonyd.dimse.dcmtk.run import Toolbox
+from harmonyd.dimse.dcmtk.secure_handshake import SecureHandshake
 from harmonyd.dimse.engine import Association
+from harmonyd.dimse.tls_server import SecurePort
 from harmonyd.errors import HarmonydError
 from harmonyd.supervision.ports import problem_text
+from harmonyd.tls import TlsServer
 
 MAX_PENDING = 256
 """Connections without a whole A-ASSOCIATE-RQ, and refused ones not closed yet; the oldest makes room for the next."""
@@ -33,6 +36,9 @@ class Owner(Protocol):
     def admit(self, request: AssociateRequest, peer: str) -> Receiving | Rejection:
         """Who receives over this association, or why it is refused."""
         ...
+
+
+Opening = Handshake | SecureHandshake
 
 
 class AssociationListener(Acceptor):
@@ -47,9 +53,20 @@ class AssociationListener(Acceptor):
         self.associations: set[InboundAssociation] = set()
         self._box = box
         self._inotify: SharedInotify | None = None
-        self._pending: dict[Handshake | Refused, None] = {}
+        self._pending: dict[Opening | Refused, None] = {}
+        self._tls: SecurePort | None = None
 
     # --- listening
+
+    @property
+    def tls(self) -> TlsServer | None:
+        """How connections are secured; None: not."""
+        return None if self._tls is None else self._tls.settings
+
+    def secure(self, settings: TlsServer | None) -> None:
+        """From now on connections are secured like this. Raises ``Unavailable``, then they are as before."""
+        if settings != self.tls:
+            self._tls = None if settings is None else SecurePort(settings)
 
     def open(self, folder: Path) -> None:
         """Listen. ``folder`` is named where the kernel gives no inotify. Raises ``Unavailable``, ``EngineFailed``."""
@@ -95,15 +112,25 @@ class AssociationListener(Acceptor):
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = str(address[0]).removeprefix("::ffff:")
-        handshake = Handshake(self._box.reactor, sock, peer, self._requested, self._gone)
-        self._pending[handshake] = None
+        if self._tls is None:
+            self._pending[Handshake(self._box.reactor, sock, peer, self._requested, self._gone)] = None
+            return
+        secure = SecureHandshake(self._box.reactor, peer, self._requested, self._gone)
+        self._pending[secure] = None
+        try:
+            secure.begin(sock, self._tls)
+        except BaseException:
+            self._pending.pop(secure, None)
+            secure.close()
+            raise
 
-    def _gone(self, handshake: Handshake, why: str) -> None:
+    def _gone(self, handshake: Opening, why: str) -> None:
         self._pending.pop(handshake, None)
-        self._log.info("{peer} connected to port {port}, and asked for no association: {why}",
-                       peer=handshake.peer, port=self.port, why=why)  # fmt: skip
+        say = self._log.warn if handshake.problem else self._log.info
+        say("{peer} connected to port {port}, and asked for no association: {why}",
+            peer=handshake.peer, port=self.port, why=handshake.problem or why)  # fmt: skip
 
-    def _requested(self, handshake: Handshake, request: AssociateRequest) -> None:
+    def _requested(self, handshake: Opening, request: AssociateRequest) -> None:
         answer = self._judge(request, handshake.peer)
         rejection = answer if isinstance(answer, Rejection) else self._accept(handshake, request, answer)
         if rejection is None:
@@ -130,24 +157,24 @@ class AssociationListener(Acceptor):
             return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
         return owner.admit(request, peer)
 
-    def _accept(self, handshake: Handshake, request: AssociateRequest, receiving: Receiving) -> Rejection | None:
+    def _accept(self, handshake: Opening, request: AssociateRequest, receiving: Receiving) -> Rejection | None:
         known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, handshake.peer)
         assert self._inotify is not None
         try:
-            # The child gets a descriptor of its own: should it not start, this one can still answer.
-            association = InboundAssociation(self._box, handshake.sock.dup(), known, receiving, self._ended)
+            association = InboundAssociation(self._box, handshake.hand_over(), known, receiving, self._ended)
             association.start(self._inotify)
         except (HarmonydError, OSError) as error:
             self._log.error("no storescp for an association: {error}", error=error, port=self.port)
-            handshake.sock.setblocking(False)
+            handshake.kept()
             return Rejection.TEMPORARY_CONGESTION
         self._pending.pop(handshake, None)
-        handshake.close()
+        handshake.handed_over()
         if not association.has_ended:
             self.associations.add(association)
         self._log.info(
-            "association from {calling} ({peer}) to {called}",
+            "association from {calling} ({peer}{proof}) to {called}",
             calling=known.calling_aet, peer=known.peer, called=known.called_aet, child=f"storescp:{known.id}",
+            proof=handshake.proof and f", {handshake.proof}",
         )  # fmt: skip
         return None
 

@@ -14,6 +14,7 @@ from harmonyd.dimse.dcmtk.inetd import Receiving
 from harmonyd.dimse.dcmtk.listener import AssociationListener, Owner
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.errors import Unavailable
+from harmonyd.tls import TlsServer
 
 _NOT_OF_MOVES = (Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED, Rejection.TEMPORARY_CONGESTION)
 """What an endpoint refuses for its own sake: a PACS may still deliver what it was asked for. Limits count for all."""
@@ -66,24 +67,33 @@ class Listeners:
         title = self._titles.setdefault(place, Title())
         title.endpoint = title.endpoint or endpoint
 
-    def claim(self, place: Place, endpoint: Endpoint) -> AssociationListener:
-        """Have the endpoint receive there.
+    def claim(self, place: Place, endpoint: Endpoint, tls: TlsServer | None = None) -> AssociationListener:
+        """Have the endpoint receive there. ``tls`` counts for all on this port.
 
-        Raises ``Unavailable`` when somebody else has the port, or another endpoint the AE title; ``EngineFailed``.
+        Raises ``Unavailable`` when somebody else has the port, or another endpoint the AE title, and when certificates
+        cannot be used; ``EngineFailed``.
         """
         title = self._titles.get(place) or Title()
         if title.is_receiving and title.endpoint is not endpoint:
             raise _taken(place)
-        listener = self._listening(place, title, endpoint.folder)
+        listener = self._listening(place, title, tls, endpoint.folder)
         title.endpoint, title.is_receiving = endpoint, True
         return listener
 
-    def claim_for_moves(self, place: Place, moves: MoveDeliveries) -> AssociationListener:
-        """Have these deliveries come there. Raises as ``claim``."""
+    def claim_for_moves(
+        self, place: Place, moves: MoveDeliveries, tls: TlsServer | None = None
+    ) -> AssociationListener:
+        """Have these deliveries come there. Raises as ``claim``.
+
+        They do not change how a port is secured that is open: a move of a former configuration may still begin.
+        """
         title = self._titles.get(place) or Title()
         if title.moves is not None:
             raise _taken(place)
-        listener = self._listening(place, title, moves.folder)
+        listener = self._open.get((place.bind_addr, place.port))
+        if listener is not None and listener.tls != tls:
+            raise Unavailable(f"port {place.port} is secured in another way by now; ask again")
+        listener = self._listening(place, title, tls, moves.folder)
         title.moves = moves
         return listener
 
@@ -114,11 +124,11 @@ class Listeners:
         title = self._titles.get(place)
         return title.moves if title is not None else None
 
-    def _listening(self, place: Place, title: Title, folder: Path) -> AssociationListener:
+    def _listening(self, place: Place, title: Title, tls: TlsServer | None, folder: Path) -> AssociationListener:
         address = place.bind_addr, place.port
-        listener = self._open.get(address)
-        if listener is None:
-            listener = AssociationListener(self._box, *address)
+        listener = self._open.get(address) or AssociationListener(self._box, *address)
+        listener.secure(tls)
+        if address not in self._open:
             listener.open(folder)
             self._open[address] = listener
         self._titles[place] = listener.owners[place.aet] = title

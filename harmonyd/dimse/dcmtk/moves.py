@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+from twisted.logger import Logger
+
 from harmonyd.dimse.accept import wanted_keys
 from harmonyd.dimse.dcmtk.deliveries import Expectation, MoveDeliveries
 from harmonyd.dimse.dcmtk.listener import AssociationListener
@@ -15,6 +17,7 @@ from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.dcmtk.turns import Turns
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, Query, RemoteNode
 from harmonyd.dimse.quarantine import Quota
+from harmonyd.errors import Unavailable
 
 
 class Delivery(Protocol):
@@ -50,6 +53,8 @@ class Delivery(Protocol):
 class MovePort:
     """One move destination: its AE title on a port of our own. Open from ``__init__`` to ``close``."""
 
+    _log = Logger()
+
     def __init__(
         self, box: Toolbox, receiver: MoveReceiver, folder: Path, quarantine_folder: Path, listeners: Listeners,
         quota: Quota,
@@ -60,8 +65,16 @@ class MovePort:
         self._listeners = listeners
         self._deliveries = MoveDeliveries(box, receiver.destination_aet, folder, quarantine_folder, quota)
         self._place = Place("0.0.0.0", receiver.port, receiver.destination_aet)
-        self._listener: AssociationListener = listeners.claim_for_moves(self._place, self._deliveries)
+        self._listener: AssociationListener = listeners.claim_for_moves(self._place, self._deliveries, receiver.tls)
         self._deliveries.listener = self._listener
+
+    def secure_anew(self, receiver: MoveReceiver) -> None:
+        """The same receiver, secured in another way."""
+        self.receiver = receiver
+        try:
+            self._listener.secure(receiver.tls)
+        except Unavailable as error:  # they were right when they were checked, a moment ago
+            self._log.error("port {port} goes on as before: {why}", port=receiver.port, why=error.detail)
 
     async def close(self) -> None:
         """Answer to this AE title no more; returns when nothing that came over it is where it was received."""
@@ -77,7 +90,7 @@ class MovePort:
         """
         wanted = wanted_keys(query)
         await self.turns.acquire(wanted, op.deadline)
-        expectation = Expectation(wanted, remote.local_aet, remote.aet, lambda name: None)
+        expectation = Expectation(wanted, remote.local_aet, remote.aet, lambda name: None, op.request_id)
         self._deliveries.expect(expectation)
         try:
             yield PortDelivery(self._deliveries, expectation)

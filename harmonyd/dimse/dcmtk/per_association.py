@@ -108,7 +108,7 @@ class PerAssociationScp:
             )
 
     def _listen(self) -> None:
-        self._listener = self._listeners.claim(self._place, self)
+        self._listener = self._listeners.claim(self._place, self, self._config.tls)
 
     # --- listeners.Endpoint
 

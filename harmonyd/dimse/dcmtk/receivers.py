@@ -106,11 +106,15 @@ class Receivers:
         A move that was asked for before is still served, if need be by a receiver that is opened for it alone.
         """
         self._wanted = wanted
+        for receiver in wanted:
+            port = self._ports.get((receiver.port, receiver.destination_aet))
+            if port is not None and port.receiver != receiver and receiver.store_scp == PER_ASSOCIATION:
+                port.secure_anew(receiver)
         for key in list(self._ports):
             self._in_background(self._close_port(key))
-        for port in list(self._kept):
-            lock = self._locks.setdefault(port, DeferredLock())
-            self._in_background(self._settle_in_turn(port, lock))
+        for number in list(self._kept):
+            lock = self._locks.setdefault(number, DeferredLock())
+            self._in_background(self._settle_in_turn(number, lock))
 
     async def _close_port(self, key: tuple[int, str]) -> None:
         """Unless it is wanted, or a move uses it: then the last of these closes it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,11 @@ def get(box: Toolbox, places: Places, remote: RemoteNode, query: Query, op: Oper
         try:
             with box.query_on_disk(op, query) as request:
                 tool = box.tools["getscu"].path
-                command = argv.getscu(tool, box.log_config_for(op), remote, query.model, request, folder)
-                await run.start(command, small_dictionary=True)
+
+                def command(node: RemoteNode) -> list[str]:
+                    return argv.getscu(tool, box.log_config_for(op), node, query.model, request, folder)
+
+                await run.start_to(remote, command, small_dictionary=True)
                 stream.folder = folder
                 async with aclosing(_instances(box, run, intake, folder, None)) as instances:
                     async for instance in instances:
@@ -75,17 +78,18 @@ def move(
         async with receivers.turn(receiver, remote, query, op) as delivery:
             own = delivery is None
             run = ToolRun(box, op, folder=folder, watched=own)
-            command: list[str] = []
             try:
                 with box.query_on_disk(op, query) as request:
                     tool = box.tools["movescu"].path
                     target = folder if own else None
-                    command = argv.movescu(
-                        tool, box.log_config_for(op), remote, query.model, receiver, request, target
-                    )
+
+                    def command(node: RemoteNode) -> list[str]:
+                        log_config = box.log_config_for(op)
+                        return argv.movescu(tool, log_config, node, query.model, receiver, request, target)
+
                     if delivery is not None:
                         delivery.listen(run.offer)
-                    await run.start(command, small_dictionary=not own)
+                    await run.start_to(remote, command, small_dictionary=not own)
                     stream.folder = folder
                     async with aclosing(_instances(box, run, intake, folder, delivery)) as instances:
                         async for instance in instances:
@@ -93,7 +97,7 @@ def move(
                 _conclude(stream, run, intake, "move", remote, could_write=not (delivery and delivery.write_failed))
             finally:
                 await run.close()
-                stream.debug = _debug(command, run, op)
+                stream.debug = _debug(run, op)
                 await _keep_debug(box, places.storage, stream.debug)
 
     return ItemStream(lambda stream: ahead(produce(stream)))
@@ -150,12 +154,12 @@ async def _keep_debug(box: Toolbox, storage: Path, debug: dict[str, object]) -> 
         _log.warn("{name} cannot be written: {error}", name=artifacts.LAST_MOVE, error=error)
 
 
-def _debug(command: Sequence[str], run: ToolRun, op: OperationContext) -> dict[str, object]:
+def _debug(run: ToolRun, op: OperationContext) -> dict[str, object]:
     """The shape of ``movescu_last.json``: args, stdout, stderr, status. Log lines are what goes to stderr."""
     record = run.record
     lines = record.output.decode("utf-8", "replace").splitlines(keepends=True) if record else []
     return {
-        "args": list(command),
+        "args": list(run.argv),
         "stdout": "".join(line for line in lines if not line.startswith(MARK)),
         "stderr": "".join(line for line in lines if line.startswith(MARK)),
         "status": None if record is None else record.exit_code,

@@ -17,10 +17,12 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.log_config import watched_log_file
 from harmonyd.dimse.dcmtk.tools import Tool
-from harmonyd.dimse.engine import OperationContext, Query
-from harmonyd.errors import DeadlinePassed
+from harmonyd.dimse.dcmtk.tunnel import Tunnel, open_tunnel
+from harmonyd.dimse.engine import OperationContext, Query, RemoteNode
+from harmonyd.dimse.waiting import deadline_passed
 from harmonyd.progress import UNWATCHED
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
+from harmonyd.tracing import NO_SPAN, begin
 
 T = TypeVar("T")
 
@@ -103,12 +105,15 @@ class ToolRun:
         """
         self.log = ToolLog()
         self.record: ExitRecord | None = None
+        self.argv: tuple[str, ...] = ()
+        self._tunnel: Tunnel | None = None
         self._box = box
         self._op = op
         self._answered = answered or self._counted
         self._latest: Response | None = None
         self._child: OnceChild | None = None
         self._line_fields: dict[str, str] = {}
+        self._span = NO_SPAN
         self._names: list[str] = []
         self._waiter: Deferred[None] | None = None
         self._expired = False
@@ -127,6 +132,25 @@ class ToolRun:
 
         Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, and ``OSError`` for the folder.
         """
+        await self._begin()
+        self._spawn(argv, small_dictionary)
+
+    async def start_to(
+        self, remote: RemoteNode, command: Callable[[RemoteNode], Sequence[str]], *, small_dictionary: bool = False
+    ) -> None:
+        """The same for a program that connects to a node: ``command`` makes its command line for what is to be called.
+
+        A node with TLS is connected to first, so this raises what ``connecting.connect`` does, too.
+        """
+        await self._begin()
+        if remote.tls is None:
+            self._spawn(command(remote), small_dictionary)
+            return
+        self._tunnel = await open_tunnel(self._box.reactor, remote, self._op.deadline)
+        child = self._spawn(command(self._tunnel.node), small_dictionary)
+        self._tunnel.admit(child, self._line_fields["child"])
+
+    async def _begin(self) -> None:
         self._op.steps.queued()
         if self._op.slots is not None:
             await self._op.slots.acquire(self._op.deadline)
@@ -137,14 +161,27 @@ class ToolRun:
             self._folder.mkdir(parents=True)
             if self._watched:
                 self._watch = FolderWatch(self._box.reactor, self._folder, self.offer)
+
+    def _spawn(self, argv: Sequence[str], small_dictionary: bool) -> OnceChild:
+        self.argv = tuple(argv)
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
         child = f"{name}:{self._op.id}"
-        log_fields = {"request": self._op.request_id, "operation": name.removesuffix("scu")}
+        log_fields = {
+            "request": self._op.request_id,
+            "operation": name.removesuffix("scu"),
+            "operation_id": self._op.id,
+        }
+        self._span = begin(f"child {name}", self._op.trace, harmonyd__child=child)
         self._line_fields = {**log_fields, "child": child}
         spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line)
-        self._child = self._box.supervisor.run_once(spec)
-        self._child.exited.addCallback(self._exited)
+        try:
+            self._child = started = self._box.supervisor.run_once(spec)
+        except BaseException as error:
+            self._span.end(type(error).__name__)
+            raise
+        started.exited.addCallback(self._exited)
+        return started
 
     def offer(self, name: str) -> None:
         """A file is complete; also called by a receiver that is not this program."""
@@ -152,22 +189,23 @@ class ToolRun:
         self._wake_soon()
 
     async def batches(self, sweep: Sweep | None = None) -> AsyncGenerator[list[str], None]:
-        """Yield names of complete files as they come; end after the program's exit. Raises ``DeadlinePassed``.
+        """Yield names of complete files as they come; end after the program's exit.
+
+        Raises ``DeadlinePassed``, and ``TlsFailed`` when that is why there was no association.
 
         ``sweep`` names files that were not noticed, once the program has ended; default: those of the watched folder.
         """
         while self._names or self.record is None or self._expired:
             if self._expired:
-                raise DeadlinePassed(
-                    "The operation did not end within its time; it was cancelled",
-                    hint="Ask for less at once, or raise operation_timeout_ms.",
-                    timeout="operation",
-                )
+                raise deadline_passed()
             if self._names:
                 batch, self._names = self._names[:MAX_BATCH], self._names[MAX_BATCH:]
                 yield batch
             else:
                 await self._wait()
+        problem = None if self._tunnel is None or self.log.accepted else self._tunnel.problem()
+        if problem is not None:
+            raise problem
         missed = self._watch.sweep() if self._watch is not None else []
         if sweep is not None:
             missed = await sweep()
@@ -177,7 +215,7 @@ class ToolRun:
             yield rest[first : first + MAX_BATCH]
 
     async def finish(self) -> ExitRecord:
-        """Wait for the program's exit, taking no notice of files; raises ``DeadlinePassed``."""
+        """Wait for the program's exit, taking no notice of files; raises as ``batches``."""
         async for _names in self.batches(_nothing):
             pass
         assert self.record is not None
@@ -194,6 +232,8 @@ class ToolRun:
         try:
             if self._child is not None:
                 self.record = await self._child.stop()
+            if self._tunnel is not None:
+                await self._tunnel.end()
         finally:
             self._release_slot()
 
@@ -218,6 +258,8 @@ class ToolRun:
 
     def _exited(self, record: ExitRecord) -> ExitRecord:
         self.record = record
+        how = f"signal {record.signal}" if record.signal is not None else record.ended_because
+        self._span.end(how, process__pid=record.pid, process__exit__code=record.exit_code)
         self._wake_soon()
         self._release_slot()
         return record

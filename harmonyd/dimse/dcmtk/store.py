@@ -11,6 +11,7 @@ from harmonyd.dimse.dcmtk import argv, verdict
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
 from harmonyd.dimse.engine import OperationContext, RemoteNode, StoreResult
+from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.streams import ItemStream
 from harmonyd.dimse.tally import Tally
@@ -30,17 +31,17 @@ def store(
     async def produce(stream: ItemStream[StoreResult]) -> AsyncGenerator[StoreResult, None]:
         answered = 0
         tally = Tally(op.progress, len(files))
-        late: DeadlinePassed | None = None
+        failed: HarmonydError | None = None
         for number, batch in enumerate(_batches(files)):
             headers = await box.in_thread(lambda paths=batch: [read_header(path) for path in paths])
             log = ToolLog()
-            if late is None:
-                run, late = await _run(box, remote, batch, headers, op, number, tally)
+            if not isinstance(failed, DeadlinePassed):
+                run, failed = await _run(box, remote, batch, headers, op, number, tally)
                 log = run.log
-            results = _results(log, headers, late)
+            results = _results(log, headers, failed)
             answered += sum(result.status is not None for result in results)
             if not answered:
-                raise late or _failure(run, remote)
+                raise failed or _failure(run, remote)
             for result in results:
                 yield result
         stream.outcome.status = 0
@@ -56,8 +57,8 @@ async def _run(
     op: OperationContext,
     number: int,
     tally: Tally,
-) -> tuple[ToolRun, DeadlinePassed | None]:
-    """The run, over; and the deadline's error when that ended it, for some files may have been stored by then."""
+) -> tuple[ToolRun, HarmonydError | None]:
+    """The run, over; and why it ended early, or did not begin: some files may have been stored by then."""
     profile = box.scratch / f"profile_{op.id}_{number}.cfg"
 
     def answered(response: Response) -> None:
@@ -65,17 +66,18 @@ async def _run(
             tally.add(response.status)
 
     run = ToolRun(box, op, folder=None, answered=answered)
-    late = None
+    failed: HarmonydError | None = None
+    tool = box.tools["storescu"].path
     try:
         profile.write_text(association_profile(headers), encoding="ascii")
-        await run.start(argv.storescu(box.tools["storescu"].path, box.log_config, remote, profile, files))
+        await run.start_to(remote, lambda node: argv.storescu(tool, box.log_config, node, profile, files))
         await run.finish()
-    except DeadlinePassed as error:
-        late = error
+    except (DeadlinePassed, DimseError) as error:
+        failed = error
     finally:
         await run.close()
         profile.unlink(missing_ok=True)
-    return run, late
+    return run, failed
 
 
 def _failure(run: ToolRun, remote: RemoteNode) -> HarmonydError:
@@ -112,19 +114,20 @@ def _contexts(pairs: Iterable[tuple[str, str]], syntaxes: dict[str, str]) -> Ite
             yield f"{sop_class}\\Uncompressed"
 
 
-def _results(log: ToolLog, headers: Sequence[InstanceHeader], late: DeadlinePassed | None) -> list[StoreResult]:
+def _results(log: ToolLog, headers: Sequence[InstanceHeader], failed: HarmonydError | None) -> list[StoreResult]:
     answers = {response.message_id: response for response in log.responses if response.kind == "C-STORE RSP"}
     results = []
     for number, header in enumerate(headers, 1):
         answer = answers.get(number)
         status = None if answer is None else answer.status
         if status is None:
-            text = "not sent, or not answered" if late is None else f"not answered in time: {late.detail}"
+            text = "not sent, or not answered"
+            if failed is not None:
+                text = f"{'not answered in time' if isinstance(failed, DeadlinePassed) else text}: {failed.detail}"
         else:
             text = dimse_status.text("store", status)
-        if answer is not None and answer.comment:
-            text = f"{text}; it says: {answer.comment}"
-        results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text))
+        comment = None if answer is None else answer.comment
+        results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text, comment=comment))
     return results
 
 

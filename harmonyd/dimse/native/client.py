@@ -8,13 +8,15 @@ from typing import Any, TypeAlias
 from twisted.internet.defer import Deferred
 
 from harmonyd.dimse import failures
+from harmonyd.dimse.connecting import connect
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import DimseError, NonsenseAnswer
 from harmonyd.dimse.native import core, names
-from harmonyd.dimse.native.connecting import connect, deadline_passed
 from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.reasons import REASONS, RESULTS, SOURCES
-from harmonyd.dimse.waiting import until
+from harmonyd.dimse.native.secure import SecureConnection
+from harmonyd.dimse.tls_client import files_now
+from harmonyd.dimse.waiting import deadline_passed, until
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
 Proposal: TypeAlias = Sequence[tuple[str, Sequence[str]]]
@@ -34,6 +36,8 @@ class ClientAssociation:
         self.peer_max_pdu = accepted.peer_max_pdu
         self.was_idle = False
         """It has waited in a pool, where its peer may have ended it without our knowing."""
+        self.made_with: tuple[object, ...] = ()
+        """Which files secured its connection (``tls_client.files_now``)."""
         self.connection = connection
         self._reactor = reactor
         self._message_id = 0
@@ -221,7 +225,14 @@ async def open_association(
     ``DimseTimeout``, whose ``timeout`` is "connect" or "association"; ``DeadlinePassed`` when the operation's time
     (reactor seconds) is over before; ``EngineFailed`` when our certificates cannot be used.
     """
-    connection = await connect(reactor, remote, association_request(remote, proposed, roles), deadline)
+    request = association_request(remote, proposed, roles)
+    kind = Connection if remote.tls is None else SecureConnection
+
+    def build() -> Connection:
+        return kind(reactor, core.Association.requestor(request), remote.association_timeout_secs)
+
+    made_with = files_now(remote.tls)
+    connection = await connect(reactor, remote, build, deadline)
     connected(connection)
     try:
         event = await until(reactor, deadline, Deferred.fromCoroutine(connection.receive()), deadline_passed())
@@ -233,7 +244,9 @@ async def open_association(
         raise
     if not isinstance(event, core.Accepted):
         raise connection.problem(remote) or error_for(event, remote, accepted=False)
-    return ClientAssociation(reactor, connection, remote, event)
+    association = ClientAssociation(reactor, connection, remote, event)
+    association.made_with = made_with
+    return association
 
 
 def association_request(

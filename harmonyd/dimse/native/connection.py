@@ -46,6 +46,8 @@ class Connection(Protocol):
     transport: Any
     cut_secs = 10.0
     """How long what was written may take to leave, once all is said."""
+    secured: Deferred[bool] | None = None
+    """See ``connecting.Attempted``."""
     proof = ""
     """What the peer has shown of itself, for the log; nothing without TLS."""
 

@@ -56,8 +56,10 @@ class Delivery:
         folder: Path,
         quarantine_folder: Path,
         offer: Callable[[Instance], None],
+        request_id: str = "",
     ) -> None:
         """``remote_aet``: of the PACS, which calls with it in most cases."""
+        self.request_id = request_id
         self.intake = Intake(query, folder, quarantine_folder)
         self.originator_aet = originator_aet
         self.message_id = message_id
@@ -220,6 +222,7 @@ class MoveDeliveries:
                 named.intake.put_aside["not asked for"] += 1
             left_at: Path | None = at
             if delivery is not None:
+                self._say_moved(offer, delivery)
                 left_at = await delivery.take(self._threads, at, header)
             return (SUCCESS, "") if left_at is None else await otherwise(offer, left_at, header)
 
@@ -263,6 +266,13 @@ class MoveDeliveries:
         ]
         fresh = [delivery for delivery in fitting if header.sop_instance_uid not in delivery.intake.arrived]
         return next(iter(fresh or fitting), None)
+
+    def _say_moved(self, offer: Offer, delivery: Delivery) -> None:
+        self._log.debug(
+            "{sop_instance_uid} was moved here",
+            sop_instance_uid=offer.sop_instance_uid, cause=delivery.request_id,
+            association_id=offer.association.id, calling=offer.association.calling_aet,
+        )  # fmt: skip
 
     async def _put_aside(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         known = offer.association

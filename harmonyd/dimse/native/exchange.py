@@ -17,11 +17,10 @@ from harmonyd.dimse.engine import ROOTS, OperationContext, RemoteNode, SubOperat
 from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation, Proposal
-from harmonyd.dimse.native.connecting import deadline_passed
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.threads import in_thread
 from harmonyd.dimse.uid import is_uid
-from harmonyd.dimse.waiting import until
+from harmonyd.dimse.waiting import deadline_passed, until
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
 T = TypeVar("T")

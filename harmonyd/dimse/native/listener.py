@@ -23,7 +23,8 @@ from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.items import DEFAULT_MAX_PDU
 from harmonyd.dimse.native.inbound import InboundSession, Receiver
-from harmonyd.dimse.native.secure_port import SecureInbound, SecurePort
+from harmonyd.dimse.native.secure import SecureInbound
+from harmonyd.dimse.tls_server import SecurePort
 from harmonyd.tls import TlsServer
 
 MAX_PENDING = 256

@@ -43,7 +43,7 @@ def move(
         storage = op.storage or means.storage
         folder = artifacts.folder_of(storage, "move", op.id)
         arrived: Mailbox[Instance] = Mailbox()
-        delivery = await ports.expect(receiver, remote, query, folder, arrived.put)
+        delivery = await ports.expect(receiver, remote, query, folder, arrived.put, op.request_id)
         run = _Run(means, ports, remote, receiver, query, op, delivery)
         stream.folder = folder
         try:

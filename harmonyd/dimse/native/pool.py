@@ -19,6 +19,7 @@ from harmonyd.dimse.native import core
 from harmonyd.dimse.native.client import ClientAssociation, Proposal, open_association
 from harmonyd.dimse.native.connection import Connection, Silence
 from harmonyd.dimse.native.core.reasons import RESULTS
+from harmonyd.dimse.tls_client import files_now
 from harmonyd.dimse.waiting import until
 from harmonyd.errors import DeadlinePassed, Unavailable
 from harmonyd.waiters import Waiters
@@ -63,8 +64,11 @@ class AssociationPool:
         ``Unavailable`` after ``close``.
         """
         while True:
+            files = files_now(remote.tls)
             for idle in list(reversed(self._node(remote).idle)):
-                if idle.association.has_all(needed):
+                if idle.association.made_with != files:
+                    self._end(idle)  # what it was secured with may not be trusted any more, by us or by the node
+                elif idle.association.has_all(needed):
                     if self._wake(idle):
                         return idle.association
                     idle.association.abort()

@@ -1,147 +1,21 @@
-"""The same over TLS: ``SecureConnection`` asks for its association when the peer has proved who it is.
-
-The certificate is judged inside of the handshake, so that a peer that is not the right one learns so by an alert and
-gets nothing else. Files are read again when they have changed; connections that stand keep what they were made with.
-"""
+"""The same over TLS: it asks for its association, or lets the peer ask, when the peer has proved who it is."""
 
 from __future__ import annotations
 
-import ipaddress
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from OpenSSL import SSL, crypto
-from service_identity import CertificateError, VerificationError
-from service_identity.cryptography import extract_patterns
-from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IOpenSSLClientConnectionCreator
+from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from harmonyd.dimse.engine import RemoteNode
-from harmonyd.dimse.errors import DimseError, EngineFailed
+from harmonyd.dimse.errors import DimseError
+from harmonyd.dimse.native import connection
 from harmonyd.dimse.native.connection import LAST_WORDS_SECS, Connection
-from harmonyd.dimse.tls_failures import NOT_PINNED, NOT_THE_ADDRESS, NOT_THE_NAME, Trouble, tls_failure
-from harmonyd.tls import CIPHERS, TlsClient, expected_name, fingerprint, is_address
-
-OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
-
-
-class Verdict:
-    """What is thought of the peer's certificate, while it is looked at."""
-
-    def __init__(self, settings: TlsClient, host: str) -> None:
-        self.settings = settings
-        self.name = expected_name(settings, host)
-        self.code = 0
-        self.text = ""
-        self.sha256: str | None = None
-        self.is_good = False
-
-    def judge(self, certificate: crypto.X509, code: int, depth: int) -> bool:
-        """Once or more for each certificate, the peer's own last; False ends the handshake."""
-        if depth == 0:
-            self.sha256 = fingerprint(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
-        if self.settings.pinned_sha256:
-            if depth == 0 and self.sha256 not in self.settings.pinned_sha256:
-                return self._refuse(NOT_PINNED, "")
-        elif code:
-            return self._refuse(code, f"error {code} at depth {depth} of its chain")
-        elif depth == 0 and not self._is_for_name(certificate):
-            return False
-        self.is_good = self.is_good or depth == 0
-        return True
-
-    def _is_for_name(self, certificate: crypto.X509) -> bool:
-        """RFC 6125 section 6: by the subject's alternative names alone."""
-        address = is_address(self.name)
-        wanted: Any = IPAddress_ID(ipaddress.ip_address(self.name)) if address else DNS_ID(self.name)
-        try:
-            patterns = extract_patterns(certificate.to_cryptography())
-            verify_service_identity(patterns, obligatory_ids=[wanted], optional_ids=[])
-        except VerificationError:
-            found = ", ".join(sorted(_pattern_text(pattern) for pattern in patterns)) or "no names"
-            return self._refuse(NOT_THE_ADDRESS if address else NOT_THE_NAME, f"it has {found}")
-        except (CertificateError, ValueError) as error:
-            return self._refuse(NOT_THE_NAME, f"its names make no sense: {error}")
-        return True
-
-    def _refuse(self, code: int, text: str) -> bool:
-        self.code, self.text = code, text
-        self.is_good = False
-        return False
-
-
-def _pattern_text(pattern: Any) -> str:
-    value = pattern.pattern
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class ClientCreator:
-    """TLS connections to one node. Raises ``EngineFailed`` when our files cannot be used (any more)."""
-
-    def __init__(self, remote: RemoteNode, settings: TlsClient) -> None:
-        self._settings = settings
-        self._host = remote.host
-        files = (settings.ca_file, settings.cert_file, settings.key_file)
-        try:
-            self._context = _context(settings, tuple(stamp(file) for file in files))
-        except (OSError, SSL.Error, crypto.Error) as error:
-            raise EngineFailed(
-                f"The certificates of backend {remote.name} cannot be used: {said(error)}",
-                hint="harmonyd check says more; files must be replaced together.",
-            ) from error
-
-    def clientConnectionForTLS(self, tls_protocol: Any) -> SSL.Connection:
-        verdict = Verdict(self._settings, self._host)
-        made = SSL.Connection(self._context, None)
-        made.set_app_data(tls_protocol)  # as Twisted does, too, in some of its versions
-        if not is_address(verdict.name):
-            made.set_tlsext_host_name(verdict.name.encode("ascii"))
-        tls_protocol.wrappedProtocol.verdict = verdict
-        return made
-
-
-def stamp(file: Path | None) -> tuple[int, int, int] | None:
-    if file is None:
-        return None
-    found = file.stat()
-    return found.st_mtime_ns, found.st_ino, found.st_size
-
-
-@lru_cache(maxsize=64)
-def _context(settings: TlsClient, _stamps: object) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_cipher_list(CIPHERS.encode("ascii"))
-    context.set_options(OPTIONS)
-    context.set_verify(SSL.VERIFY_PEER, _judge)
-    if settings.ca_file is not None:
-        context.load_verify_locations(str(settings.ca_file))
-    else:
-        context.set_default_verify_paths()
-    if settings.cert_file is not None and settings.key_file is not None:
-        context.use_certificate_chain_file(str(settings.cert_file))
-        context.use_privatekey_file(str(settings.key_file))
-        context.check_privatekey()
-    return context
-
-
-def _judge(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, _ok: int) -> bool:
-    verdict: Verdict = connection.get_app_data().wrappedProtocol.verdict
-    return verdict.judge(certificate, code, depth)
-
-
-def said(error: Exception) -> str:
-    """OpenSSL's last word is its most special one."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    reasons = [entry[-1] for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-    return str(reasons[-1]) if reasons else ""
+from harmonyd.dimse.tls_client import Verdict, tls_problem
+from harmonyd.dimse.tls_server import caller_problem, proof_of
 
 
 class OverTls(Connection):
@@ -178,22 +52,11 @@ class SecureConnection(OverTls):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.secured: Deferred[bool] = Deferred()
+        self.secured = Deferred()
 
     def problem(self, remote: RemoteNode) -> DimseError | None:
         """What went wrong in TLS; None when it was not TLS that ended the connection."""
-        has_tls_error = isinstance(self._reason, SSL.Error)
-        if self._is_secured and not has_tls_error:
-            return None
-        verdict = self.verdict
-        trouble = Trouble(
-            reason=said(self._reason) if isinstance(self._reason, SSL.Error) else "",
-            verify_code=verdict.code,
-            verify_text=verdict.text,
-            certificate_sha256=verdict.sha256,
-            certificate_accepted=verdict.is_good,
-        )
-        return tls_failure(remote, trouble)
+        return tls_problem(remote, self.verdict, self._reason, is_secured=self._is_secured)
 
     def handshakeCompleted(self) -> None:
         """Nothing is said to a peer whose certificate was not looked at, whatever the library thinks of it."""
@@ -202,10 +65,32 @@ class SecureConnection(OverTls):
             return
         self._is_secured = True
         self._begin()
-        if not self.secured.called:
-            self.secured.callback(True)
+        self._tell(True)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
-        if not self.secured.called:
-            self.secured.callback(False)
+        self._tell(False)
+
+    def _tell(self, is_secured: bool) -> None:
+        if self.secured is not None and not self.secured.called:
+            self.secured.callback(is_secured)
+
+
+@implementer(IHandshakeListener)
+class SecureInbound(OverTls):
+    """A connection that a peer began (``tls_server.Caller``); ARTIM counts for its handshake, too."""
+
+    raw_bytes = b""
+    verify_code = 0
+
+    def inbound_problem(self) -> str:
+        """What went wrong in TLS; empty when nothing did."""
+        return caller_problem(self, self._reason, is_secured=self._is_secured)
+
+    def handshakeCompleted(self) -> None:
+        self._is_secured = True
+        self.proof = proof_of(self.transport.getHandle())
+        self._begin()
+
+    def _connected(self) -> None:
+        self._give_until(connection.ARTIM_SECS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harmonyd.dimse import failures
@@ -204,10 +204,7 @@ class Sending:
 def _answered(file: Outgoing, answer: core.Command) -> StoreResult:
     status = answer.status
     text = dimse_status.text("store", status or 0)
-    comment = comment_of(answer)
-    if comment:
-        text = f"{text}; it says: {comment}"
-    return _result(file, status, text)
+    return replace(_result(file, status, text), comment=comment_of(answer))
 
 
 def _result(file: Outgoing, status: int | None, text: str) -> StoreResult:

@@ -7,6 +7,8 @@ unchanged sends the caller's own bytes, in the same information model.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from harmonyd.bodies import BytesBody
@@ -36,15 +38,16 @@ class IdentifierBody(BytesBody):
         """The identifier as middleware left it."""
         return json.loads(self._text) if request.normalized is None else request.normalized
 
-    def query(self, request: RequestEnvelope) -> Query:
-        """What a backend is to ask. Raises ``IdentifierError``."""
+    def query(self, request: RequestEnvelope, more: Mapping[str, str] = MappingProxyType({})) -> Query:
+        """What a backend is to ask, with ``more`` keys and those that middleware forces. Raises ``IdentifierError``."""
         document = self.document(request)
-        forced = {
+        forced = dict(more) | {
             name.removeprefix(IDENTIFIER_PREFIX): value
             for name, value in request.metadata.items()
             if name.startswith(IDENTIFIER_PREFIX)
         }
-        if not forced and document == json.loads(self._text):
+        # Rules of access look at all keys, and add some: those are encoded anew.
+        if not forced and request.permit is None and document == json.loads(self._text):
             return wire.query_of(document, self.model, self._received)
         query = wire.changed_query(document, self.model)
         if forced:

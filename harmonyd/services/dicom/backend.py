@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,11 +32,13 @@ from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.errors import HarmonydError
+from harmonyd.permit import UNLIMITED
 from harmonyd.pipeline.errors import NotTried
-from harmonyd.progress import Progress
+from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.guard import Guard
+from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
@@ -44,6 +48,7 @@ from harmonyd.services.dicom.results import DimseResults, FixedResults, Instance
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
+from harmonyd.tracing import begin
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
@@ -63,6 +68,7 @@ class DicomBackend:
 
     max_batch = 100
     """Inbound objects that are sent over one association."""
+    holds_permits = True
     _log = Logger()
 
     def __init__(
@@ -90,6 +96,7 @@ class DicomBackend:
         self._meter = meter
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.guard = Guard(name, options, reactor, self._own_echo, returned)
+        self._seen = Seen(reactor.seconds)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
 
@@ -118,11 +125,14 @@ class DicomBackend:
         if may_be_kept:
             operation = self.options.dimse_retrieve_mode
         request.metadata["dimse_op"] = operation
+        hold = self._hold(operation, request)
         try:
             may_be_kept = may_be_kept and request.metadata.get(ONCE) != "true"
-            if may_be_kept and self._cache is not None and (key := key_of(self.remote, request, document)):
-                return await self._retrieve_kept(operation, self._cache, key, request)
-            return await self._perform(operation, request, document)
+            if hold is not None and operation in ("get", "move"):
+                return await self._retrieve_held(hold, operation, request, document, may_be_kept=may_be_kept)
+            if may_be_kept:
+                return await self._retrieve_any(operation, request, document)
+            return await self._perform(operation, request, document, hold)
         except HarmonydError as error:
             error.extra.setdefault("operation", operation)
             error.extra.setdefault("backend", self.name)
@@ -130,6 +140,37 @@ class DicomBackend:
                 error.extra.setdefault("move_destination_aet", self.receiver.destination_aet)
                 error.extra.setdefault("incoming_store_port", self.receiver.port)
             raise
+
+    def _hold(self, operation: str, request: RequestEnvelope) -> Hold | None:
+        """What limits the request; None: nothing. Raises ``Forbidden`` and ``Unauthorized``."""
+        limits = request.permit.limits(operation, self.name) if request.permit is not None else UNLIMITED
+        return Hold(limits, self._seen, partial(self._found, request)) if limits else None
+
+    async def _found(self, request: RequestEnvelope, query: Query) -> list[dict[str, Any]]:
+        """The matches of a question of our own, asked on behalf of a request."""
+        asking = request.part(progress=UNWATCHED)
+        async with (
+            self._recorded("find", asking) as (op, summary),
+            aclosing(self._engine.find(self.remote, query, op)) as stream,
+        ):
+            found = [json.loads(match.json) async for match in stream]
+            summary.update(success=True, complete=True, count=len(found))
+        return found
+
+    async def _retrieve_held(
+        self, hold: Hold, operation: str, request: RequestEnvelope, document: Any, *, may_be_kept: bool
+    ) -> ResponseEnvelope:
+        studies = await hold.studies(dicom_request.build_query(request, document, operation, self.options))
+        retrieve = self._retrieve_any if may_be_kept else self._perform
+        response = await retrieve(operation, request, document)
+        if response.results is not None:
+            response.results = HeldResults(response.results, studies)
+        return response
+
+    async def _retrieve_any(self, operation: str, request: RequestEnvelope, document: Any) -> ResponseEnvelope:
+        if self._cache is not None and (key := key_of(self.remote, request, document)):
+            return await self._retrieve_kept(operation, self._cache, key, request)
+        return await self._perform(operation, request, document)
 
     async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
         """Store inbound objects over one association; what middleware made of some goes by itself."""
@@ -160,17 +201,22 @@ class DicomBackend:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others get their turn
             return error
 
-    async def _perform(self, operation: str, request: RequestEnvelope, document: Any) -> ResponseEnvelope:
+    async def _perform(
+        self, operation: str, request: RequestEnvelope, document: Any, hold: Hold | None = None
+    ) -> ResponseEnvelope:
         media_type = negotiate(operation, request.headers.get("accept"))
         if operation == "echo":
             return await self._echo(request, media_type)
         if operation == "store":
             return await self._store(request)
-        query = dicom_request.build_query(request, document, operation, self.options)
+        build = partial(dicom_request.build_query, request, document, operation, self.options)
+        query, shows = await hold.query(build) if hold is not None else (build(), None)
         kept = self._begin(operation, request)
         if operation == "find":
-            as_received = isinstance(request.body, IdentifierBody)
+            # What is shown to a caller is looked at as JSON where not all may be.
+            as_received = shows is None and isinstance(request.body, IdentifierBody)
             found = self._engine.find(self.remote, query, replace(kept.op, as_received=as_received))
+            found = found if shows is None else Showing(found, shows)
 
             def record(match: Match) -> MatchRecord:
                 made = MatchRecord(match, self._in_thread)
@@ -212,7 +258,7 @@ class DicomBackend:
             stream = self._engine.move(self.remote, self.receiver, query, kept.op)
 
         def record(instance: Instance) -> InstanceRecord:
-            kept.arrived(instance.size_bytes)
+            kept.arrived_object(instance.sop_instance_uid, instance.size_bytes)
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(kept, media_type, "instances", stream, record, once=once)
@@ -233,6 +279,8 @@ class DicomBackend:
 
     async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
         negotiate("store", request.headers.get("accept"))
+        hold = self._hold("store", request)
+        admit = partial(admit_files, hold, self._in_thread) if hold is not None else None
         try:
             if (request.protocol, request.method) == ("dicom", "C-STORE"):
                 await self.guard.admit_delivery()
@@ -240,7 +288,7 @@ class DicomBackend:
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
                 async with self._changing() as studies:
                     results = await store(
-                        self._engine, self.remote, request, op, self.storage, self._in_thread, studies
+                        self._engine, self.remote, request, op, self.storage, self._in_thread, studies, admit=admit
                     )
                 summary.update(results.summary())
                 self.guard.note(None)
@@ -257,6 +305,7 @@ class DicomBackend:
         try:
             yield studies
         finally:
+            self._seen.forget(studies)
             if self._cache is not None:
                 self._cache.invalidate(studies)
 
@@ -330,6 +379,15 @@ class DicomBackend:
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
         measure = self._meter.begin(self.name, operation)
+        span = begin(
+            f"DIMSE {operation} {self.name}",
+            request.trace,
+            "client",
+            harmonyd__backend=self.name,
+            harmonyd__operation=operation,
+            harmonyd__engine=self.options.engine,
+            harmonyd__request=request.id,
+        )
         op = OperationContext(
             id_ or request.operation_id or new_id(),
             request.id,
@@ -339,9 +397,10 @@ class DicomBackend:
             slots=self._slots,
             progress=request.progress,
             steps=measure.steps,
+            trace=span.trace,
         )
         self.active.add(op.id)
-        return OperationRecord(operation, self.remote, op, now, measure)
+        return OperationRecord(operation, self.remote, op, now, measure, span)
 
     async def _own_echo(self) -> None:
         """That nobody asked for, and that is in no record."""

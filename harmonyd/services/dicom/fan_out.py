@@ -11,6 +11,7 @@ from harmonyd.dimse.engine import QueryModel
 from harmonyd.dimse.levels import UNIQUE_KEYS
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import RemoteError
+from harmonyd.permit import acting
 from harmonyd.progress import without_records
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import IdentifierBody
@@ -37,29 +38,28 @@ class FanOut:
         Raises what is wrong with the request, ``NoBackendAnswered``, and what a retrieve raises.
         """
         nodes = cast(Mapping[str, DicomBackend], backends)
-        first = next(iter(nodes.values()))
         fixed = "dimse_op" in request.metadata
         in_path = dicom_request.operation_in_path(request)
         if in_path in ("store", "echo"):
-            return await first.send(request)
+            return await _first(_allowed(nodes, request, in_path)).send(request)
         document = await dicom_request.read_document(request)
         if not isinstance(request.body, IdentifierBody):
             request.body = BytesBody(b"" if document is None else json.dumps(document).encode())  # for each to read
         operation = dicom_request.settle_operation(in_path, document, fixed=fixed)
+        nodes = _allowed(nodes, request, operation)
         if operation == "find":
             return await self._find(request, document, nodes)
         if operation in ("get", "move", dicom_request.RETRIEVE):
             asked = "get" if operation == dicom_request.RETRIEVE else operation
-            query = dicom_request.build_query(request, document, asked, first.options)
+            query = dicom_request.build_query(request, document, asked, _first(nodes).options)
             return await Locator(self, request, operation, nodes, self._places).retrieve(query)
-        return await first.send(request)
+        return await _first(nodes).send(request)
 
     async def _find(
         self, request: RequestEnvelope, document: Any, nodes: Mapping[str, DicomBackend]
     ) -> ResponseEnvelope:
-        first = next(iter(nodes.values()))
         media_type = negotiate("find", request.headers.get("accept"))
-        query = dicom_request.build_query(request, document, "find", first.options)
+        query = dicom_request.build_query(request, document, "find", _first(nodes).options)
         has_levels = query.model is not QueryModel.WORKLIST
         unique = f"{UNIQUE_KEYS[query.level][0]:08X}" if has_levels else None
         results = self.ask(request, nodes, media_type, unique)
@@ -79,7 +79,8 @@ class FanOut:
         metadata = {name: value for name, value in request.metadata.items() if not name.startswith("identifier.")}
         metadata["dimse_op"] = "find"
         progress = without_records(request.progress)  # what is found here is not what was asked for
-        asked = request.part(body=body, headers=headers, metadata=metadata, progress=progress)
+        permit = acting(request.permit, "retrieve")  # whoever may retrieve it may have it looked for
+        asked = request.part(body=body, headers=headers, metadata=metadata, progress=progress, permit=permit)
         return self.ask(asked, nodes, "application/json", None)
 
     def ask(
@@ -100,3 +101,18 @@ class FanOut:
             return await node.send(request.part(deadline=deadline))
 
         return Source(name, node.options.aet, ask)
+
+
+def _allowed(nodes: Mapping[str, DicomBackend], request: RequestEnvelope, operation: str) -> Mapping[str, DicomBackend]:
+    """Those where the request may do this. Raises ``Forbidden`` or ``Unauthorized`` when it is none of them."""
+    permit = request.permit
+    if permit is None:
+        return nodes
+    allowed = {name: node for name, node in nodes.items() if permit.allows(operation, name)}
+    if not allowed:
+        permit.limits(operation, next(iter(nodes)))
+    return allowed
+
+
+def _first(nodes: Mapping[str, DicomBackend]) -> DicomBackend:
+    return next(iter(nodes.values()))

@@ -21,6 +21,8 @@ from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.services.dicom.questions import Questions
 from harmonyd.spool.api import Entry, NewEntry, Result, Spool
+from harmonyd.subject import Caller
+from harmonyd.tracing import Span, Trace, begin, is_tracing, parse
 
 InThread = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
@@ -141,7 +143,20 @@ class DicomEndpoint:
 
     async def __call__(self, arrivals: Sequence[Arrival]) -> None:
         entries = [_entry(arrival) for arrival in arrivals]
-        await self._spool.take(self.name, entries, list(self._pipeline.backends))
+        span = begin(
+            f"receive {self.name}",
+            _trace(arrivals[0].association.id) if arrivals else None,
+            "consumer",
+            harmonyd__endpoint=self.name,
+            harmonyd__association=arrivals[0].association.id if arrivals else "",
+            harmonyd__count=len(arrivals),
+        )
+        try:
+            await self._spool.take(self.name, entries, list(self._pipeline.backends))
+        except BaseException as error:
+            span.end(type(error).__name__)
+            raise
+        span.end()
 
     async def deliver_now(self, arrival: Arrival) -> None:
         """See ``ObjectHandler``. To all backends at once; what some of them have is not taken back from them."""
@@ -182,13 +197,32 @@ class DicomEndpoint:
                 requests[number] = await self._request(pipeline, entry)
             except OSError as error:  # of this file alone
                 outcomes[number] = error
+        span = self._delivery_span(backend, list(requests.values()))
         try:
             delivered = await pipeline.deliver(backend, list(requests.values()))
+            failed = sum(outcome is not None for outcome in delivered)
+            span.end("not delivered" if failed else "", harmonyd__failed=failed)
         finally:
+            span.end("ended")
             for request in requests.values():
                 await request.body.close()
         outcomes.update(zip(requests, delivered, strict=True))
         return [outcomes[number] for number in range(len(entries))]
+
+    def _delivery_span(self, backend: str, requests: Sequence[RequestEnvelope]) -> Span:
+        """Of a batch; it belongs to the association that brought the first of them."""
+        span = begin(
+            f"deliver {self.name} {backend}",
+            requests[0].trace if requests else None,
+            "producer",
+            harmonyd__endpoint=self.name,
+            harmonyd__backend=backend,
+            harmonyd__count=len(requests),
+            harmonyd__request=requests[0].id if requests else "",
+        )
+        for request in requests:
+            request.trace = span.trace
+        return span
 
     async def _request(self, pipeline: Pipeline, entry: Entry) -> RequestEnvelope:
         request = _envelope(entry)
@@ -232,6 +266,11 @@ def _entry(arrival: Arrival) -> NewEntry:
     return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex, arrival.flushed)
 
 
+def _trace(association_id: str) -> Trace | None:
+    """All that came over one association is one trace, whose id is the association's, over restarts, too."""
+    return parse(f"00-{association_id}-{association_id[:16]}-01") if is_tracing() else None
+
+
 def _envelope(entry: Entry) -> RequestEnvelope:
     return RequestEnvelope(
         protocol="dicom",
@@ -242,4 +281,6 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         headers={"content-type": "application/dicom"},
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
+        caller=Caller(entry.metadata.get("peer_address", ""), None, entry.metadata.get("calling_aet", "")),
+        trace=_trace(entry.metadata.get("association_id", "")),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from typing import Any
 
 from harmonyd.config.model import DicomBackendOptions
@@ -31,7 +32,7 @@ def operation_in_path(request: RequestEnvelope) -> str | None:
         return chosen
     last = request.path.rstrip("/").rpartition("/")[2]
     if last and last not in OPERATIONS:
-        raise NotFound(f"There is no operation {last!r} here", hint=f"Operations: {', '.join(OPERATIONS)}.")
+        raise NotFound("There is no such operation here", hint=f"Operations: {', '.join(OPERATIONS)}.")
     if request.protocol == "http" and request.method != "POST":
         raise MethodNotAllowed("DIMSE operations are asked for with POST", allow=["POST"])
     return last or None
@@ -75,11 +76,20 @@ def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
     return operation
 
 
-def build_query(request: RequestEnvelope, document: Any, operation: str, options: DicomBackendOptions) -> Query:
-    """The validated identifier, with the keys that middleware forces. Raises ``IdentifierError``, ``TooBroad``."""
+def build_query(
+    request: RequestEnvelope,
+    document: Any,
+    operation: str,
+    options: DicomBackendOptions,
+    more: Mapping[str, str] | None = None,
+) -> Query:
+    """The validated identifier, with ``more`` keys and those that middleware forces.
+
+    Raises ``IdentifierError``, ``TooBroad``.
+    """
     if isinstance(request.body, IdentifierBody):
-        return _callers_query(request.body, request, operation, options)
-    forced = {
+        return _callers_query(request.body, request, operation, options, more or {})
+    forced = dict(more or {}) | {
         key.removeprefix(IDENTIFIER_PREFIX): value
         for key, value in request.metadata.items()
         if key.startswith(IDENTIFIER_PREFIX)
@@ -93,9 +103,13 @@ def build_query(request: RequestEnvelope, document: Any, operation: str, options
 
 
 def _callers_query(
-    body: IdentifierBody, request: RequestEnvelope, operation: str, options: DicomBackendOptions
+    body: IdentifierBody,
+    request: RequestEnvelope,
+    operation: str,
+    options: DicomBackendOptions,
+    more: Mapping[str, str],
 ) -> Query:
-    query = body.query(request)
+    query = body.query(request, more)
     if operation != "find":
         require_key(query)
     elif options.selectivity is not None and query.model is not QueryModel.WORKLIST:

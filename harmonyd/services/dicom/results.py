@@ -15,7 +15,7 @@ from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, Rec
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.uid import name_of
 from harmonyd.dimse.wire import json_of
-from harmonyd.errors import NotFound
+from harmonyd.errors import HarmonydError, NotFound
 from harmonyd.services.dicom.metering import CANCELLED, outcome_of_error
 from harmonyd.services.dicom.record import failed
 
@@ -127,6 +127,8 @@ class DimseResults(Generic[T]):
         if not self._ended:
             left = "nobody took the rest of the answer"
             members["incomplete_reason"] = failed(self._failed)["error"] if self._failed else left
+            if isinstance(self._failed, HarmonydError) and "dimse_comment" in self._failed.extra:
+                members["dimse_comment"] = self._failed.extra["dimse_comment"]
         else:
             members |= outcome_members(self._stream.outcome)
         if self.items_key == "matches":
@@ -167,6 +169,8 @@ def outcome_members(outcome: Outcome) -> dict[str, Any]:
     members: dict[str, Any] = {"complete": outcome.complete}
     if outcome.incomplete_reason:
         members["incomplete_reason"] = outcome.incomplete_reason
+        if outcome.comment:
+            members["dimse_comment"] = outcome.comment
     if outcome.suboperations is not None:
         members["suboperations"] = asdict(outcome.suboperations)
     if outcome.warnings:
@@ -220,6 +224,7 @@ def store_members(result: StoreResult) -> dict[str, Any]:
         "sop_instance_uid": result.sop_instance_uid,
         "status": None if result.status is None else f"0x{result.status:04X}",
         "status_text": result.status_text,
+        **({"dimse_comment": result.comment} if result.comment else {}),
         **{name: uid for name, uid in above.items() if uid},
     }
 

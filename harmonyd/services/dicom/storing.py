@@ -27,6 +27,7 @@ from harmonyd.services.dicom.results import FixedResults, store_members
 MAX_PARTS = 10_000
 _DICOM = "application/dicom"
 InThread = Callable[..., Awaitable[Any]]
+Admit = Callable[[Sequence[Path]], Awaitable[None]]
 
 
 async def store_request(
@@ -38,10 +39,12 @@ async def store_request(
     in_thread: InThread,
     studies: set[str] | None = None,
     now: Callable[[], float] = time.monotonic,
+    admit: Admit | None = None,
 ) -> FixedResults:
     """Store what the body holds, once all of it is there: a slow client holds no association, and uses up no deadline.
 
-    ``studies`` gets the UIDs of those that the objects belong to, before any is sent.
+    ``studies`` gets the UIDs of those that the objects belong to, before any is sent, and ``admit`` raises for those
+    that must not be.
     Raises ``BadRequest`` for a part that is not DICOM, ``DimseFailure`` if all failed.
     """
     folder = storage / f"dcmtk_store_{op.id}"
@@ -51,6 +54,8 @@ async def store_request(
         files = await request_files(request, folder, in_thread)
         op = replace(op, deadline=op.deadline + now() - began)
         await in_thread(_check, files, studies)
+        if admit is not None:
+            await admit(files)
         stored = await _store(engine.store(remote, files, op))
     finally:
         await in_thread(shutil.rmtree, folder, True)
@@ -137,10 +142,10 @@ def _answers(
 
 def _answer(result: StoreResult) -> ResponseEnvelope | Exception:
     if result.status is None:
-        return DimseError(f"The object was not stored: {result.status_text}")
+        return DimseError(f"The object was not stored: {result.status_text}", dimse_comment=result.comment)
     if is_taken(result.status):
         return ResponseEnvelope()
-    return DimseFailure.from_status("C-STORE", result.status, result.status_text, None)
+    return DimseFailure.from_status("C-STORE", result.status, result.status_text, result.comment)
 
 
 def _summary(stored: list[StoreResult]) -> dict[str, Any]:
@@ -150,6 +155,7 @@ def _summary(stored: list[StoreResult]) -> dict[str, Any]:
         raise DimseFailure(
             f"The remote node took none of {len(stored)} instances: {worst.status_text}",
             dimse_status=None if worst.status is None else f"0x{worst.status:04X}",
+            dimse_comment=worst.comment,
             instances=list(map(store_members, stored)),
         )
     whole = len(taken) == len(stored)

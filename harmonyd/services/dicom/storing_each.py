@@ -16,7 +16,7 @@ from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.dicom.results import FixedResults
-from harmonyd.services.dicom.storing import InThread, is_taken, request_files
+from harmonyd.services.dicom.storing import Admit, InThread, is_taken, request_files
 
 EACH = "store_each"
 """"true" in the metadata: an object that cannot be stored is told in its result, and does not refuse the others."""
@@ -44,10 +44,12 @@ async def store_each(
     in_thread: InThread,
     studies: set[str] | None = None,
     now: Callable[[], float] = time.monotonic,
+    admit: Admit | None = None,
 ) -> FixedResults:
     """Store what can be stored of the body over one association; one result for each object, in order.
 
-    ``studies`` gets the UIDs of those that the objects belong to, before any is sent.
+    ``studies`` gets the UIDs of those that the objects belong to, before any is sent, and ``admit`` raises for those
+    that must not be.
     The body is on disk before the association begins. Raises ``BadRequest`` for a body that is not well formed or
     empty, and what the operation raises where it failed before any object was answered.
     """
@@ -59,6 +61,8 @@ async def store_each(
         objects = await in_thread(_looked_at, files, request.metadata.get(STUDY, ""))
         if studies is not None:
             studies.update(each.header.study_instance_uid for each in objects if each.header is not None)
+        if admit is not None:
+            await admit([each.path for each in objects if each.result is None])
         await _send(engine, remote, objects, replace(op, deadline=op.deadline + now() - began))
     finally:
         await in_thread(shutil.rmtree, folder, True)

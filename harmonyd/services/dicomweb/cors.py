@@ -13,7 +13,7 @@ _EXPOSED = (
 )
 _ASKED = (
     "Accept, Authorization, Cache-Control, Content-Type, If-Match, If-None-Match, If-Range, Prefer, Range, "
-    "X-Request-ID"
+    "X-API-Key, X-Request-ID"
 )
 
 

@@ -28,7 +28,8 @@ class Counted:
     def key(self, request: HttpRequest, uid: str) -> _Key:
         """Two requests share what differs in nothing that middleware could look at."""
         fields = sorted(item for item in request.headers.items() if not item[0].startswith(_CHANGING))
-        asked = repr((request.prefix, request.query.get("backend"), fields)).encode("utf-8", "backslashreplace")
+        who = (request.subject, request.caller.certificate)
+        asked = repr((request.prefix, request.query.get("backend"), fields, who)).encode("utf-8", "backslashreplace")
         return uid, hashlib.sha256(asked).digest()
 
     def get(self, key: _Key) -> _Elements | None:

@@ -17,6 +17,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from harmonyd.dimse.elements import MalformedDataset
 from harmonyd.errors import HarmonydError, NotAcceptable, NotFound
+from harmonyd.privacy import said
 from harmonyd.services.dicomweb.codecs import INSTALL
 from harmonyd.services.dicomweb.transcoding import swapped
 
@@ -48,7 +49,7 @@ def judged() -> Iterator[None]:
     except (HarmonydError, OSError):
         raise
     except Exception as error:
-        raise MalformedDataset(f"The object cannot be read: {str(error)[:300] or type(error).__name__}") from error
+        raise MalformedDataset(f"The object cannot be read: {said(error)[:300]}") from error
 
 
 class PixelFile:
@@ -161,7 +162,7 @@ class PixelFile:
             except OSError:
                 raise
             except Exception as error:  # noqa: BLE001 - codecs raise anything for data that they cannot take
-                failures.append(str(error)[:200] or type(error).__name__)
+                failures.append(said(error)[:200])
         raise NotAcceptable(
             f"The pixels, stored in {self.syntax}, cannot be decoded: {'; '.join(failures)}",
             hint=f"{INSTALL} for the codecs, or accept the frames as stored.",

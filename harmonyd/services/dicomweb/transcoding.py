@@ -12,6 +12,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from harmonyd.dimse.part10 import read_header
 from harmonyd.errors import NotAcceptable
+from harmonyd.privacy import said
 from harmonyd.services.dicomweb.codecs import INSTALL
 
 _SWAPPED = {"OW": "H", "OF": "L", "OL": "L", "OD": "Q", "OV": "Q"}
@@ -39,7 +40,7 @@ def transcoded(source: Path, wanted: Sequence[str]) -> Path:
             raise
         except Exception as error:  # noqa: BLE001 - codecs and pydicom raise anything for data that they cannot take
             target.unlink(missing_ok=True)
-            reasons.append(f"{uid[:64]}: {str(error)[:200] or type(error).__name__}")
+            reasons.append(f"{uid[:64]}: {said(error)[:200]}")
         else:
             return target
     raise NotAcceptable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -12,10 +13,9 @@ from typing import Any
 
 import pytest
 from raw_scp import Raw
-from tls_kit import server_context
 
 from harmonyd.dimse.native import core, names
-from harmonyd.testing.certificates import Authority
+from harmonyd.testing.certificates import Authority, server_context
 from harmonyd.testing.data import make_ct
 
 OBJECT_BYTES = 500_000_000
@@ -120,7 +120,8 @@ def child(what: str, port: int, path: Path, ca: Path | None = None) -> dict[str,
     argv = [sys.executable, str(Path(__file__).with_name("memory_child.py")), what, str(port), str(path)]
     if ca is not None:
         argv.append(str(ca))
-    run = subprocess.run(argv, capture_output=True, timeout=110, check=False)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}  # where its kits are
+    run = subprocess.run(argv, capture_output=True, timeout=110, check=False, env=env)
     assert run.stdout, run.stderr.decode()
     found: dict[str, Any] = json.loads(run.stdout)
     return found

@@ -18,7 +18,6 @@ from pydicom.filereader import read_dataset
 from pynetdicom import AE, evt
 from raw_scp import Raw
 from scu_kit import Scu, read
-from tls_kit import server_context
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
@@ -26,7 +25,7 @@ from harmonyd.dimse.errors import AssociationAborted, DimseTimeout, NoPresentati
 from harmonyd.dimse.native import find, names, object_sender, store
 from harmonyd.dimse.native.files import Conversion, NotConvertible
 from harmonyd.errors import DeadlinePassed
-from harmonyd.testing.certificates import Authority
+from harmonyd.testing.certificates import Authority, server_context
 from harmonyd.testing.data import MadeStudy, make_study, shipped_folder
 from harmonyd.testing.processes import dcmtk, end_group, free_port, port_is_free, wait_until
 from harmonyd.tls import TlsClient

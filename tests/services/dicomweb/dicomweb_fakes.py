@@ -15,6 +15,7 @@ from harmonyd.bodies import EmptyBody
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.services.base import HttpRequest
 from harmonyd.services.dicomweb.asking import Asker
+from harmonyd.subject import Caller
 
 Answer = Callable[[str, Mapping[str, Any]], Any]
 SHIPPED = Path(pydicom.data.__file__).parent / "test_files"
@@ -24,7 +25,7 @@ INCOMPLETE = {"success": True, "complete": False, "incomplete_reason": "more tha
 
 def request(path: str = "/studies", query: Mapping[str, list[str]] | None = None, **headers: str) -> HttpRequest:
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return HttpRequest("id", "GET", path, path, "/dicomweb", fields, query or {}, EmptyBody(), "127.0.0.1")
+    return HttpRequest("id", "GET", path, path, "/dicomweb", fields, query or {}, EmptyBody(), Caller("127.0.0.1"))
 
 
 class FakePipeline:

@@ -6,24 +6,39 @@ more) are told in the log, and what was read last goes on to be used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from OpenSSL import SSL, crypto
-from twisted.internet.interfaces import IHandshakeListener, IOpenSSLServerConnectionCreator
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from harmonyd.dimse.associate import printable
-from harmonyd.dimse.native import connection as connections
-from harmonyd.dimse.native.secure import OPTIONS, OverTls, said, stamp
+from harmonyd.dimse.tls_client import OPTIONS, said, stamp
 from harmonyd.dimse.tls_failures import inbound_problem
 from harmonyd.errors import Unavailable
 from harmonyd.tls import CIPHERS, TlsServer, fingerprint, subject_of
 
 _MIN_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _Stamps = tuple[object, ...]
+
+
+class Caller(Protocol):
+    """A protocol for a connection that a peer began, as far as it has to do with TLS."""
+
+    raw_bytes: bytes
+    """How the peer began, before anything was deciphered."""
+    verify_code: int
+    """Why its certificate is not trusted (OpenSSL's number); 0: nothing is wrong with it."""
+
+
+def caller_problem(caller: Caller, reason: BaseException | None, *, is_secured: bool) -> str:
+    """Why its connection was lost (for ``reason``), for the log; empty when it was not TLS."""
+    if is_secured and not isinstance(reason, SSL.Error):
+        return ""
+    return inbound_problem(caller.raw_bytes, said(reason) if isinstance(reason, SSL.Error) else "", caller.verify_code)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -41,8 +56,8 @@ class SecurePort:
         except (OSError, SSL.Error, crypto.Error) as error:
             raise Unavailable(f"the certificates for TLS cannot be used: {said(error)}") from error
 
-    def wrap(self, connection: SecureInbound) -> Any:
-        """What stands between a transport and this connection."""
+    def wrap(self, connection: Caller) -> Any:
+        """What stands between a transport and this protocol."""
         creator: Any = self
         inside: Any = Factory.forProtocol(lambda: connection)
         around: Any = TLSMemoryBIOFactory(creator, False, inside)
@@ -110,32 +125,8 @@ class _Noting(TLSMemoryBIOProtocol):
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
 
-@implementer(IHandshakeListener)
-class SecureInbound(OverTls):
-    """A connection that a peer began; ARTIM counts for its handshake, too."""
-
-    raw_bytes = b""
-    """How the peer began, before anything was deciphered."""
-    verify_code = 0
-    """Why its certificate is not trusted (OpenSSL's number)."""
-
-    def inbound_problem(self) -> str:
-        """What went wrong in TLS; empty when nothing did."""
-        if self._is_secured and not isinstance(self._reason, SSL.Error):
-            return ""
-        reason = said(self._reason) if isinstance(self._reason, SSL.Error) else ""
-        return inbound_problem(self.raw_bytes, reason, self.verify_code)
-
-    def handshakeCompleted(self) -> None:
-        self._is_secured = True
-        self.proof = _proof(self.transport.getHandle())
-        self._begin()
-
-    def _connected(self) -> None:
-        self._give_until(connections.ARTIM_SECS)
-
-
-def _proof(handle: SSL.Connection) -> str:
+def proof_of(handle: SSL.Connection) -> str:
+    """What a caller has shown of itself, for the log."""
     version, certificate = handle.get_protocol_version_name(), handle.get_peer_certificate()
     if certificate is None:
         return version

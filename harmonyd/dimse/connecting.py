@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,25 +15,39 @@ from twisted.python.failure import Failure
 
 from harmonyd.dimse import failures
 from harmonyd.dimse.engine import RemoteNode
-from harmonyd.dimse.native import core
-from harmonyd.dimse.native.connection import Connection
-from harmonyd.dimse.native.secure import ClientCreator, SecureConnection
+from harmonyd.dimse.errors import DimseError
+from harmonyd.dimse.tls_client import ClientCreator
 from harmonyd.dimse.tls_failures import handshake_timeout
-from harmonyd.dimse.waiting import until
+from harmonyd.dimse.waiting import deadline_passed, until
 from harmonyd.errors import DeadlinePassed
 
 
-async def connect(reactor: Any, remote: RemoteNode, request: core.AssociateRequest, deadline: float) -> Connection:
+class Attempted(Protocol):
+    """A protocol that is made for one connection."""
+
+    secured: Deferred[bool] | None
+    """Fires once: with True after the TLS handshake, with False when the connection is gone before; None: no TLS."""
+
+    def cut(self) -> None:
+        """Close the connection without a word. Safe at any time."""
+        ...
+
+    def problem(self, remote: RemoteNode) -> DimseError | None:
+        """What is wrong below DICOM, where there is no association; None when nothing is."""
+        ...
+
+
+A = TypeVar("A", bound=Attempted)
+
+
+async def connect(reactor: Any, remote: RemoteNode, build: Callable[[], A], deadline: float) -> A:
     """Connect over IPv4 or IPv6, whichever answers first (RFC 8305), and secure the connection where the node says so.
 
-    Raises ``RemoteUnreachable``, ``TlsFailed``, ``DimseTimeout`` ("connect"), ``EngineFailed`` when our certificates
-    cannot be used, and ``DeadlinePassed`` when the operation's time (reactor seconds) is over before.
+    ``build`` makes the protocol. Raises ``RemoteUnreachable``, ``TlsFailed``, ``DimseTimeout`` ("connect"),
+    ``EngineFailed`` when our certificates cannot be used, and ``DeadlinePassed`` when the operation's time (reactor
+    seconds) is over before.
     """
-    kind, endpoint = _way(reactor, remote)
-
-    def build() -> Connection:
-        return kind(reactor, core.Association.requestor(request), remote.association_timeout_secs)
-
+    endpoint = _way(reactor, remote)
     connect_by = reactor.seconds() + remote.connect_timeout_secs
 
     def limit(too_late: DeadlinePassed) -> tuple[float, DeadlinePassed]:
@@ -43,23 +58,23 @@ async def connect(reactor: Any, remote: RemoteNode, request: core.AssociateReque
     attempt = endpoint.connect(factory)
     by, error = limit(failures.connect_timeout(remote))
     try:
-        connection = await until(reactor, by, _cancellable(attempt), error)
+        connection: A = await until(reactor, by, _cancellable(attempt), error)
     except (DNSLookupError, UnicodeError, ValueError):
         raise failures.unknown_host(remote) from None
     except (TimeoutError, UserError):
         raise failures.connect_timeout(remote) from None
     except ConnectError as refused:
         raise failures.unreachable(remote, _why(refused)) from None
-    if isinstance(connection, SecureConnection):
-        await _secured(reactor, connection, remote, *limit(handshake_timeout(remote)))
+    if connection.secured is not None:
+        await _secured(reactor, connection, connection.secured, remote, *limit(handshake_timeout(remote)))
     return connection
 
 
 async def _secured(
-    reactor: Any, connection: SecureConnection, remote: RemoteNode, by: float, error: DeadlinePassed
+    reactor: Any, connection: Attempted, secured: Deferred[bool], remote: RemoteNode, by: float, error: DeadlinePassed
 ) -> None:
     try:
-        is_secured = await until(reactor, by, connection.secured, error)
+        is_secured = await until(reactor, by, secured, error)
     except BaseException:
         connection.cut()
         raise
@@ -67,12 +82,12 @@ async def _secured(
         raise connection.problem(remote) or failures.aborted(remote, accepted=False)
 
 
-def _way(reactor: Any, remote: RemoteNode) -> tuple[type[Connection], Any]:
+def _way(reactor: Any, remote: RemoteNode) -> Any:
     endpoint = _endpoint(reactor, remote)
     if remote.tls is None:
-        return Connection, endpoint
+        return endpoint
     creator: Any = ClientCreator(remote, remote.tls)
-    return SecureConnection, wrapClientTLS(creator, endpoint)
+    return wrapClientTLS(creator, endpoint)
 
 
 def _endpoint(reactor: Any, remote: RemoteNode) -> Any:
@@ -86,14 +101,14 @@ def _endpoint(reactor: Any, remote: RemoteNode) -> Any:
     return kind(reactor, host, remote.port, timeout)
 
 
-def _cancellable(attempt: Deferred[Connection]) -> Deferred[Connection]:
+def _cancellable(attempt: Deferred[A]) -> Deferred[A]:
     """The same, but a cancellation is always a ``CancelledError``: an endpoint tells it in other ways."""
 
-    def cancel(waiting: Deferred[Connection]) -> None:
+    def cancel(waiting: Deferred[A]) -> None:
         waiting.errback(CancelledError())
         attempt.cancel()
 
-    def connected(connection: Connection) -> None:
+    def connected(connection: A) -> None:
         if outcome.called:
             connection.cut()
         else:
@@ -103,7 +118,7 @@ def _cancellable(attempt: Deferred[Connection]) -> Deferred[Connection]:
         if not outcome.called:
             outcome.errback(failure)
 
-    outcome: Deferred[Connection] = Deferred(cancel)
+    outcome: Deferred[A] = Deferred(cancel)
     attempt.addCallbacks(connected, failed)
     return outcome
 
@@ -112,12 +127,3 @@ def _why(error: ConnectError) -> str:
     number = error.osError
     text = os.strerror(number) if isinstance(number, int) and number > 0 else str(error)
     return text.removesuffix(".")
-
-
-def deadline_passed() -> DeadlinePassed:
-    """The error for an operation whose time is over."""
-    return DeadlinePassed(
-        "The operation did not end within its time; it was cancelled",
-        hint="Ask for less at once, or raise operation_timeout_ms.",
-        timeout="operation",
-    )

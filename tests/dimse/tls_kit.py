@@ -1,4 +1,4 @@
-"""TLS peers for tests: DCMTK's storescp, and plain sockets."""
+"""TLS peers for tests: DCMTK's storescp and storescu, and plain sockets."""
 
 from __future__ import annotations
 
@@ -13,24 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from harmonyd.testing.certificates import Issued
+from raw_scp import Raw
+from raw_scu import ASSOCIATE_AC, RawScu
+from sender_kit import ENV
+
+from harmonyd.testing.certificates import Authority, Issued
 from harmonyd.testing.processes import dcmtk, end_group, free_port, port_is_free, wait_until
-
-
-def server_context(
-    issued: Issued, *, client_ca: Path | None = None, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
-) -> ssl.SSLContext:
-    """What a TLS server of Python's needs; ``client_ca``: it requires client certificates."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    context.maximum_version = newest
-    if newest < ssl.TLSVersion.TLSv1_2:
-        context.set_ciphers("ALL:@SECLEVEL=0")
-    context.load_cert_chain(issued.cert, issued.key)
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(client_ca)
-    return context
+from harmonyd.tls import TlsServer
 
 
 @dataclass
@@ -89,3 +78,46 @@ def tls_socket(context: ssl.SSLContext) -> Iterator[Any]:
     listening.shutdown(socket.SHUT_RDWR)
     listening.close()
     thread.join(10)
+
+
+def secured(server: Issued, ca: Authority | None = None, **more: Any) -> TlsServer:
+    """``ca``: callers need a certificate of this authority."""
+    given = {"ca_file": ca.cert, "require_client_certificate": True} if ca is not None else {}
+    return TlsServer(server.cert, server.key, **{**given, **more})
+
+
+def storescu(running: Any, ca: Authority, *files: Path, own: Issued | None = None) -> int:
+    """Send over TLS; the exit code. Blocking."""
+    identity = ["+tla"] if own is None else ["+tls", str(own.key), str(own.cert)]
+    command = [dcmtk("storescu"), *identity, "+cf", str(ca.cert), "-aec", "SCP", "127.0.0.1", str(running.port)]
+    return subprocess.run([*command, *map(str, files)], env=ENV, check=False, capture_output=True).returncode
+
+
+class TlsScu(RawScu):
+    """A ``RawScu`` over TLS. Making one shakes hands, so do it in a thread."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        super().__init__(port)
+        try:
+            self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+def associated(port: int, context: ssl.SSLContext) -> str:
+    """Ask for an association, and release it; the version of TLS. Blocking. Raises OSError without one."""
+    with TlsScu(port, context) as scu:
+        kind, _ = scu.associate()
+        if kind != ASSOCIATE_AC:
+            raise ConnectionError(f"PDU {kind}")
+        assert scu.release()
+        assert isinstance(scu.sock, ssl.SSLSocket)
+        return scu.sock.version() or ""
+
+
+def answer_once(raw: Raw, answer: str) -> None:
+    """Take the next connection, and say something (in hexadecimal) when the peer has. Blocking."""
+    connection = raw.accept()
+    connection.recv(10)
+    connection.sendall(bytes.fromhex(answer))
