@@ -78,6 +78,11 @@ class Retrieval(Protocol):
         """SOP Instance UIDs of these, where they are known."""
         ...
 
+    @property
+    def doubt(self) -> str:
+        """Why there may be more than what was found to be sent, for people; "" where that is all."""
+        ...
+
     async def aclose(self) -> None:
         """End it, if it still runs. Safe to call twice."""
         ...

@@ -136,7 +136,7 @@ class Retrieving:
 def _final(count: Count, why: NotServed | None) -> tuple[int, str]:
     """Status and comment; what could not be tried any more is counted."""
     if why is None:
-        return count.final_status(), count.why
+        return count.final_status(), count.why or count.doubt
     if why.status == CANCEL:
         return CANCEL, ""
     if not count.done:

@@ -16,6 +16,7 @@ from harmonyd.envelope import Record, ReshapedRecord, ResponseEnvelope, Results
 from harmonyd.errors import NotFound
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.asked import ONCE, request_for
+from harmonyd.services.dicom.locating import FAILED
 from harmonyd.services.dicom.querying import InThread, answered, told_as_status
 from harmonyd.services.dicom.request import RETRIEVE
 
@@ -49,6 +50,7 @@ class Brought:
         self.total: int | None = None
         self.missed = 0
         self.missed_uids: tuple[str, ...] = ()
+        self.doubt = ""
         self._asked = asked
         self._in_thread = in_thread
         self._response: ResponseEnvelope | None = None
@@ -58,6 +60,8 @@ class Brought:
     def begin(self, response: ResponseEnvelope) -> None:
         """Here is the answer."""
         self._response = response
+        if failed := response.metadata.get(FAILED):
+            self.doubt = f"there may be more: {failed} could not be asked"
 
     # --- Progress
 
@@ -118,6 +122,8 @@ class Brought:
         """What the node says failed, or did not come; at least one where not all did."""
         summary: Mapping[str, Any] = results.summary()
         counts = summary.get("suboperations") or {}
+        if self.total is not None:
+            self.total -= getattr(results, "repeated", 0)
         not_come = max(0, (self.total or 0) - self._count)
         self.missed = max(counts.get("failed") or 0, not_come, 0 if summary["complete"] else 1)
         self.missed_uids = getattr(results, "failed_uids", ())

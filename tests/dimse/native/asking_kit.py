@@ -51,6 +51,7 @@ class Retrieved:
     total: int | None = None
     missed: int = 0
     missed_uids: tuple[str, ...] = ()
+    doubt: str = ""
     closed: int = 0
 
     async def __aiter__(self) -> AsyncIterator[Instance]:
