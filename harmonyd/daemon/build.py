@@ -10,7 +10,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.asking import are_asked
 from harmonyd.config.model import (
@@ -44,6 +43,7 @@ from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.backend import DicomBackend, move_receiver
 from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
@@ -134,6 +134,7 @@ class Builder:
         resources: Mapping[str, Resource],
         cache: SeriesCache,
         metrics: Metrics,
+        witness: Witness,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
@@ -145,9 +146,23 @@ class Builder:
         self._resources = resources
         self._cache = cache
         self._metrics = metrics
+        self._witness = witness
         self._limits = LimitState(reactor.seconds, metrics.limited)
-        self._audit = no_audit
-        self.guard = Guard(reactor, self._in_thread, self._audit)
+        self.guard = Guard(reactor, self._in_thread, witness.audit)
+        self._endpoint_resources = registry.EndpointResources(reactor.seconds, self._codecs)
+        self._made_codecs: Any = None
+
+    def _codecs(self) -> Any:
+        if self._made_codecs is None:
+            from harmonyd.services.dicomweb.codec_pool import Codecs  # with pydicom, which takes its time
+
+            self._made_codecs = Codecs(self._in_thread)
+        return self._made_codecs
+
+    async def stop(self) -> None:
+        """End what was made for all endpoints together."""
+        if self._made_codecs is not None:
+            await self._made_codecs.close()
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -169,10 +184,14 @@ class Builder:
 
     def _dcmtk(self) -> DcmtkEngine:
         storage, scratch = self._folders.storage, self._folders.run / "dcmtk"
-        return DcmtkEngine(self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch)
+        told = self._witness.refused
+        return DcmtkEngine(
+            self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch, on_refusal=told
+        )
 
     def _native(self) -> NativeEngine:
-        return NativeEngine(self._reactor, storage=self._folders.storage, why=problem_text)
+        storage, told = self._folders.storage, self._witness.refused
+        return NativeEngine(self._reactor, storage=storage, why=problem_text, on_refusal=told)
 
     def backends(
         self, config: Config, engines: Engines, unchanged: Mapping[str, Backend]
@@ -186,6 +205,7 @@ class Builder:
             self._in_thread,
             self._cache,
             self._metrics.operations,
+            self._witness,
             self._spool.returned,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
@@ -209,7 +229,7 @@ class Builder:
 
     def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
         resources = middleware_registry.Resources(
-            self._reactor, self._in_thread, self._audit, self.guard, self._limits
+            self._reactor, self._in_thread, self._witness.audit, self.guard, self._limits
         )
         return [middleware_registry.build(config.middleware[name], resources) for name in names]
 
@@ -219,7 +239,7 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness.batches)
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]
@@ -273,7 +293,7 @@ class Builder:
 
     def _route(self, config: Config, item: PipelineConfig, endpoint: EndpointConfig, pipeline: Pipeline) -> Route:
         route = Route(
-            registry.HTTP_ENDPOINTS[endpoint.service](endpoint),
+            registry.HTTP_ENDPOINTS[endpoint.service](endpoint, self._endpoint_resources),
             pipeline.handle,
             compresses=config.web.compression,
             described=described(config, item, endpoint),

@@ -48,6 +48,14 @@ def identifier(query: Query, *, implicit: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def without_values(query: Query) -> Query:
+    """Return ``query`` with its keys, and of their values only UIDs and codes."""
+    bare = Dataset()
+    for elem in query.dataset:
+        bare.add_new(elem.tag, elem.VR, elem.value if elem.VR in ("UI", "CS") else None)
+    return Query(query.level, query.model, bare)
+
+
 def declare_character_set(ds: Dataset) -> None:
     """Say in ``ds`` that its text is UTF-8, if any of it is not ASCII."""
     if not _is_ascii(ds):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from harmonyd.audit.batches import Batches
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
 from harmonyd.dimse.part10 import claimed_uid
@@ -17,6 +18,7 @@ from harmonyd.envelope import RequestEnvelope
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.at_once import deliver_one
+from harmonyd.services.dicom.inbound_audit import InboundWitness
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.services.dicom.questions import Questions
@@ -59,12 +61,14 @@ class DicomEndpoint:
         spool: Spool,
         in_thread: InThread,
         own: Backend | None = None,
+        batches: Batches | None = None,
     ) -> None:
         """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint."""
         self.name = name
         self._options = options
         self._pipeline = pipeline
         self._own = own
+        self._inbound = InboundWitness(name, batches)
         self._started: Backend | None = None
         """Of its own."""
         self._in_thread = in_thread
@@ -152,7 +156,8 @@ class DicomEndpoint:
             harmonyd__count=len(arrivals),
         )
         try:
-            await self._spool.take(self.name, entries, list(self._pipeline.backends))
+            with self._inbound.receiving(arrivals):
+                await self._spool.take(self.name, entries, list(self._pipeline.backends))
         except BaseException as error:
             span.end(type(error).__name__)
             raise
@@ -162,13 +167,15 @@ class DicomEndpoint:
         """See ``ObjectHandler``. To all backends at once; what some of them have is not taken back from them."""
         new, began = _entry(arrival), time.time()
         entry = Entry(0, self.name, new.path, new.size_bytes, began, new.metadata, new.request_id)
-        await self._run(deliver_one(self._pipeline, entry, self._outcomes))
+        with self._inbound.receiving([arrival]):
+            await self._run(deliver_one(self._pipeline, entry, self._outcomes))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         uid = await self._in_thread(claimed_uid, path)
         metadata = {**_metadata(association), "sop_instance_uid": uid, "study_instance_uid": ""}
         entry = NewEntry(path, await self._in_thread(_size, path), metadata, uuid.uuid4().hex)
         await self._spool.put_aside(self.name, entry, reason)
+        self._inbound.damaged(association, reason)
 
     # --- spool.api.Deliverer
 
@@ -207,6 +214,8 @@ class DicomEndpoint:
             for request in requests.values():
                 await request.body.close()
         outcomes.update(zip(requests, delivered, strict=True))
+        if getattr(pipeline.backends[backend], "is_http", False):
+            self._inbound.handed_on(backend, requests.values(), delivered)
         return [outcomes[number] for number in range(len(entries))]
 
     def _delivery_span(self, backend: str, requests: Sequence[RequestEnvelope]) -> Span:
@@ -281,6 +290,6 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         headers={"content-type": "application/dicom"},
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
-        caller=Caller(entry.metadata.get("peer_address", ""), None, entry.metadata.get("calling_aet", "")),
+        caller=Caller(entry.metadata.get("peer_address", ""), aet=entry.metadata.get("calling_aet", "")),
         trace=_trace(entry.metadata.get("association_id", "")),
     )
