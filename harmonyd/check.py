@@ -22,10 +22,11 @@ from harmonyd.config.model import (
     DicomwebEndpointOptions,
     StorageBackendOptions,
 )
-from harmonyd.daemon.build import Folders, asked_backends
+from harmonyd.daemon.build import Folders
 from harmonyd.daemon.certificates import DAY_SECS, day
 from harmonyd.daemon.engines import NATIVE, needs_dcmtk
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
+from harmonyd.daemon.named import asked_backends
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.dimse.native.ping import ping

@@ -11,7 +11,7 @@ from harmonyd.audit.batches import Batches
 from harmonyd.audit.trail import AuditTrail
 from harmonyd.config.audit_model import AuditConfig
 from harmonyd.config.model import Config
-from harmonyd.daemon.build import dicom_endpoints
+from harmonyd.daemon.named import dicom_endpoints
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.supervision.process import in_thread

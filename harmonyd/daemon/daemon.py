@@ -22,18 +22,12 @@ from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
 from harmonyd.daemon.audited import DaemonAudit
 from harmonyd.daemon.backends import OperatedBackends
-from harmonyd.daemon.build import (
-    Builder,
-    Folders,
-    active_operations,
-    dicom_endpoints,
-    long_running,
-    operations_by_backend,
-)
+from harmonyd.daemon.build import Builder, Folders
 from harmonyd.daemon.certificates import CertificateWatch
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
+from harmonyd.daemon.named import active_operations, dicom_endpoints, long_running, operations_by_backend
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.spans import Spans

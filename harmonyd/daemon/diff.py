@@ -14,7 +14,7 @@ from harmonyd.config.model import (
     PipelineConfig,
 )
 from harmonyd.control.api import Changes
-from harmonyd.daemon.build import asked_backends, dicom_endpoints, listeners, receiving_backends
+from harmonyd.daemon.named import asked_backends, dicom_endpoints, listeners, receiving_backends
 from harmonyd.services.dicom.inbound import scp_config
 
 _SETTINGS = (

@@ -8,7 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import Config, HttpListener
-from harmonyd.daemon.build import Builder, Parts, listeners
+from harmonyd.daemon.build import Builder, Parts
+from harmonyd.daemon.named import listeners
 from harmonyd.errors import HarmonydError
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.tls_port import ServerConnections
