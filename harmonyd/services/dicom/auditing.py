@@ -20,6 +20,7 @@ EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 _FIND = {
     QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.1",
     QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.1",
+    QueryModel.WORKLIST: "1.2.840.10008.5.1.4.31",
 }
 _MOST_STUDIES = 1000
 """Of one operation, that have messages of their own."""
