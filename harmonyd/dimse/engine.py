@@ -184,6 +184,8 @@ class Instance:
     """Empty where the data set has none."""
     series_instance_uid: str = ""
     patient_id: str = field(default="", repr=False)
+    data_set_at: int = 0
+    """Where in the file its data set begins, in bytes; 0: nobody noted it."""
 
 
 @dataclass(frozen=True, slots=True)

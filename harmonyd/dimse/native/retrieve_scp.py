@@ -21,7 +21,7 @@ from harmonyd.dimse.native.inbound import Ended, InboundSession, Stopped, error_
 from harmonyd.dimse.native.ongoing import Ongoing
 from harmonyd.dimse.native.sending import Outgoing
 from harmonyd.dimse.native.sub_operations import CannotSend, Count, Target
-from harmonyd.dimse.part10 import DamagedFile, read_header
+from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, read_header
 from harmonyd.dimse.serving import Asked, Handler, NotServed
 from harmonyd.dimse.status import CANCEL, CANNOT_PERFORM, PENDING, SOME_FAILED, UNABLE_TO_PROCESS
 from harmonyd.dimse.wire import written
@@ -91,7 +91,7 @@ class Retrieving:
     async def _one(self, target: Target, instance: Instance, count: Count) -> None:
         uid = instance.sop_instance_uid
         try:
-            header = await self.means.in_thread(read_header, instance.path)
+            header = _header(instance) or await self.means.in_thread(read_header, instance.path)
             status = await target.store(Outgoing(instance.path, header))
         except (CannotSend, DamagedFile, OSError) as error:
             count.not_sent(uid, str(error))
@@ -131,6 +131,22 @@ class Retrieving:
             failed=count.failed, warning=count.warning, status=status, comment=comment and f": {comment}",
             association_id=known.id,
         )  # fmt: skip
+
+
+def _header(instance: Instance) -> InstanceHeader | None:
+    """As it was read when the file was checked."""
+    if not instance.data_set_at:
+        return None
+    return InstanceHeader(
+        instance.sop_class_uid,
+        instance.sop_instance_uid,
+        instance.transfer_syntax_uid,
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+        instance.patient_id,
+        instance.size_bytes,
+        data_set_at=instance.data_set_at,
+    )
 
 
 def _final(count: Count, why: NotServed | None) -> tuple[int, str]:

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.engine import Instance
 from harmonyd.dimse.part10 import read_header
@@ -56,6 +58,7 @@ class Brought:
         self._response: ResponseEnvelope | None = None
         self._items: AsyncGenerator[Instance, None] | None = None
         self._count = 0
+        self._removing: Deferred[None] | None = None
 
     def begin(self, response: ResponseEnvelope) -> None:
         """Here is the answer."""
@@ -88,6 +91,8 @@ class Brought:
         items, self._items = self._items, None
         if items is not None:
             await items.aclose()
+        with suppress(OSError):
+            await self._removed()
         response, self._response = self._response, None
         if response is not None:
             await response.close()
@@ -105,9 +110,17 @@ class Brought:
                 instance = await self._instance(record)
                 self._count += 1
                 yield instance
+                await self._removed()
                 if (discard := getattr(record, "discard", None)) is not None:
-                    await discard()
+                    self._removing = Deferred.fromCoroutine(discard())
+            await self._removed()
             self._conclude(results)
+
+    async def _removed(self) -> None:
+        """The file before the last one is gone: while it is removed, the next one is sent."""
+        removing, self._removing = self._removing, None
+        if removing is not None:
+            await removing
 
     async def _instance(self, record: Record) -> Instance:
         instance: Instance | None = getattr(record, "instance", None)
