@@ -116,7 +116,7 @@ def raw_elements(ds: Dataset) -> dict[str, Any]:
 
 
 def _raw(element: Any) -> Any:
-    if element.VR == "SQ":
+    if element.VR == "SQ" and not isinstance(element.value, bytes):
         return [raw_elements(item) for item in element.value]
     return element.value
 
