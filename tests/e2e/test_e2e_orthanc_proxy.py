@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from orthanc_kit import Orthanc
 from pydicom import Dataset, dcmread
-from query_kit import RUNS_ALONE, Node, as_set, findscu, raw_elements, several
+from query_kit import OSIRIX_KEYS, RUNS_ALONE, STUDY_KEYS, WEASIS_KEYS, Node, as_set, findscu, raw_elements, several
 from retrieve_kit import together
-from test_e2e_query_scp import OSIRIX_KEYS, STUDY_KEYS, WEASIS_KEYS
 
 from harmonyd.testing.data import demo_files, make_charset_studies, report_files
 from harmonyd.testing.pacs import RunningPacs
