@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harmonyd.dimse.engine import Association, Instance, QueryModel, RemoteNode
+from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.status import PENDING
 
 FIND, GET, MOVE, STORE = "find", "get", "move", "store"
@@ -81,6 +82,10 @@ class Retrieval(Protocol):
     @property
     def doubt(self) -> str:
         """Why there may be more than what was found to be sent, for people; "" where that is all."""
+        ...
+
+    def told(self, header: InstanceHeader, problem: str) -> None:
+        """An object was sent on, or was not: ``problem`` says why."""
         ...
 
     async def aclose(self) -> None:

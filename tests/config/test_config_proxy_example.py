@@ -1,4 +1,4 @@
-"""``examples/dimse-proxy`` and ``dimse-routing`` are configurations without mistakes, as docs/query-retrieve.md says of them."""
+"""``examples/dimse-proxy`` and ``dimse-routing`` have no mistakes, and are what docs/query-retrieve.md says."""
 
 from __future__ import annotations
 

@@ -11,13 +11,14 @@ from twisted.internet.defer import Deferred
 
 from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.engine import Instance
-from harmonyd.dimse.part10 import read_header
+from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.serving import Asked, NotServed
 from harmonyd.dimse.status import UNABLE_TO_PROCESS
 from harmonyd.envelope import Record, ReshapedRecord, ResponseEnvelope, Results
 from harmonyd.errors import NotFound
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.asked import ONCE, request_for
+from harmonyd.services.dicom.auditing import PassedOn, nobody_is_told
 from harmonyd.services.dicom.locating import FAILED
 from harmonyd.services.dicom.querying import InThread, answered, told_as_status
 from harmonyd.services.dicom.request import RETRIEVE
@@ -59,6 +60,7 @@ class Brought:
         self._items: AsyncGenerator[Instance, None] | None = None
         self._count = 0
         self._removing: Deferred[None] | None = None
+        self.passed_on: PassedOn = nobody_is_told
 
     def begin(self, response: ResponseEnvelope) -> None:
         """Here is the answer."""
@@ -85,6 +87,10 @@ class Brought:
     def __aiter__(self) -> AsyncIterator[Instance]:
         self._items = self._instances()
         return self._items
+
+    def told(self, header: InstanceHeader, problem: str) -> None:
+        """See ``Retrieval``."""
+        self.passed_on(header, problem)
 
     async def aclose(self) -> None:
         """See ``Retrieval``."""
