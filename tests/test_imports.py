@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
     "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours", "permit", "passwords", "jwk"},
     "telemetry": {"errors", "privacy", "tracing", "config"},
-    "supervision": {"errors", "privacy", "waiters", "landlock", "config", "telemetry"},
+    "supervision": {"errors", "privacy", "waiters", "landlock", "seccomp", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "tls", "tls_port", "tracing", "acknowledge", "identity"},
     "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "tracing", "landlock", "dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "tls", "tls_port", "acknowledge", "dimse"},
