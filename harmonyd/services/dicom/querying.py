@@ -19,6 +19,7 @@ from harmonyd.dimse.serving import FIND, Asked, NotServed, Pending
 from harmonyd.dimse.status import OUT_OF_RESOURCES, UNABLE_TO_PROCESS
 from harmonyd.envelope import Record, RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.errors import HarmonydError, StorageFull
+from harmonyd.privacy import said
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.asked import request_for
 from harmonyd.services.dicom.refusals import OUR_FAULT, not_answered, not_served
@@ -41,7 +42,7 @@ async def told_as_status(asked: Asked, request_id: str) -> AsyncIterator[None]:
         raise
     except HarmonydError as error:
         told = not_served(asked.operation, error)
-        _say_refused(asked, request_id, told, error.detail)
+        _say_refused(asked, request_id, told, said(error))
         raise told from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
