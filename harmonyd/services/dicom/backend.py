@@ -188,13 +188,16 @@ class DicomBackend:
         return await self._perform(operation, request, document)
 
     async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
-        """Store inbound objects over one association; what middleware made of some goes by itself."""
+        """Store inbound objects over one association.
+
+        What middleware made of some goes by itself, and so does what somebody sent who may not store everything.
+        """
         try:
             await self.guard.admit_delivery()
         except HarmonydError as error:
             return [error, *[NotTried("The PACS is not asked now") for _ in requests[1:]]]
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
-        if not paths or len(paths) < len(requests):
+        if not paths or len(paths) < len(requests) or any(self._is_limited(request) for request in requests):
             return [await self._answer(request) for request in requests]
         sent = self._witness.store(self.remote, requests[0])
         async with self._running.recorded("store", requests[0]) as (op, summary):
@@ -212,6 +215,10 @@ class DicomBackend:
                 problem = reason_of(answer) if isinstance(answer, Exception) else ""
                 sent.told(request, request.metadata.get("sop_instance_uid", ""), problem)
         return answers
+
+    def _is_limited(self, request: RequestEnvelope) -> bool:
+        """Whether its study has to be looked at before; the pipeline has looked at what is allowed at all."""
+        return request.permit is not None and bool(request.permit.limits("store", self.name))
 
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
         try:
