@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -193,6 +194,7 @@ async def test_matches_go_back() -> None:
         (DimseTimeout("silent"), 0xC001, "silent"),
         (DeadlinePassed("too late"), 0xC001, "too late"),
         (HarmonydError("secret path"), 0xC001, "our fault; the log says more"),
+        (OSError(errno.ENOSPC, "No space left on device"), 0xA700, "The disk is full."),
         (ResponseEnvelope(status=403), 0x0124, "the answer of the pipeline has status 403"),
         (ResponseEnvelope(status=400), 0xA900, "status 400"),
         (ResponseEnvelope(status=503), 0xA700, "status 503"),

@@ -117,7 +117,8 @@ class Retrieving:
         why: NotServed | None,
     ) -> None:
         status, comment = _final(count, why)
-        self._say_end(session, command, count, status, comment)
+        is_ours = why is None or not why.is_quoted
+        self._say_end(session, command, count, status, comment if is_ours else "")
         connection = session.connection
         if not connection.association.established:
             return
