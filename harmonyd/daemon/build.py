@@ -208,7 +208,7 @@ class Builder:
 
     def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
         resources = middleware_registry.Resources(
-            self._reactor, self._in_thread, self._audit, self.guard, self._limits
+            self._reactor, self._in_thread, self._audit, self.guard, self._folders.storage, self._limits
         )
         return [middleware_registry.build(config.middleware[name], resources) for name in names]
 
