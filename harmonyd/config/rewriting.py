@@ -149,7 +149,7 @@ def _is_region(value: Any) -> bool:
         return False
     if not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 1 << 16 for each in value):
         return False
-    return value[2] > 0 and value[3] > 0
+    return bool(value[2] > 0 and value[3] > 0)
 
 
 Rule = tuple[tuple[int, ...], bool, str, str, Any]
@@ -250,6 +250,8 @@ def _fits(vr: str, texts: Sequence[str]) -> bool:
     if vr not in ("US", "SS", "UL", "SL", "UV", "SV", "IS", "DS", "FL", "FD"):
         return True
     try:
-        return [float(text) if vr in ("DS", "FL", "FD") else int(text) for text in texts] != None
+        for text in texts:
+            float(text) if vr in ("DS", "FL", "FD") else int(text)
     except ValueError:
         return False
+    return True

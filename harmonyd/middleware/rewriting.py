@@ -194,7 +194,7 @@ class Rewriting:
         if not is_empty and not is_store:
             raise CannotRewrite(
                 f"Middleware {self.name} cannot look into this answer, and so does not pass it on.",
-                hint="It is for dicom and dicomweb backends, and nothing behind it may make other answers of theirs: put a "
+                hint="It is for dicom and dicomweb backends, and nothing behind it makes other answers of theirs: put a "
                 "transform before it, or set its per_record.",
             )
 
