@@ -22,10 +22,11 @@ from harmonyd.config.model import (
     DicomwebEndpointOptions,
     StorageBackendOptions,
 )
-from harmonyd.daemon.build import Folders, asked_over_http
+from harmonyd.daemon.build import Folders
 from harmonyd.daemon.certificates import DAY_SECS, day
 from harmonyd.daemon.engines import NATIVE, needs_dcmtk
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
+from harmonyd.daemon.named import asked_backends
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.dimse.native.ping import ping
@@ -154,7 +155,7 @@ def ports(config: Config, daemon: int | None = None) -> Iterator[Finding]:
             yield free_port(f"endpoint {name}, DICOM", endpoint.bind_addr, endpoint.port, daemon)
     receivers = {
         options.incoming_store_port: name
-        for name in sorted(asked_over_http(config))
+        for name in sorted(asked_backends(config))
         if isinstance(options := config.backends[name].options, DicomBackendOptions)
     }
     for port, name in receivers.items():

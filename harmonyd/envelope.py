@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from harmonyd.permit import Permit
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.subject import OURSELVES, Caller, Subject
+from harmonyd.tracing import Trace
 
 
 class Body(Protocol):
@@ -151,6 +152,8 @@ class RequestEnvelope:
     caller: Caller = OURSELVES
     subject: Subject | None = None
     """Whom middleware found the request's credentials to belong to."""
+    trace: Trace | None = None
+    """The span that the work for it is part of; from the client's ``traceparent``, or ours."""
     occasion: Occasion | None = None
     """None: this one question, until its answer is closed."""
     permit: Permit | None = None

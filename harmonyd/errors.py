@@ -21,7 +21,8 @@ class Fault(Enum):
 class HarmonydError(Exception):
     """Base of all errors raised on purpose.
 
-    ``detail`` is one sentence for the person who reads the answer; ``hint`` says which side changes what;
+    ``detail`` is one sentence for the person who reads the answer; it is logged, too, so it holds no value of a query
+    or an object, which may identify a patient. ``hint`` says which side changes what;
     ``extra`` holds JSON-ready members for a problem detail (RFC 9457 section 3.2).
     """
 
@@ -33,6 +34,12 @@ class HarmonydError(Exception):
         self.detail = detail
         self.hint = hint
         self.extra: dict[str, Any] = {key: value for key, value in extra.items() if value is not None}
+
+    @property
+    def told(self) -> str:
+        """``detail``, and what the remote node wrote beside its status: for who asked, never for the log."""
+        comment = self.extra.get("dimse_comment")
+        return f"{self.detail}; it says: {comment}" if comment else self.detail
 
 
 class BadRequest(HarmonydError):
@@ -89,6 +96,27 @@ class PayloadTooLarge(HarmonydError):
 
     fault = Fault.CALLER
     title = "Request body too large"
+
+
+class RequestTimeout(HarmonydError):
+    """The client took too long to send its request (RFC 9110 section 15.5.9)."""
+
+    fault = Fault.CALLER
+    title = "Request too slow"
+
+
+class UriTooLong(HarmonydError):
+    """The request line is longer than its limit (RFC 9110 section 15.5.15)."""
+
+    fault = Fault.CALLER
+    title = "Request line too long"
+
+
+class HeadTooLarge(HarmonydError):
+    """The head of a request has too many fields, or is too large (RFC 6585 section 5)."""
+
+    fault = Fault.CALLER
+    title = "Head of the request too large"
 
 
 class RangeNotSatisfiable(HarmonydError):

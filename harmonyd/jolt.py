@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from harmonyd.errors import HarmonydError
+from harmonyd.privacy import said
 
 if TYPE_CHECKING:
     from pyjolt import Chainr
@@ -59,7 +60,7 @@ class Chain:
                 raise TransformFailed(f"{name}: the data is nested too deeply.") from error
             except Exception as error:
                 # What the library raises for data that does not fit is not always of its own kind.
-                raise TransformFailed(f"{name}: {_said(error)}.") from error
+                raise TransformFailed(f"{name}: {_about(error)}.") from error
         return data
 
 
@@ -78,7 +79,7 @@ def encode(data: Any) -> bytes:
     try:
         return json.dumps(data, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as error:
-        raise TransformFailed(f"The result cannot be written as JSON: {_said(error)}.") from error
+        raise TransformFailed(f"The result cannot be written as JSON: {_about(error)}.") from error
 
 
 def _no_constant(name: str) -> Any:
@@ -144,7 +145,17 @@ def _is_wrong(step: Mapping[str, Any], path: list[str], below: Any) -> bool:
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+    return _shortened(str(error)) or type(error).__name__
+
+
+def _about(error: Exception) -> str:
+    """The same for data: the library's own errors speak of the specification, any other may quote the data."""
+    is_the_librarys = type(error).__module__.partition(".")[0] == "pyjolt"
+    return _said(error) if is_the_librarys else _shortened(said(error))
+
+
+def _shortened(given: str) -> str:
+    text = " ".join(given.split()).removesuffix(".")
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 
 

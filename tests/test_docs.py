@@ -20,7 +20,7 @@ from harmonyd.errors import HarmonydError
 from harmonyd.web.problem import problem
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGE = Path(harmonyd.__file__).parent
 
 _LINK = re.compile(r"\[[^]]*]\(([^)\s]+)\)")
@@ -116,7 +116,10 @@ def test_commands_exist(page: Path) -> None:
 # --- configuration ---
 
 
-TABLES_IN_TABLES = ("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "breaker.", "selectivity.")
+TABLES_IN_TABLES = (
+    *("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "breaker.", "selectivity."),
+    "move_destinations.",
+)
 
 
 def documented_keys() -> dict[str, set[str]]:
@@ -172,6 +175,7 @@ def test_configuration_keys_are_those_of_the_reference(tmp_path: Path) -> None:
     documented["network.NAME"] |= {"http", "dicom"}
     accepted = accepted_keys(tmp_path, sorted(documented))
     accepted["storage"].discard("options")
+    accepted["telemetry"].discard("tracing")
     for table in [name for name in accepted if name.startswith("middleware.")]:
         accepted[table] -= {"options", "type"}
     assert accepted == documented

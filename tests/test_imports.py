@@ -18,43 +18,54 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harmonyd"
 
-BASE = {"errors", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe", "subject", "permit"}
+BASE = {
+    *("errors", "privacy", "tracing", "progress", "envelope", "bodies", "mediatypes", "multipart", "describe"),
+    *("subject", "permit"),
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "privacy": {"errors"},
+    "tracing": set(),
     "waiters": set(),
     "progress": set(),
     "tls": set(),
+    "tls_port": {"errors", "tls"},
     "acknowledge": set(),
     "identity": set(),
     "hours": set(),
-    "jolt": {"errors"},
+    "jolt": {"errors", "privacy"},
+    "landlock": set(),
+    "seccomp": set(),
     "subject": set(),
     "permit": {"errors", "subject"},
     "passwords": set(),
     "jwk": set(),
-    "audit": {"subject"},
-    "envelope": {"errors", "progress", "subject", "permit"},
+    "audit": {"errors", "subject", "tls", "config"},
+    "envelope": {"errors", "progress", "subject", "permit", "tracing"},
     "bodies": {"errors", "envelope"},
     "mediatypes": {"errors"},
     "describe": set(),
     "multipart": {"errors", "envelope", "bodies", "mediatypes"},
     "config": {"errors", "tls", "acknowledge", "identity", "jolt", "hours", "permit", "passwords", "jwk"},
-    "telemetry": {"errors", "config"},
-    "supervision": {"errors", "waiters", "config", "telemetry"},
-    "dimse": {"errors", "waiters", "progress", "tls", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "dimse", "supervision"},
-    "dimse.native": {"errors", "waiters", "tls", "acknowledge", "dimse"},
+    "telemetry": {"errors", "privacy", "tracing", "config"},
+    "supervision": {"errors", "privacy", "waiters", "landlock", "config", "telemetry"},
+    "dimse": {"errors", "waiters", "progress", "tls", "tls_port", "tracing", "acknowledge", "identity"},
+    "dimse.dcmtk": {"errors", "waiters", "progress", "tls", "tracing", "landlock", "dimse", "supervision"},
+    "dimse.native": {"errors", "waiters", "tls", "tls_port", "acknowledge", "dimse"},
     "rewriting": BASE | {"dimse"},
     "middleware": BASE | {"waiters", "dimse", "rewriting", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
-    "services": BASE | {"waiters", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
+    "services": BASE
+    | {"waiters", "landlock", "seccomp", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE
-    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision"},
-    "web": BASE | {"audit", "config", "middleware", "pipeline", "services", "control", "supervision", "telemetry"},
+    | {"waiters", "tls", "config", "services", "web", "spool", "control", "supervision", "audit"},
+    "web": BASE
+    | {"audit", "tls", "tls_port", "config", "middleware", "pipeline", "services", "control", "supervision"}
+    | {"telemetry"},
 }
 EVERYTHING = {
     *("cli", "check", "doctor", "spool_command", "cache_command", "hash_command", "daemon", "demo", "testing"),

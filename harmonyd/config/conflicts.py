@@ -8,10 +8,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from harmonyd.config.daemon import ControlConfig
 from harmonyd.config.dicom import ANY_ADDRESS, NATIVE, PER_ASSOCIATION, settle_receiver
 from harmonyd.config.fields import Section
 from harmonyd.config.model import (
-    ControlConfig,
     DicomBackendOptions,
     DicomDefaults,
     DicomEndpointOptions,
@@ -128,8 +128,8 @@ def _claims(parts: Parts) -> Iterator[_Claim]:
 
 
 def _receiving_backends(parts: Parts) -> dict[str, DicomBackendOptions]:
-    """The dicom backends that an HTTP endpoint reaches; no other ever moves, so no other listens."""
-    reached = (name for item in parts.pipelines.values() if parts.http_endpoints(item) for name in item.backends)
+    """The dicom backends that are asked for something; no other ever moves, so no other listens."""
+    reached = (name for item in parts.pipelines.values() if parts.is_asked(item) for name in item.backends)
     found = ((name, parts.backends[name].options) for name in dict.fromkeys(reached) if name in parts.backends)
     return {name: options for name, options in found if isinstance(options, DicomBackendOptions)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harmonyd.config import acknowledge, checks, guarding, identity, tls
+from harmonyd.config import acknowledge, checks, guarding, identity, offered, tls
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 from harmonyd.identity import Credentials
@@ -18,7 +18,7 @@ _MAX_PDU = (4096, 131072)
 """The range DCMTK accepts (--max-pdu)."""
 _ENDPOINT_ONLY = (
     *("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes"),
-    *("acknowledge", "acknowledge_timeout_ms", "acknowledge_status"),
+    *("acknowledge", "acknowledge_timeout_ms", "acknowledge_status", "services", "move_destinations"),
 )
 _BACKEND_ONLY = (
     *("aet", "host", "persistent_store_scp", "incoming_store_port", "incoming_store_tls", "move_destination_aet"),
@@ -62,6 +62,8 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
         acknowledge=acknowledge.answers(section, can_wait=engine == NATIVE),
         tls=_server_tls(section, "tls", base),
         storage_dir=_storage_dir(section, base),
+        services=offered.services(section, is_native=engine == NATIVE),
+        move_destinations=offered.destinations(section, base),
     )
     section.finish()
     return settle_receiver(section, options)

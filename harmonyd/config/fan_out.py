@@ -34,8 +34,8 @@ def _check_pipeline(parts: Parts, item: PipelineConfig) -> None:
         section.problem("fan_out", f'backend "{others[0]}" is not a dicom one', "give it a pipeline of its own")
     elif len(item.backends) < 2:
         section.problem("fan_out", "there are no two backends to ask", "name them in backends, or remove fan_out")
-    elif not parts.http_endpoints(item):
-        section.problem("fan_out", "no HTTP endpoint asks anything here", "an object goes to all backends in any case")
+    elif not parts.is_asked(item):
+        section.problem("fan_out", "no endpoint asks anything here", "an object goes to all backends in any case")
 
 
 def _settle_endpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from harmonyd.config.asking import are_asked
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section, shown
 from harmonyd.config.middleware import chosen_backends, named_backends
@@ -35,6 +36,19 @@ class Parts:
         """The endpoints of a pipeline that HTTP clients reach."""
         found = (self.endpoints.get(name) for name in pipeline.endpoints)
         return [(item, item.options) for item in found if item and isinstance(item.options, HttpEndpointOptions)]
+
+    def questioned(self, pipeline: PipelineConfig) -> list[EndpointConfig]:
+        """The endpoints of a pipeline that callers ask for something with DICOM."""
+        found = (self.endpoints.get(name) for name in pipeline.endpoints)
+        return [
+            item
+            for item in found
+            if item and isinstance(item.options, DicomEndpointOptions) and are_asked(item.options.services)
+        ]
+
+    def is_asked(self, pipeline: PipelineConfig) -> bool:
+        """Whether somebody asks its backends for something, and does not only send."""
+        return bool(self.http_endpoints(pipeline) or self.questioned(pipeline))
 
     def dicom_endpoints(self) -> dict[str, DicomEndpointOptions]:
         """The dicom endpoints that a pipeline names: those that are started."""
@@ -77,6 +91,7 @@ def check_references(parts: Parts) -> None:
         ):
             _check_names(section, key, kind, names, parts.tables[kind])
         _check_reachable(section, item, parts)
+        _check_answered(section, item, parts)
         for link in item.middleware:
             _check_chosen_backends(item, link, parts)
     _check_networks(parts)
@@ -103,6 +118,14 @@ def _check_reachable(section: Section, item: PipelineConfig, parts: Parts) -> No
             return
     if parts.http_endpoints(item) and not item.backends:
         section.warn("backends", "no backend: a request that no middleware answers gets an error")
+
+
+def _check_answered(section: Section, item: PipelineConfig, parts: Parts) -> None:
+    """Questions that no backend answers are a mistake; an object would be kept."""
+    for endpoint in parts.questioned(item):
+        if not item.backends:
+            what = f'no backend, which the questions that come to endpoint "{endpoint.name}" need'
+            section.problem("backends", what, 'name one, or offer "store" only in its services')
 
 
 def _check_networks(parts: Parts) -> None:

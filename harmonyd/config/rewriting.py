@@ -139,7 +139,7 @@ def _regions(section: Section) -> tuple[dict[int, tuple[str, ...]], tuple[tuple[
     if raw is not None and not (is_list and all(map(_is_region, raw))):
         section.problem("regions", "not a list of [x, y, width, height]", "write [[0, 0, 640, 40]], in pixels")
         raw = []
-    compressed = section.choice("compressed", "refuse", ("refuse", "pass"))
+    compressed = section.choice("compressed", "decode", ("decode", "refuse", "pass"))
     section.finish()
     return conditions, tuple(tuple(each) for each in raw or ()), compressed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,19 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.config.model import (
     Config,
-    DicomBackendOptions,
-    DicomEndpointOptions,
-    DicomwebEndpointOptions,
     EndpointConfig,
-    HttpEndpointOptions,
     HttpListener,
     NetworkConfig,
     PipelineConfig,
 )
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
+from harmonyd.daemon.named import LONG_RUNNING, asked_backends, dicom_endpoints, is_dimse, listeners, origins
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import find_tools
-from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.metrics.endpoint import metrics_route
 from harmonyd.metrics.metrics import Metrics
@@ -37,13 +32,12 @@ from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.limiting import LimitState
 from harmonyd.operations.describing import with_operations
 from harmonyd.operations.endpoint import LongRunningEndpoint
-from harmonyd.operations.operation import Owner
 from harmonyd.operations.registry import Operations
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
-from harmonyd.services.dicom.backend import DicomBackend, move_receiver
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
@@ -57,13 +51,12 @@ from harmonyd.web.health import health_routes
 from harmonyd.web.management import management_route
 from harmonyd.web.route import Route
 
+_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 _MANAGE = "manage"
 KEPT = "received"
 """Name of the backend that keeps the objects of a pipeline without one."""
 
 
-LONG_RUNNING = ("http", "dicomweb")
-"""Services whose requests may be answered later, where dicom backends answer them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +126,7 @@ class Builder:
         resources: Mapping[str, Resource],
         cache: SeriesCache,
         metrics: Metrics,
+        witness: Witness,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
@@ -144,9 +138,27 @@ class Builder:
         self._resources = resources
         self._cache = cache
         self._metrics = metrics
+        self._witness = witness
         self._limits = LimitState(reactor.seconds, metrics.limited)
-        self._audit = no_audit
-        self.guard = Guard(reactor, self._in_thread, self._audit)
+        self.guard = Guard(reactor, self._in_thread, witness.audit)
+        self._endpoint_resources = registry.EndpointResources(reactor.seconds, self._codecs)
+        self._made_codecs: Any = None
+
+    def _codecs(self) -> Any:
+        if self._made_codecs is None:
+            from harmonyd.services.dicomweb.codec_pool import Codecs  # with pydicom, which takes its time
+
+            self._made_codecs = Codecs(self._in_thread)
+        return self._made_codecs
+
+    async def _decoded(self, source: Path) -> Path:
+        path: Path = await self._codecs().transcoded(source, (_EXPLICIT_LITTLE_ENDIAN,))
+        return path
+
+    async def stop(self) -> None:
+        """End what was made for all endpoints together."""
+        if self._made_codecs is not None:
+            await self._made_codecs.close()
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -168,10 +180,14 @@ class Builder:
 
     def _dcmtk(self) -> DcmtkEngine:
         storage, scratch = self._folders.storage, self._folders.run / "dcmtk"
-        return DcmtkEngine(self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch)
+        told = self._witness.refused
+        return DcmtkEngine(
+            self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch, on_refusal=told
+        )
 
     def _native(self) -> NativeEngine:
-        return NativeEngine(self._reactor, storage=self._folders.storage, why=problem_text)
+        storage, told = self._folders.storage, self._witness.refused
+        return NativeEngine(self._reactor, storage=storage, why=problem_text, on_refusal=told)
 
     def backends(
         self, config: Config, engines: Engines, unchanged: Mapping[str, Backend]
@@ -181,10 +197,11 @@ class Builder:
             self._reactor,
             engines,
             self._folders.storage,
-            asked_over_http(config),
+            asked_backends(config),
             self._in_thread,
             self._cache,
             self._metrics.operations,
+            self._witness,
             self._spool.returned,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
@@ -208,7 +225,13 @@ class Builder:
 
     def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
         resources = middleware_registry.Resources(
-            self._reactor, self._in_thread, self._audit, self.guard, self._folders.storage, self._limits
+            self._reactor,
+            self._in_thread,
+            self._witness.audit,
+            self.guard,
+            self._folders.storage,
+            self._decoded,
+            self._limits,
         )
         return [middleware_registry.build(config.middleware[name], resources) for name in names]
 
@@ -218,7 +241,7 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness.batches)
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]
@@ -268,17 +291,17 @@ class Builder:
         health = self.health_on(config, network)
         probes = health_routes(health).values() if health is not None else ()
         everything = [*routes, *probes]
-        return documentation(config.id, everything, _origins(config, network), compresses=config.web.compression)
+        return documentation(config.id, everything, origins(config, network), compresses=config.web.compression)
 
     def _route(self, config: Config, item: PipelineConfig, endpoint: EndpointConfig, pipeline: Pipeline) -> Route:
         route = Route(
-            registry.HTTP_ENDPOINTS[endpoint.service](endpoint),
+            registry.HTTP_ENDPOINTS[endpoint.service](endpoint, self._endpoint_resources),
             pipeline.handle,
             compresses=config.web.compression,
             described=described(config, item, endpoint),
             identify=pipeline.identify,
         )
-        if endpoint.service not in LONG_RUNNING or not _is_dimse(config, item):
+        if endpoint.service not in LONG_RUNNING or not is_dimse(config, item):
             return route
         return replace(
             route,
@@ -289,87 +312,3 @@ class Builder:
     def health_on(self, config: Config, network: str) -> Health | None:
         """What /livez and /readyz of a network tell; None where they are not served."""
         return self._health if config.telemetry.network in (None, network) else None
-
-
-def _origins(config: Config, network: str) -> list[str]:
-    """Whose pages may read what DICOMweb endpoints of a network answer."""
-    named = (name for item in config.pipelines.values() if network in item.networks for name in item.endpoints)
-    found = (config.endpoints[name].options for name in named)
-    return sorted({each for item in found if isinstance(item, DicomwebEndpointOptions) for each in item.cors_origins})
-
-
-def dicom_endpoints(config: Config) -> dict[str, tuple[DicomEndpointOptions, str]]:
-    """Of each endpoint that receives with DICOM, by name: its options, and the pipeline it belongs to."""
-    return {
-        name: (options, pipeline.name)
-        for pipeline in config.pipelines.values()
-        for name in pipeline.endpoints
-        if isinstance(options := config.endpoints[name].options, DicomEndpointOptions)
-    }
-
-
-def long_running(config: Config) -> frozenset[Owner]:
-    """The endpoints whose requests may be answered later: what they ask for goes to dicom backends and nowhere else.
-
-    An HTTP server behind a pipeline has paths and preferences of its own.
-    """
-    return frozenset(
-        Owner(name, options.path_prefix)
-        for pipeline in config.pipelines.values()
-        if _is_dimse(config, pipeline)
-        for name in pipeline.endpoints
-        if config.endpoints[name].service in LONG_RUNNING
-        and isinstance(options := config.endpoints[name].options, HttpEndpointOptions)
-    )
-
-
-def _is_dimse(config: Config, pipeline: PipelineConfig) -> bool:
-    services = {config.backends[name].service for name in pipeline.backends}
-    return "dicom" in services and services <= {"dicom", "storage"}
-
-
-def asked_over_http(config: Config) -> frozenset[str]:
-    """Names of the backends that an HTTP client can reach."""
-    return frozenset(
-        backend
-        for pipeline in config.pipelines.values()
-        if any(config.endpoints[name].service in registry.HTTP_ENDPOINTS for name in pipeline.endpoints)
-        for backend in pipeline.backends
-    )
-
-
-def receiving_backends(config: Config) -> list[DicomBackendOptions]:
-    """The backends that may have a kept receiver for C-MOVE."""
-    found = (config.backends[name].options for name in sorted(asked_over_http(config)))
-    return [item for item in found if isinstance(item, DicomBackendOptions) and item.store_scp != "transient"]
-
-
-def move_receivers(config: Config) -> dict[str, list[MoveReceiver]]:
-    """By engine, the kept receivers for C-MOVE that there may be."""
-    receivers: dict[str, list[MoveReceiver]] = {}
-    for options in receiving_backends(config):
-        receivers.setdefault(options.engine, []).append(move_receiver(options))
-    return receivers
-
-
-def listeners(config: Config) -> dict[HttpListener, str]:
-    """Where HTTP is served, and the name of the network."""
-    return {network.http: network.name for network in config.networks.values() if network.http is not None}
-
-
-def operations_by_backend(backends: Iterable[Backend]) -> dict[str, frozenset[str]]:
-    """By name of a backend, the ids of operations that run."""
-    running: dict[str, frozenset[str]] = {}
-    for backend in backends:
-        if isinstance(backend, DicomBackend):
-            running[backend.name] = running.get(backend.name, frozenset()) | backend.active
-    return running
-
-
-def active_operations(backends: Iterable[Backend]) -> dict[Path, frozenset[str]]:
-    """By folder of artifacts, the ids of operations that run."""
-    active: dict[Path, frozenset[str]] = {}
-    for backend in backends:
-        if isinstance(backend, DicomBackend):
-            active[backend.storage] = active.get(backend.storage, frozenset()) | backend.active
-    return active

@@ -16,8 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import Config
-from harmonyd.daemon.build import Builder, Parts, asked_over_http
+from harmonyd.daemon.build import Builder, Parts
 from harmonyd.daemon.engines import engines_in
+from harmonyd.daemon.named import asked_backends
 from harmonyd.daemon.takeover_dicom import DicomTakeover, Grace
 from harmonyd.daemon.takeover_http import HttpTakeover
 from harmonyd.errors import HarmonydError
@@ -96,7 +97,7 @@ class Takeover:
 
     def _unchanged(self) -> dict[str, Backend]:
         old, new = self._old, self._new
-        before, after = asked_over_http(old), asked_over_http(new)
+        before, after = asked_backends(old), asked_backends(new)
         return {
             name: backend
             for name, backend in self._parts.backends.items()

@@ -197,8 +197,7 @@ def _operation(name: str, value: Any) -> str | None:
         return None
     if isinstance(value, str) and (known := _OPERATION_WORDS.get(value.strip().lower())):
         return known
-    wrong = shown(value) if isinstance(value, str) else "a value that is not text"
-    raise IdentifierError(f"{name}: {wrong} is not a DIMSE operation", key=name, hint=f"use {', '.join(OPERATIONS)}")
+    raise IdentifierError(f"{name}: this is not a DIMSE operation", key=name, hint=f"use {', '.join(OPERATIONS)}")
 
 
 def _model(name: str, value: Any) -> QueryModel | None:

@@ -17,10 +17,12 @@ from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
 from harmonyd.progress import UNTIMED, UNWATCHED, Progress, Steps
 from harmonyd.tls import TlsClient, TlsServer
+from harmonyd.tracing import Trace
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+    from harmonyd.dimse.serving import Handler
     from harmonyd.dimse.waiting import AssociationSlots
 
 
@@ -34,10 +36,16 @@ class QueryLevel(StrEnum):
 
 
 class QueryModel(StrEnum):
-    """Query/Retrieve Information Model, PS3.4 sections C.3.1 and C.3.2."""
+    """Query/Retrieve Information Model, PS3.4 sections C.3.1 and C.3.2, or that of a worklist, section K.6."""
 
     PATIENT_ROOT = "patient"
     STUDY_ROOT = "study"
+    WORKLIST = "worklist"
+    """Modality Worklist: C-FIND only, and without levels."""
+
+
+ROOTS = (QueryModel.PATIENT_ROOT, QueryModel.STUDY_ROOT)
+"""The models that have levels, and can be retrieved from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +89,11 @@ class Query:
     """A validated identifier: ``dataset`` holds the keys, with Query/Retrieve Level set and text in Unicode."""
 
     level: QueryLevel
+    """PATIENT for a worklist, which has none."""
     model: QueryModel
     dataset: Dataset
+    received: Received | None = None
+    """The identifier as somebody sent it to us: it goes on as it is. ``dataset`` has its level and unique keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +108,16 @@ class OperationContext:
     """Seconds on the reactor's clock; the operation is ended and ``DeadlinePassed`` raised when it passes."""
     max_results: int = 10000
     """C-FIND only: more matches are not passed on, and the outcome says so."""
+    as_received: bool = False
+    """C-FIND only: matches come undecoded where the engine has them so."""
     storage: Path | None = None
     """Where the artifact folder goes; None: the engine's own storage path."""
     slots: AssociationSlots | None = None
     """The engine holds one slot while it has an association open for this operation."""
     progress: Progress = UNWATCHED
     steps: Steps = UNTIMED
+    trace: Trace | None = None
+    """Its span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +143,8 @@ class Outcome:
     suboperations: SubOperations | None = None
     warnings: list[str] = field(default_factory=list)
     """For people: objects put aside, counters that contradict each other."""
+    failed_uids: tuple[str, ...] = ()
+    """Failed SOP Instance UID List (0008,0058) of a C-GET or C-MOVE."""
 
     def incomplete(self, reason: str) -> None:
         """Mark the operation incomplete; the first reason stays first, later ones are appended."""
@@ -137,9 +154,21 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One pending C-FIND response, already in the DICOM JSON Model."""
+    """One pending C-FIND response."""
 
     json: bytes
+    """In the DICOM JSON Model; empty where ``OperationContext.as_received`` asked for ``received``."""
+    received: Received | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A data set as the node sent it."""
+
+    data: bytes
+    transfer_syntax_uid: str
+    status: int = 0xFF00
+    """Of the pending response: 0xFF01 when optional keys were not supported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +183,7 @@ class Instance:
     study_instance_uid: str = ""
     """Empty where the data set has none."""
     series_instance_uid: str = ""
+    patient_id: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +221,8 @@ class StoreResult:
     study_instance_uid: str = ""
     """Empty where nobody asked for it."""
     series_instance_uid: str = ""
+    comment: str | None = None
+    """Error Comment (0000,0902) of the node, which may name a patient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +247,8 @@ class StoreScpConfig:
     """None: what the handler has taken is answered with Success. The native engine's only."""
     tls: TlsServer | None = None
     """None: not secured. Never with "persistent" or "transient", where a program of DCMTK's listens."""
+    services: tuple[str, ...] = ("store",)
+    """Beside C-ECHO: "store", "find", "get", "move". All but the first are the native engine's only."""
 
 
 class Obstacle(StrEnum):
@@ -344,8 +378,13 @@ class Engine(Protocol):
         """C-STORE of Part 10 files, one result each (PS3.4 Annex B)."""
         ...
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
-        """A receiver that hands complete objects to ``handler``, and accepts nothing while ``admission`` refuses."""
+    def store_scp(
+        self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None
+    ) -> StoreScp:
+        """A receiver that hands complete objects to ``handler``, and accepts nothing while ``admission`` refuses.
+
+        ``questions`` answers C-FIND, C-GET and C-MOVE, where ``config`` offers them.
+        """
         ...
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:

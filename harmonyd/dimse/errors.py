@@ -85,9 +85,8 @@ class DimseFailure(DimseError):
     @classmethod
     def from_status(cls, operation: str, status: int, text: str, comment: str | None) -> DimseFailure:
         """Build the error from a status (16 bit), its meaning and the Error Comment (0000,0902) where there was one."""
-        said = f"{text}; it says: {comment}" if comment else text
         return cls(
-            f"{operation} ended with status 0x{status:04X} ({said})",
+            f"{operation} ended with status 0x{status:04X} ({text})",
             dimse_status=f"0x{status:04X}",
             dimse_status_text=text,
             dimse_comment=comment,

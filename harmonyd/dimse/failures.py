@@ -51,8 +51,7 @@ def outcome_of(
 
 def ended_with(outcome: Outcome) -> str:
     """The final status of an operation in words, for ``incomplete_reason``."""
-    said = f"; it says: {outcome.comment}" if outcome.comment else ""
-    return f"the PACS ended with status 0x{outcome.status or 0:04X} ({outcome.status_text}{said})"
+    return f"the PACS ended with status 0x{outcome.status or 0:04X} ({outcome.status_text})"
 
 
 def failure_status(

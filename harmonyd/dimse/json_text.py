@@ -89,14 +89,15 @@ def _twice(names: Iterable[str]) -> BadRequest:
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise BadRequest(f"The JSON holds a number of {len(digits)} digits", position=f"number {digits[:16]}...")
+        raise BadRequest(f"The JSON holds a number of {len(digits)} digits", position=f"number of {len(digits)} digits")
     return int(digits)
 
 
 def _real(digits: str) -> float:
     number = float(digits)
     if len(digits) > MAX_DIGITS or not math.isfinite(number):
-        raise BadRequest("The JSON holds a number that is too large or too long", position=f"number {digits[:16]}")
+        position = f"number of {len(digits)} characters"
+        raise BadRequest("The JSON holds a number that is too large or too long", position=position)
     return number
 
 

@@ -205,6 +205,6 @@ def _level_value(path: str, value: Value) -> Value:
     level = level_of(str(value))
     if level is None:
         raise IdentifierError(
-            f"{path}: {shown(str(value))} is not a query level", key=path, hint="use PATIENT, STUDY, SERIES or IMAGE"
+            f"{path}: this is not a query level", key=path, hint="use PATIENT, STUDY, SERIES or IMAGE"
         )
     return level.value

@@ -14,6 +14,7 @@ from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from harmonyd.dimse.engine import Query
+from harmonyd.dimse.recode import EXPLICIT_VR_LE, IMPLICIT_VR_LE, recoded
 
 UTF_8 = "ISO_IR 192"
 """Specific Character Set of text beyond ASCII (PS3.3 section C.12.1.1.2)."""
@@ -30,8 +31,12 @@ def query_bytes(query: Query) -> bytes:
 def identifier(query: Query, *, implicit: bool = False) -> bytes:
     """Return the keys of ``query`` as a data set in Explicit, or Implicit, VR Little Endian (PS3.5 section 7.1).
 
-    Text is in UTF-8, declared by Specific Character Set (0008,0005) when any of it is not ASCII.
+    Text is in UTF-8, declared by Specific Character Set (0008,0005) when any of it is not ASCII; what was received goes
+    on as it is. Raises ``MalformedDataset`` for that.
     """
+    if query.received is not None:
+        to_uid = IMPLICIT_VR_LE if implicit else EXPLICIT_VR_LE
+        return recoded(query.received.data, query.received.transfer_syntax_uid, to_uid)
     ds = query.dataset
     if "SpecificCharacterSet" not in ds and not _is_ascii(ds):
         ds = _copy(ds)
@@ -41,6 +46,14 @@ def identifier(query: Query, *, implicit: bool = False) -> bytes:
     buffer.is_implicit_VR = implicit
     write_dataset(buffer, ds)
     return buffer.getvalue()
+
+
+def without_values(query: Query) -> Query:
+    """Return ``query`` with its keys, and of their values only UIDs and codes."""
+    bare = Dataset()
+    for elem in query.dataset:
+        bare.add_new(elem.tag, elem.VR, elem.value if elem.VR in ("UI", "CS") else None)
+    return Query(query.level, query.model, bare)
 
 
 def declare_character_set(ds: Dataset) -> None:

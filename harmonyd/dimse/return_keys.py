@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydicom.datadict import dictionary_VR, keyword_dict
 
-from harmonyd.dimse.engine import QueryLevel, QueryModel
+from harmonyd.dimse.engine import ROOTS, QueryLevel, QueryModel
 
 _PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
 _PATIENT_COUNTS = ("NumberOfPatientRelatedStudies", "NumberOfPatientRelatedSeries", "NumberOfPatientRelatedInstances")
@@ -75,7 +75,7 @@ def _elements(keywords: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
     return tuple((tag, dictionary_VR(tag)) for tag in tags)
 
 
-_TABLE = {(level, model): _elements(_keywords(level, model)) for level in QueryLevel for model in QueryModel}
+_TABLE = {(level, model): _elements(_keywords(level, model)) for level in QueryLevel for model in ROOTS}
 
 
 def return_keys(level: QueryLevel, model: QueryModel) -> tuple[tuple[int, str], ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from harmonyd.config.model import DicomBackendOptions
-from harmonyd.dimse.engine import QueryModel, RemoteNode
+from harmonyd.dimse.engine import ROOTS, QueryModel, RemoteNode
 from harmonyd.dimse.native import names
 from harmonyd.dimse.native.blocking import BlockingAssociation, connected
 from harmonyd.services.dicom.node import remote_node
 
-SERVICES = (names.VERIFICATION, *names.FIND.values(), *names.GET.values(), *names.MOVE.values())
+SERVICES = (names.VERIFICATION, *(names.FIND[model] for model in ROOTS), *names.GET.values(), *names.MOVE.values())
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class Case:
 
     name: str
     options: DicomBackendOptions
-    asked_over_http: bool
+    is_asked: bool
     """Queries and retrieves are asked of it; else it is only sent to."""
     remote: RemoteNode
     daemon: int | None = None
@@ -56,7 +56,7 @@ class Case:
     @property
     def moves(self) -> bool:
         """Retrieves from it need C-MOVE."""
-        return self.asked_over_http and self.options.dimse_retrieve_mode == "move"
+        return self.is_asked and self.options.dimse_retrieve_mode == "move"
 
     @property
     def model(self) -> QueryModel:
@@ -66,7 +66,7 @@ class Case:
 
 
 def case_of(
-    name: str, options: DicomBackendOptions, limit_secs: float, *, asked_over_http: bool, daemon: int | None
+    name: str, options: DicomBackendOptions, limit_secs: float, *, is_asked: bool, daemon: int | None
 ) -> Case:
     """``limit_secs``: at most so long is waited at once, and never longer than the backend's own timeouts say."""
     remote = remote_node(name, options)
@@ -75,4 +75,4 @@ def case_of(
         connect_timeout_secs=min(remote.connect_timeout_secs, limit_secs),
         association_timeout_secs=min(remote.association_timeout_secs, limit_secs),
     )
-    return Case(name, options, asked_over_http, remote, daemon)
+    return Case(name, options, is_asked, remote, daemon)

@@ -9,8 +9,9 @@ from pathlib import Path
 from harmonyd import __version__
 from harmonyd import config as configuration
 from harmonyd.config.model import Config, DicomBackendOptions
-from harmonyd.daemon.build import Folders, asked_over_http
+from harmonyd.daemon.build import Folders
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
+from harmonyd.daemon.named import asked_backends
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.doctor.case import Case, case_of
 from harmonyd.doctor.output import Table, backend_json, summary
@@ -48,13 +49,13 @@ def doctor(
 
 
 def _cases(config: Config, names: list[str], timeout_secs: float) -> list[Case]:
-    over_http = asked_over_http(config)
+    asked = asked_backends(config)
     daemon = RunLock(Folders(config.storage.path).run / LOCK_NAME).holder()
     cases = []
     for name in names:
         options = config.backends[name].options
         assert isinstance(options, DicomBackendOptions)
-        cases.append(case_of(name, options, timeout_secs, asked_over_http=name in over_http, daemon=daemon))
+        cases.append(case_of(name, options, timeout_secs, is_asked=name in asked, daemon=daemon))
     return cases
 
 

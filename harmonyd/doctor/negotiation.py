@@ -112,12 +112,12 @@ def _judged(case: Case, offered: set[str]) -> tuple[Result, str | None, Side | N
     missing = list(_missing(case, offered))
     if not missing:
         return Result.OK, None, None
-    bad = case.asked_over_http and missing != ["C-ECHO"]
+    bad = case.is_asked and missing != ["C-ECHO"]
     hint = f"Enable {', '.join(missing)} for {case.remote.local_aet} at the PACS."
     mode, other = ("move", "get") if case.options.dimse_retrieve_mode == "move" else ("get", "move")
     if f"C-{mode.upper()}" in " ".join(missing) and _KINDS[other.upper()][case.model] in offered:
         hint += f' Or set dimse_retrieve_mode = "{other}", which it offers.'
-    if not case.asked_over_http:
+    if not case.is_asked:
         hint += " It is only sent to here: that needs none of them."
     return Result.ERROR if bad else Result.WARNING, hint, Side.PACS
 

@@ -133,7 +133,7 @@ def move(case: Case) -> Step:
     """
     destination = case.options.move_destination_aet
     control = None
-    if not case.asked_over_http:
+    if not case.is_asked:
         return Step("move", Result.SKIPPED, NOBODY_ASKS)
     try:
         association = case.open()

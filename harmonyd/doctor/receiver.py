@@ -7,7 +7,7 @@ from harmonyd.doctor.case import Case
 from harmonyd.doctor.report import Result, Side, Step
 from harmonyd.supervision.ports import holder, holder_text, is_listened_on
 
-NOBODY_ASKS = "no HTTP client can ask for a C-MOVE from this backend"
+NOBODY_ASKS = "nobody can ask for a C-MOVE from this backend"
 
 
 def receiver(case: Case) -> Step:
@@ -15,7 +15,7 @@ def receiver(case: Case) -> Step:
     port, daemon = case.options.incoming_store_port, case.daemon
     listening = is_listened_on(port)
     details = {"port": port, "listening": listening, "daemon": daemon, "holder": holder(port) if listening else None}
-    if not case.asked_over_http:
+    if not case.is_asked:
         return Step("receiver", Result.SKIPPED, NOBODY_ASKS, details=details)
     if daemon is not None and is_of(details["holder"], daemon):
         text = f"port {port} is that of the harmonyd that runs (pid {daemon})"

@@ -42,6 +42,8 @@ class Resources:
     """Of the whole daemon: who fails at one place has failed at all."""
     storage: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     """Where files are made, and kept, that are too big for memory."""
+    decode: Callable[[Path], Awaitable[Path]] | None = None
+    """Makes a file without compressed pixels, beside another one."""
     limits: LimitState = field(default_factory=lambda: LimitState(time.monotonic))
     """What limits of callers have counted so far."""
 
@@ -69,8 +71,8 @@ MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middlewar
     "authorize": lambda config, given: Authorize(config.name, config.options, given.guard),
     "route": lambda config, _: Route(config.name, config.options["rules"], config.options["otherwise"]),
     "rate_limit": lambda config, resources: RateLimit(config.name, config.options, resources.limits),
-    "rewrite": lambda config, given: _rewriting().rewrite(config, given.in_thread, given.storage),
-    "deidentify": lambda config, given: _rewriting().deidentify(config, given.in_thread, given.storage),
+    "rewrite": lambda config, given: _rewriting().rewrite(config, given),
+    "deidentify": lambda config, given: _rewriting().deidentify(config, given),
     "concurrency": lambda config, resources: Concurrency(config.name, config.options, resources.limits),
 }
 

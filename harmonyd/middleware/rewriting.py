@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
-import sqlite3
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harmonyd.bodies import BytesBody, FilesBody, ObjectBody
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
-from harmonyd.errors import StorageFull, UnsupportedMediaType
+from harmonyd.errors import UnsupportedMediaType
 from harmonyd.mediatypes import parse_media_type
 from harmonyd.middleware.json_view import request_json
 from harmonyd.multipart import read_parts
 from harmonyd.rewriting.editor import Check
 from harmonyd.rewriting.errors import BadObject, CannotRewrite
 from harmonyd.rewriting.identifiers import change_document
-from harmonyd.rewriting.objects import Objects, Rewritten
-from harmonyd.rewriting.report import Report
 from harmonyd.rewriting.results import Instances, Matches, Outcomes
+from harmonyd.rewriting.rewriter import InThread, Rewriter
 
 _DICOM = "application/dicom"
 _MAX_PARTS = 10_000
@@ -36,7 +33,6 @@ _QUESTIONS = ("C-FIND", "C-GET", "C-MOVE")
 _STUDY = "store_study_instance_uid"
 _EACH = "store_each"
 _OF_THE_OLD_BODY = ("content-", "digest", "repr-digest")
-InThread = Callable[..., Awaitable[Any]]
 
 
 class Rewriting:
@@ -45,22 +41,18 @@ class Rewriting:
     def __init__(
         self,
         name: str,
-        objects: Objects,
-        in_thread: InThread,
+        rewriter: Rewriter,
         storage: Path,
         *,
         to_backend: bool,
         aets: Mapping[str, Mapping[str, str]],
-        report: Report,
     ) -> None:
         """``storage``: where new files are made. ``aets``: by metadata key, AE titles and what becomes of them."""
         self.name = name
-        self._objects = objects
-        self._in_thread = in_thread
+        self._rewriter = rewriter
         self._storage = storage
         self._to_backend = to_backend
         self._aets = aets
-        self._report = report
 
     # --- requests
 
@@ -89,14 +81,14 @@ class Rewriting:
             request.normalized = changed
 
     async def _document(self, request: RequestEnvelope, document: Any) -> Any:
-        changed, checks = await self._guarded(self._ask, document)
+        changed, checks = await self._rewriter.run(self._ask, document)
         if checks and request.occasion is not None:
             request.occasion.marks[self._mark(request)] = checks
         return changed
 
     def _ask(self, document: Any) -> tuple[Any, list[Check]]:
-        found = change_document(document, self._objects.editor, forward=self._to_backend)
-        self._objects.editor.keep()
+        found = change_document(document, self._rewriter.editor, forward=self._to_backend)
+        self._rewriter.editor.keep()
         return found
 
     def _mark(self, request: RequestEnvelope) -> str:
@@ -104,86 +96,65 @@ class Rewriting:
 
     async def _received(self, request: RequestEnvelope, body: ObjectBody) -> None:
         target = self._storage / f"dcmtk_store_{uuid.uuid4().hex}" / "1.dcm"
-        rewritten = await self._guarded(self._rewrite, request.id, body.path, target)
-        request.body = TemporaryBody(target, body, self._in_thread)
-        request.body.length = await self._in_thread(lambda: target.stat().st_size)
+        temporary = TemporaryBody(target, body, self._rewriter)
+        try:
+            rewritten = await self._rewriter.rewrite(request.id, body.path, target, forward=self._to_backend)
+        except BaseException:
+            await self._rewriter.remove(target.parent)
+            raise
+        request.body = temporary
+        temporary.length = await self._rewriter.run(lambda: target.stat().st_size)
         request.metadata |= rewritten.uids
         if request.normalized is not None:
-            request.normalized = json.loads(await self._in_thread(file_to_json, target))
-
-    def _rewrite(self, request_id: str, source: Path, target: Path) -> Rewritten:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            rewritten = self._objects.rewrite(source, target, forward=self._to_backend)
-        except BaseException:
-            shutil.rmtree(target.parent, ignore_errors=True)
-            raise
-        self._report.write(request_id, rewritten)
-        return rewritten
+            request.normalized = json.loads(await self._rewriter.run(file_to_json, target))
 
     async def _posted(self, request: RequestEnvelope) -> None:
         """Objects in the body of an HTTP request: all are on disk, and rewritten, before anybody gets one."""
         folder = self._storage / f"dcmtk_store_{uuid.uuid4().hex}"
-        await self._in_thread(lambda: folder.mkdir(mode=0o700, parents=True))
+        await self._rewriter.run(lambda: folder.mkdir(mode=0o700, parents=True))
         assert request.occasion is not None, "the pipeline has given it one"
-        request.occasion.at_end(lambda: _later(self._in_thread(shutil.rmtree, folder, True)))
+        request.occasion.at_end(lambda: _later(self._rewriter.remove(folder)))
         is_each = request.metadata.get(_EACH) == "true"
-        files = await _written(request, folder, self._in_thread)
-        made = [await self._guarded(self._rewrite_part, request.id, path, is_each) for path in files]
+        files = await _written(request, folder, self._rewriter.run)
+        made = [await self._part(request.id, path, is_each=is_each) for path in files]
         single = len(made) == 1 and not request.headers["content-type"].lower().startswith("multipart")
         boundary = "" if single else f"harmonyd-{secrets.token_hex(16)}"
-        length = await self._in_thread(lambda: made[0].stat().st_size) if single else None
+        length = await self._rewriter.run(lambda: made[0].stat().st_size) if single else None
         request.body = FilesBody(made, boundary, length)
         kind = _DICOM if single else f'multipart/related; type="{_DICOM}"; boundary={boundary}'
         kept = {name: value for name, value in request.headers.items() if not name.startswith(_OF_THE_OLD_BODY)}
         request.headers = {**kept, "content-type": kind}
         if study := request.metadata.get(_STUDY):
-            uid = await self._guarded(lambda: self._objects.editor.uid(study, forward=self._to_backend))
+            uid = await self._rewriter.run(lambda: self._rewriter.editor.uid(study, forward=self._to_backend))
             request.metadata[_STUDY] = uid
 
-    def _rewrite_part(self, request_id: str, path: Path, is_each: bool) -> Path:
+    async def _part(self, request_id: str, path: Path, *, is_each: bool) -> Path:
         target = path.with_name(path.name + ".new")
         try:
-            rewritten = self._objects.rewrite(path, target, forward=self._to_backend)
+            await self._rewriter.rewrite(request_id, path, target, forward=self._to_backend)
         except BadObject:
             if not is_each:
                 raise
-            target.write_bytes(b"")  # which is refused, by itself, as no object
-        else:
-            self._report.write(request_id, rewritten)
-        path.unlink()
+            await self._rewriter.run(target.write_bytes, b"")  # which is refused, by itself, as no object
+        await self._rewriter.run(path.unlink)
         return target
-
-    async def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Work in a thread. A disk or table that does not take it is our fault, and told as that."""
-        try:
-            return await self._in_thread(function, *args)
-        except (OSError, sqlite3.Error) as error:
-            why = getattr(error, "strerror", None) or type(error).__name__
-            raise StorageFull(
-                f"What middleware {self.name} rewrites cannot be written: {why}.", hint="Look after the storage path."
-            ) from error
 
     # --- answers
 
     async def on_response(self, request: RequestEnvelope, response: ResponseEnvelope) -> ResponseEnvelope:
         """Raises ``CannotRewrite`` for an answer that is no stream of records, and so cannot be looked into."""
-        forward, editor = not self._to_backend, self._objects.editor
+        forward, rewriter = not self._to_backend, self._rewriter
         results = response.results
         if results is None:
             self._require_nothing(request, response)
         elif results.operation == "find":
             marks = request.occasion.marks if request.occasion is not None else {}
             checks: Sequence[Check] = marks.pop(self._mark(request), ())
-            response.results = Matches(results, self._guarded, editor, checks, forward=forward)
+            response.results = Matches(results, rewriter, checks, forward=forward)
         elif results.operation in ("get", "move"):
-
-            def tell(rewritten: Rewritten) -> None:
-                self._report.write(request.id, rewritten)
-
-            response.results = Instances(results, self._guarded, self._objects, self._storage, tell, forward=forward)
+            response.results = Instances(results, rewriter, self._storage, request.id, forward=forward)
         elif results.operation == "store":
-            response.results = Outcomes(results, self._guarded, editor, forward=forward)
+            response.results = Outcomes(results, rewriter, forward=forward)
         elif results.operation != "echo":
             raise CannotRewrite(f"Results of {results.operation!r} cannot be rewritten.")
         return response
@@ -194,7 +165,7 @@ class Rewriting:
         if not is_empty and not is_store:
             raise CannotRewrite(
                 f"Middleware {self.name} cannot look into this answer, and so does not pass it on.",
-                hint="It is for dicom and dicomweb backends, and nothing behind it makes other answers of theirs: put a "
+                hint="It is for dicom and dicomweb backends, and nothing behind it makes other answers: put a "
                 "transform before it, or set its per_record.",
             )
 
@@ -202,14 +173,14 @@ class Rewriting:
 class TemporaryBody(ObjectBody):
     """An object that was made for one delivery, instead of ``behind``; closing removes it."""
 
-    def __init__(self, path: Path, behind: ObjectBody, in_thread: InThread) -> None:
+    def __init__(self, path: Path, behind: ObjectBody, rewriter: Rewriter) -> None:
         super().__init__(path, 0)
         self._behind = behind
-        self._in_thread = in_thread
+        self._rewriter = rewriter
 
     async def close(self) -> None:
         await super().close()
-        await self._in_thread(shutil.rmtree, self.path.parent, True)
+        await self._rewriter.remove(self.path.parent)
         await self._behind.close()
 
 

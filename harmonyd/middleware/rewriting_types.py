@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harmonyd.config.model import MiddlewareConfig
 from harmonyd.middleware.base import Middleware
-from harmonyd.middleware.rewriting import InThread, Rewriting
+from harmonyd.middleware.rewriting import Rewriting
 from harmonyd.rewriting.blanking import BlankRule, Region
 from harmonyd.rewriting.changes import Affix, Hashed, Table
 from harmonyd.rewriting.editor import Editor
@@ -16,42 +16,51 @@ from harmonyd.rewriting.objects import Objects
 from harmonyd.rewriting.profile import Profile, ProfileOptions
 from harmonyd.rewriting.pseudonyms import PseudonymOptions, Pseudonyms
 from harmonyd.rewriting.report import Report
+from harmonyd.rewriting.rewriter import Decode, InThread, Rewriter
 from harmonyd.rewriting.rules import Place, Rule, Rules
 
 FOLDER = "rewriting"
 """Below the storage path: the tables of pseudonyms. Retention does not touch it."""
 
 
-def rewrite(config: MiddlewareConfig, in_thread: InThread, storage: Path) -> Middleware:
+class Resources(Protocol):
+    """What they need (``harmonyd.middleware.registry.Resources``)."""
+
+    @property
+    def in_thread(self) -> InThread: ...
+
+    @property
+    def storage(self) -> Path: ...
+
+    @property
+    def decode(self) -> Decode | None: ...
+
+
+def rewrite(config: MiddlewareConfig, given: Resources) -> Middleware:
     """``type = "rewrite"``."""
-    given = config.options["uids"]
-    uids = Hashed(_pseudonyms(config, given, storage)) if given is not None else None
+    key = config.options["uids"]
+    uids = Hashed(_pseudonyms(config, key, given.storage)) if key is not None else None
     editor = Rules([_rule(*each) for each in config.options["rules"]], uids)
-    return _built(config, editor, in_thread, storage)
+    return _built(config, editor, given)
 
 
-def deidentify(config: MiddlewareConfig, in_thread: InThread, storage: Path) -> Middleware:
+def deidentify(config: MiddlewareConfig, given: Resources) -> Middleware:
     """``type = "deidentify"``."""
     options = config.options
-    given = ProfileOptions(options["options"], options["descriptors"], options["pseudonyms"])
-    return _built(config, Profile(given, _pseudonyms(config, options["uids"], storage)), in_thread, storage)
+    chosen = ProfileOptions(options["options"], options["descriptors"], options["pseudonyms"])
+    return _built(config, Profile(chosen, _pseudonyms(config, options["uids"], given.storage)), given)
 
 
-def _built(config: MiddlewareConfig, editor: Editor, in_thread: InThread, storage: Path) -> Middleware:
+def _built(config: MiddlewareConfig, editor: Editor, given: Resources) -> Middleware:
     options: Mapping[str, Any] = config.options
     regions = [
         BlankRule(when, tuple(Region(*each) for each in rectangles), compressed)
         for when, rectangles, compressed in options["regions"]
     ]
-    return Rewriting(
-        config.name,
-        Objects(editor, regions),
-        in_thread,
-        storage,
-        to_backend=options["towards"] == "backend",
-        aets=options.get("aets", {}),
-        report=Report(options["report_path"], config.name),
-    )
+    report = Report(options["report_path"], config.name)
+    rewriter = Rewriter(config.name, Objects(editor, regions), given.in_thread, report, given.decode)
+    to_backend = options["towards"] == "backend"
+    return Rewriting(config.name, rewriter, given.storage, to_backend=to_backend, aets=options.get("aets", {}))
 
 
 def _pseudonyms(config: MiddlewareConfig, given: tuple[bytes, int], storage: Path) -> Pseudonyms:

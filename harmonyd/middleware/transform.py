@@ -24,7 +24,8 @@ class Transform:
     """Options: those of ``Specification``, and ``per_record``, ``max_bytes``, ``content_type``.
 
     On the request side the JSON body (``{}`` where there is none) is replaced. Of a received object only the
-    normalised view is: the object stays as it is, and so do answers about it.
+    normalised view is: the object stays as it is, and so do answers about it. Of a C-FIND, C-GET or C-MOVE it is the
+    identifier; the matches of a C-FIND are records like any others.
 
     On the response side an answer of 2xx is replaced as a whole, up to ``max_bytes``; with ``per_record`` each record
     of an operation by itself, as it arrives. What is not JSON passes.
@@ -69,8 +70,10 @@ class Transform:
 
     async def on_response(self, request: RequestEnvelope, response: ResponseEnvelope) -> ResponseEnvelope:
         """Raises ``TransformFailed``, and what reading the answer raises."""
-        # What became of a received object is not for anybody to reshape: it decides whether it is kept.
-        if not self._specification.on_right or request.protocol != "http" or not 200 <= response.status < 300:
+        # What became of a received object is not for anybody to reshape: it decides whether it is kept. And what a
+        # C-GET or C-MOVE brings are objects.
+        is_answer = request.protocol == "http" or request.method == "C-FIND"
+        if not self._specification.on_right or not is_answer or not 200 <= response.status < 300:
             return response
         if self._per_record:
             if response.results is not None:

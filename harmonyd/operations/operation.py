@@ -105,7 +105,6 @@ class Operation:
         self._kind: str | None = None
         self._has_named = False
         self._responses: list[ResponseEnvelope] = []
-        self._caller = request.caller
         self._occasion = Occasion()
         self._running: Deferred[None] | None = None
         self._is_closing = False
@@ -234,7 +233,6 @@ class Operation:
             self._envelope = envelope
             asked.identify(envelope)
             envelope.progress = self
-            envelope.caller = self._caller
             envelope.occasion = self._occasion
             # What an endpoint has to find out first has artifacts of its own.
             if not self._has_named and envelope.metadata.get("dimse_op") != "find":
@@ -277,8 +275,8 @@ class Operation:
         self._ended_at = self._seconds()
         self.expires = self._ended_at + self.keep_secs
         self._log.info(
-            "operation {id}: {state}, {ms} ms",
-            id=self.id,
+            "operation {operation_id}: {state}, {ms} ms",
+            operation_id=self.id,
             state=self.state.value,
             ms=round((self._ended_at - self._created) * 1000),
             request=self.request_id,

@@ -12,6 +12,7 @@ from harmonyd.errors import BadRequest, Fault, Forbidden, HarmonydError, NotFoun
 from harmonyd.middleware.base import Middleware
 from harmonyd.permit import holds
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, UnknownBackend
+from harmonyd.tracing import begin
 
 
 class Backend(Protocol):
@@ -77,14 +78,25 @@ class Pipeline:
         when the pipeline has no backend, and ``UnknownBackend`` when middleware names one that is not there.
         """
         if request.occasion is not None:
-            return await self._handle(request)
+            return await self._traced(request)
         occasion = request.occasion = Occasion()
         try:
-            response = await self._handle(request)
+            response = await self._traced(request)
         except BaseException:
             occasion.end()
             raise
         response.occasion = occasion
+        return response
+
+    async def _traced(self, request: RequestEnvelope) -> ResponseEnvelope:
+        span = begin(f"pipeline {self.name}", request.trace, harmonyd__pipeline=self.name)
+        request.trace = span.trace
+        try:
+            response = await self._handle(request)
+        except BaseException as error:
+            span.end(type(error).__name__)
+            raise
+        span.end()
         return response
 
     async def _handle(self, request: RequestEnvelope) -> ResponseEnvelope:

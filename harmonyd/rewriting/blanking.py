@@ -36,8 +36,8 @@ class BlankRule:
     when: Mapping[int, tuple[str, ...]]
     regions: tuple[Region, ...]
     """Empty: objects that match stay as they are."""
-    compressed: str = "refuse"
-    """Or "pass": what is compressed stays as it is, and is not said to be clean."""
+    compressed: str = "decode"
+    """"decode", "refuse", or "pass": what is compressed stays as it is, and is not said to be clean."""
 
     def holds(self, ds: Dataset) -> bool:
         tree = DatasetTree(ds)

@@ -25,3 +25,7 @@ class NotAskable(BadRequest):
 
 class NothingMatches(Exception):
     """A query asks for a value that does not exist in the other view, so nothing can match."""
+
+
+class Compressed(BadObject):
+    """Regions of pixels are to be blanked, and the pixels have to be decoded before that."""

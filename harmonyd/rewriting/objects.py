@@ -11,7 +11,7 @@ from pydicom import Dataset
 
 from harmonyd.rewriting.blanking import BlankRule, blank, rule_for
 from harmonyd.rewriting.editor import Done, Editor
-from harmonyd.rewriting.errors import BadObject
+from harmonyd.rewriting.errors import BadObject, Compressed
 from harmonyd.rewriting.files import PIXELS, Pixels, rewrite_file
 from harmonyd.rewriting.profile import Profile
 from harmonyd.rewriting.tree import DatasetTree
@@ -96,9 +96,11 @@ class _Work:
             return rule
         if rule.compressed == "pass":
             return None
+        if rule.compressed == "decode":
+            raise Compressed("The object has regions of pixels to be blanked, and nothing here decodes its pixels.")
         raise BadObject(
             "The object has regions of pixels to be blanked, and its pixels are compressed.",
-            hint='Have it sent uncompressed, or set compressed = "pass" in the rule to let it through as it is.',
+            hint='Have it sent uncompressed, or set compressed = "decode" in the rule.',
         )
 
     def after(self, ds: Dataset, out: BinaryIO, pixels: Pixels) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.uid import name_of
 from harmonyd.envelope import Record, ReshapedRecord, Results
-from harmonyd.rewriting.editor import Check, Done, Editor
+from harmonyd.rewriting.editor import Check, Done
 from harmonyd.rewriting.errors import BadObject, CannotRewrite
-from harmonyd.rewriting.objects import Objects, Rewritten
+from harmonyd.rewriting.objects import Rewritten
+from harmonyd.rewriting.rewriter import InThread, Rewriter
 from harmonyd.rewriting.tree import JsonTree
 
-InThread = Callable[..., Awaitable[Any]]
 _NOT_TOLD = ("folder_id", "folder_path", "debug")
 """Of a summary: these lead to what was not rewritten."""
 _UIDS = ("sop_instance_uid", "study_instance_uid", "series_instance_uid")
@@ -96,13 +95,13 @@ class ReshapedAgain:
 class RewrittenResults:
     """``Results`` of others, record by record."""
 
-    def __init__(self, results: Results, in_thread: InThread, editor: Editor, *, forward: bool) -> None:
+    def __init__(self, results: Results, rewriter: Rewriter, *, forward: bool) -> None:
         self.operation = results.operation
         self.media_type = results.media_type
         self.items_key = results.items_key
         self._results = results
-        self._in_thread = in_thread
-        self._editor = editor
+        self._rewriter = rewriter
+        self._editor = rewriter.editor
         self._forward = forward
 
     async def _made(self, record: Record) -> Record | None:
@@ -140,15 +139,13 @@ class RewrittenResults:
 class Matches(RewrittenResults):
     """Of a C-FIND; those that do not hold the ``checks`` are left out."""
 
-    def __init__(
-        self, results: Results, in_thread: InThread, editor: Editor, checks: Sequence[Check], *, forward: bool
-    ) -> None:
-        super().__init__(results, in_thread, editor, forward=forward)
+    def __init__(self, results: Results, rewriter: Rewriter, checks: Sequence[Check], *, forward: bool) -> None:
+        super().__init__(results, rewriter, forward=forward)
         self._checks = tuple(checks)
         self._left_out = 0
 
     async def _made(self, record: Record) -> Record | None:
-        text: bytes | None = await self._in_thread(self._rewrite, await record.json())
+        text: bytes | None = await self._rewriter.run(self._rewrite, await record.json())
         if text is None:
             self._left_out += 1
             return None
@@ -180,17 +177,14 @@ class Instances(RewrittenResults):
     def __init__(
         self,
         results: Results,
-        in_thread: InThread,
-        objects: Objects,
+        rewriter: Rewriter,
         storage: Path,
-        tell: Callable[[Rewritten], None],
+        request_id: str,
         *,
         forward: bool,
     ) -> None:
-        """``tell`` is called in a thread, for each."""
-        super().__init__(results, in_thread, objects.editor, forward=forward)
-        self._objects = objects
-        self._tell = tell
+        super().__init__(results, rewriter, forward=forward)
+        self._request_id = request_id
         # Named as an operation's folder, so that retention finds what is left of a crash.
         self._folder = storage / f"dcmtk_get_{uuid.uuid4().hex}"
         self._count = 0
@@ -200,31 +194,25 @@ class Instances(RewrittenResults):
             raise CannotRewrite("What was retrieved has no file.")
         self._count += 1
         target = self._folder / f"{self._count}.dcm"
-        rewritten: Rewritten = await self._in_thread(self._rewrite, record.path, target)
-        return FileRecord(rewritten, self._in_thread, getattr(record, "backend", None), record)
-
-    def _rewrite(self, source: Path, target: Path) -> Rewritten:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            rewritten = self._objects.rewrite(source, target, forward=self._forward)
+            rewritten = await self._rewriter.rewrite(self._request_id, record.path, target, forward=self._forward)
         except BadObject as error:  # that is not the fault of who asked for it
             raise CannotRewrite(error.detail, hint=error.hint) from error
-        self._tell(rewritten)
-        return rewritten
+        return FileRecord(rewritten, self._rewriter.run, getattr(record, "backend", None), record)
 
     async def aclose(self) -> None:
         """Close the results behind, and remove what was written."""
         try:
             await super().aclose()
         finally:
-            await self._in_thread(shutil.rmtree, self._folder, True)
+            await self._rewriter.remove(self._folder)
 
 
 class Outcomes(RewrittenResults):
     """Of a store: each is about an instance."""
 
     async def _made(self, record: Record) -> Record | None:
-        text: bytes = await self._in_thread(self._rewrite, await record.json())
+        text: bytes = await self._rewriter.run(self._rewrite, await record.json())
         name = self._editor.uid(record.name, forward=self._forward)
         return TextRecord(text, getattr(record, "backend", None), name)
 

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.permit import Permit
 from harmonyd.subject import Caller, Subject
+from harmonyd.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class HttpRequest:
     query: Mapping[str, list[str]]
     body: Body
     caller: Caller
+    is_secure: bool = False
+    """Whether it came over TLS, as far as we end it."""
+    trace: Trace | None = None
+    """The span that the work for it is part of."""
     subject: Subject | None = None
     """Whom the middleware of the network found the credentials to belong to."""
     permit: Permit | None = None
@@ -39,8 +44,9 @@ class HttpRequest:
     """See ``RequestEnvelope``."""
 
     def identify(self, envelope: RequestEnvelope) -> None:
-        """Let a question that is asked on behalf of this request say who asks."""
+        """Let a question that is asked on behalf of this request say who asks, and what for."""
         envelope.caller = self.caller
+        envelope.trace = self.trace
         envelope.subject = self.subject
         envelope.permit = self.permit
         envelope.consumed = self.consumed

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.errors import HarmonydError
+from harmonyd.privacy import said
 from harmonyd.spool.api import Delivered, Deliverer, Entry, Failed, Result, Untried
 from harmonyd.spool.backoff import wait_secs
 from harmonyd.spool.journal import Due, Journal
@@ -318,7 +319,7 @@ def give_up_old(journal: Journal, queue: int, config: SpoolConfig, now: float) -
 def reason_of(error: Exception) -> str:
     """For people; without what the error may quote of a patient."""
     if isinstance(error, HarmonydError):
-        return error.detail
+        return said(error)
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 

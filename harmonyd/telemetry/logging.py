@@ -1,7 +1,7 @@
 """The log: one line an event, as text or as JSON, on standard error or in a file.
 
 Everything is logged through ``twisted.logger``; what libraries say through the standard ``logging`` module joins it.
-An event may carry the fields ``request``, ``operation``, ``child`` and ``pid``, which join the lines of one matter.
+An event may carry fields (``lines.FIELDS``) that join the lines of one matter: ``request``, ``operation``, ``child``.
 A log that cannot be written (a full disk, a closed pipe) never stops the daemon; the next line that can be written is
 preceded by one that says how many were lost.
 
@@ -11,14 +11,10 @@ Lines are written by whoever logs, also on the reactor thread: a log file belong
 from __future__ import annotations
 
 import contextlib
-import json
 import logging as stdlib_logging
 import os
-import re
 import sys
-import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -27,20 +23,17 @@ from twisted.logger import (
     LogEvent,
     Logger,
     LogLevel,
-    formatEvent,
     globalLogBeginner,
     globalLogPublisher,
 )
 from zope.interface import implementer
 
 from harmonyd.errors import HarmonydError
-from harmonyd.telemetry import journal
+from harmonyd.privacy import Privacy, said
+from harmonyd.telemetry import journal, lines
 from harmonyd.telemetry.ring import RingBuffer
 
-__all__ = ["FIELDS", "LATEST", "LEVELS", "LogFileError", "LoggingOptions", "start_logging", "stop_logging"]
-
-FIELDS = ("request", "operation", "child", "pid")
-"""Event fields that reach the line when they are strings or numbers."""
+__all__ = ["LATEST", "LEVELS", "LogFileError", "LoggingOptions", "start_logging", "stop_logging"]
 
 LEVELS = {
     "trace": LogLevel.debug,
@@ -69,9 +62,6 @@ _PRIORITIES = {
     LogLevel.error: journal.ERROR,
     LogLevel.critical: journal.CRITICAL,
 }
-# C0, DEL, C1 and the line separators of Unicode: whatever a viewer could take for a new line or a terminal command.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
 
 class LogFileError(HarmonydError):
     """The log file cannot be opened."""
@@ -88,6 +78,8 @@ class LoggingOptions(Protocol):
     def format(self) -> str: ...
     @property
     def file(self) -> Path | None: ...
+    @property
+    def patient_identifiers(self) -> bool: ...
 
 
 class _Sink(Protocol):
@@ -182,58 +174,20 @@ class _Bridge(stdlib_logging.Handler):
 
     def emit(self, record: stdlib_logging.LogRecord) -> None:
         level = next((ours for theirs, ours in _STDLIB_LEVELS if record.levelno >= theirs), LogLevel.debug)
-        try:
-            message = record.getMessage()
-        except (TypeError, ValueError):
-            message = f"{record.msg} {record.args}"
-        if record.exc_info:
-            message += "\n" + "".join(traceback.format_exception(*record.exc_info))
+        message = lines.where(record) if lines.is_withheld(record.name) else _text_of(record)
+        if record.exc_info and record.exc_info[1] is not None:
+            message += "\n" + lines.traceback_of(record.exc_info[1], record.exc_info[2])
         Logger(record.name).emit(level, "{message}", message=message.rstrip())
 
 
-def _time(event: LogEvent) -> str:
-    when = datetime.fromtimestamp(event.get("log_time") or 0.0, UTC)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _level(event: LogEvent) -> str:
-    return str((event.get("log_level") or LogLevel.info).name).upper()
-
-
-def _fields(event: LogEvent) -> dict[str, str | int]:
-    values = ((name, event.get(name)) for name in FIELDS)
-    return {name: value for name, value in values if isinstance(value, (str, int)) and value != ""}
-
-
-def _escape(text: str) -> str:
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
-
-
-def _traceback(event: LogEvent) -> str:
-    failure = event.get("log_failure")
-    return str(failure.getTraceback()) if failure is not None else ""
-
-
-def _text_line(event: LogEvent) -> str:
-    """Render one line, and below it a traceback whose lines cannot be taken for log lines."""
-    message = _escape(formatEvent(event).strip("\n"))
-    fields = "".join(f" {name}={_escape(str(value))}" for name, value in _fields(event).items())
-    line = f"{_time(event)} {_level(event):<5} [{_escape(event.get('log_namespace') or '-')}] {message}{fields}\n"
-    return line + "".join(f"  | {_escape(below)}\n" for below in _traceback(event).splitlines())
-
-
-def _json_line(event: LogEvent) -> str:
-    members = {
-        "time": _time(event),
-        "level": _level(event).lower(),
-        "logger": event.get("log_namespace") or "-",
-        "message": formatEvent(event).strip("\n"),
-        **_fields(event),
-    }
-    if text := _traceback(event):
-        members["traceback"] = text
-    # ASCII, so that no character of a message can end the line for any reader.
-    return json.dumps(members) + "\n"
+def _text_of(record: stdlib_logging.LogRecord) -> str:
+    given = record.args
+    if isinstance(given, tuple):
+        given = tuple(said(each) if isinstance(each, BaseException) else each for each in given)
+    try:
+        return str(record.msg) % given if given else str(record.msg)
+    except (TypeError, ValueError):
+        return f"{record.msg} {record.args}"
 
 
 class _Running:
@@ -250,9 +204,10 @@ def start_logging(config: LoggingOptions) -> None:
     Raises ``LogFileError`` when the log file cannot be opened.
     """
     sink = _sink(config.file)
-    render = _json_line if config.format == "json" else _text_line
+    render = lines.json_line if config.format == "json" else lines.text_line
     observer: Any = _LineObserver(sink, render, LEVELS.get(config.level.lower(), LogLevel.info))
     stop_logging()
+    Privacy.shows_patients = config.patient_identifiers
     _Running.observer = observer
     if _Running.begun:
         globalLogPublisher.addObserver(observer)
@@ -268,6 +223,7 @@ def stop_logging() -> None:
     if _Running.bridge is not None:
         stdlib_logging.getLogger().removeHandler(_Running.bridge)
         _Running.bridge = None
+    Privacy.shows_patients = False
     if _Running.observer is not None:
         globalLogPublisher.removeObserver(_Running.observer)
         _Running.observer.close()

@@ -65,6 +65,7 @@ def _main_file(http_port: int) -> dict[str, Any]:
     return {
         "proxy": {"id": "test", "log_level": "debug", "pipelines_path": "pipelines"},
         "network": {"default": {"http": {"bind_address": "127.0.0.1", "bind_port": http_port}}},
+        "logging": {"format": "json"},
         "storage": {"backend": "filesystem", "options": {"path": "./tmp"}},
     }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPMessage, HTTPResponse
+from http.client import HTTPConnection, HTTPMessage, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from typing import Any, Self
 import psutil
 
 from harmonyd.testing.config_files import http_address, listening_ports
+from harmonyd.testing.log_lines import as_text, wrong_lines
 from harmonyd.testing.processes import end_group, log_tail, port_is_free, signal_group, wait_until
 
 COMMAND = (sys.executable, "-m", "harmonyd", "run")
@@ -38,7 +40,8 @@ class Answer:
 class RunningDaemon:
     """A daemon as a context manager: ready when entered; when left, stopped with SIGTERM and checked.
 
-    The checks of ``stop``: exit code 0, no process that it started is left, and all its ports are free.
+    The checks of ``stop``: exit code 0, no process that it started is left, all its ports are free, and each JSON line
+    of its log is what the schema says.
     """
 
     def __init__(
@@ -48,10 +51,15 @@ class RunningDaemon:
         env: Mapping[str, str] | None = None,
         ready_secs: float = 30.0,
         command: Sequence[str] = COMMAND,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``config``: a config.toml, or the folder that holds one. ``env`` is added to our own environment."""
+        """``config``: a config.toml, or the folder that holds one. ``env`` is added to our own environment.
+
+        ``tls``: how to talk to its first HTTP network when that is one of HTTPS. It may be changed later.
+        """
         self.config = (config / "config.toml" if config.is_dir() else config).absolute()
         self.host, self.port = http_address(self.config)
+        self.tls = tls
         self._argv = [*command, "--config", str(self.config)]
         self._env = {**os.environ, **(env or {})}
         self._ready_secs = ready_secs
@@ -96,6 +104,9 @@ class RunningDaemon:
             raise AssertionError(f"no exit within {timeout_secs:g} s of SIGTERM\n{log_tail(self.log_file)}") from None
         if code != 0:
             raise AssertionError(f"exit code {code} after SIGTERM\n{log_tail(self.log_file)}")
+        with self.log_file.open(encoding="utf-8", errors="replace") as lines:
+            if wrong := next(wrong_lines(lines), ""):
+                raise AssertionError(f"a line of the log is not what log.schema.json says: {wrong}")
         self.assert_nothing_left(5.0)
 
     def kill9(self) -> None:
@@ -147,7 +158,7 @@ class RunningDaemon:
 
     @property
     def base_url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -161,7 +172,12 @@ class RunningDaemon:
 
     @property
     def log(self) -> str:
-        """Everything it wrote to standard output and error, over all starts."""
+        """Everything it wrote to standard output and error, over all starts; JSON lines as text ones."""
+        return "".join(map(as_text, self.raw_log.splitlines(keepends=True)))
+
+    @property
+    def raw_log(self) -> str:
+        """The same as it was written."""
         return self.log_file.read_text("utf-8", "replace")
 
     def children(self) -> list[psutil.Process]:
@@ -195,6 +211,8 @@ class RunningDaemon:
 
     def connect(self, timeout_secs: float = 30.0) -> HTTPConnection:
         """A connection, for tests that read slowly or leave early."""
+        if self.tls is not None:
+            return HTTPSConnection(self.host, self.port, timeout=timeout_secs, context=self.tls)
         return HTTPConnection(self.host, self.port, timeout=timeout_secs)
 
     def send(

@@ -28,6 +28,7 @@ PENDING, CANCELLED, UNKNOWN_DESTINATION, PARTIAL = 0xFF00, 0xFE00, 0xA801, 0xB00
 _VERIFICATION = "1.2.840.10008.1.1"
 _INSTANCE_AVAILABILITY = "1.2.840.10008.5.1.4.33"
 # PS3.4 sections C.6.1.3 and C.6.2.3: Patient Root, then Study Root; find, move, get.
+_WORKLIST = "1.2.840.10008.5.1.4.31"
 _QUERY_RETRIEVE = [f"1.2.840.10008.5.1.4.1.2.{root}.{operation}" for root in (1, 2) for operation in (1, 2, 3)]
 _STORAGE = [str(context.abstract_syntax) for context in StoragePresentationContexts]
 
@@ -43,9 +44,10 @@ def serve(port: int, options: PeerOptions, report: Report, *, contexts: bool) ->
     node.maximum_associations = 50
     node.network_timeout = None
     syntaxes = list(dict.fromkeys([*filter(None, [options.transfer_syntax]), *ALL_TRANSFER_SYNTAXES]))
-    for uid in [_VERIFICATION, *_QUERY_RETRIEVE, *_STORAGE] if contexts else [_INSTANCE_AVAILABILITY]:
+    for uid in [_VERIFICATION, *_QUERY_RETRIEVE, _WORKLIST, *_STORAGE] if contexts else [_INSTANCE_AVAILABILITY]:
         node.add_supported_context(uid, syntaxes, scu_role=True, scp_role=True)
-    setattr(service_class.QueryRetrieveServiceClass, "SCP", _service(options, report))  # noqa: B010 - mypy: a method
+    for served in (service_class.QueryRetrieveServiceClass, service_class.BasicWorklistManagementServiceClass):
+        setattr(served, "SCP", _service(options, report))  # noqa: B010 - mypy: a method
     server: Any = node.start_server(("127.0.0.1", port), block=False, evt_handlers=_handlers(options, report))
     report("listening", port=server.server_address[1])
     while True:

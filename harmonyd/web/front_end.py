@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.logger import Logger, LogLevel
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import LimitsConfig, NetworkConfig
@@ -25,6 +24,8 @@ from harmonyd.envelope import Body, Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend, HttpRequest
 from harmonyd.telemetry.health import Health
+from harmonyd.tls_port import ServerConnections
+from harmonyd.web.access import begin_span, end_span, log_access
 from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import merged
 from harmonyd.web.health import health_routes
@@ -32,9 +33,11 @@ from harmonyd.web.listening import listen
 from harmonyd.web.network_chain import identified
 from harmonyd.web.problem import is_ours, problem
 from harmonyd.web.proxies import TrustedProxies
+from harmonyd.web.refusing import plain_answer
 from harmonyd.web.request import Request
 from harmonyd.web.route import Route
 from harmonyd.web.router import Router, parse_query, segments_of, split_target
+from harmonyd.web.secure import Door, connections_for
 from harmonyd.web.site import Site
 from harmonyd.web.stream import ClientStalled, send
 
@@ -125,10 +128,11 @@ class HttpFrontEnd:
         health: Health | None,
         measured: Measured = lambda endpoint, status, secs: None,
     ) -> None:
-        """Raises ``ValueError`` for equal prefixes."""
+        """Raises ``ValueError`` for equal prefixes, ``Unavailable`` when the certificates cannot be used."""
         if network.http is None:
             raise ValueError(f"network {network.name!r} has no HTTP listener")
         self.limits = limits
+        self.hsts_max_age_secs = network.hsts_max_age_secs
         self.proxies = TrustedProxies(network.trusted_proxies)
         self.stopping = False
         self._reactor = reactor
@@ -137,6 +141,8 @@ class HttpFrontEnd:
         self._listener = network.http
         self._router = _router(routes, health)
         self._site = Site(reactor, self)
+        self._door = Door(reactor, self._site, plain_answer)
+        self._door.use(connections_for(network.tls))
         self._listening: Any = None
         self._grace_is_over = False
         self._refusal = "harmonyd is shutting down."
@@ -145,19 +151,23 @@ class HttpFrontEnd:
 
     def serve(
         self,
-        network_name: str,
+        network: NetworkConfig,
         routes: Sequence[Route],
         limits: LimitsConfig,
         health: Health | None,
-        trusted_proxies: Sequence[str] = (),
+        secured: ServerConnections | None = None,
     ) -> None:
         """Answer by these the requests that come from now on. Those that run, and all connections, go on.
+
+        ``secured``: the TLS of connections that come from now on.
 
         Raises ``ValueError`` for equal prefixes, and changes nothing then.
         """
         self._router = _router(routes, health)
-        self._network_name = network_name
-        self.proxies = TrustedProxies(trusted_proxies)
+        self._network_name = network.name
+        self._door.use(secured)
+        self.hsts_max_age_secs = network.hsts_max_age_secs
+        self.proxies = TrustedProxies(network.trusted_proxies)
         self.limits = limits
         self._site.timeOut = limits.request_timeout_secs
 
@@ -176,9 +186,9 @@ class HttpFrontEnd:
     async def start(self) -> None:
         """Listen. Raises ``PortTaken`` or ``CannotBind``."""
         backlog = min(self.limits.max_connections, _MAX_BACKLOG)
-        self._listening = await listen(self._reactor, self._listener, self._site, backlog)
+        self._listening = await listen(self._reactor, self._listener, self._door, backlog)
         where = self._listening.getHost()
-        said = "network {name} listens on {host} port {port}"
+        said = "network {name} listens on {host} port {port}" + (" with TLS" if self._door.is_secure else "")
         self._log.info(said, name=self._network_name, host=where.host, port=where.port)
 
     async def stop_accepting(self) -> None:
@@ -299,6 +309,7 @@ class HttpFrontEnd:
 
     async def _serve(self, request: Request, exchange: _Exchange) -> None:
         began_at = self._reactor.seconds()
+        span = begin_span(request)
         try:
             try:
                 exchange.answering = Deferred.fromCoroutine(self._answer(request, exchange))
@@ -306,9 +317,11 @@ class HttpFrontEnd:
             except Exception as exc:  # noqa: BLE001 - the boundary: whatever went wrong becomes an answer
                 self._failed(request, exc, exchange)
             secs = self._reactor.seconds() - began_at
-            self._log_access(request, secs, exchange.operation)
+            log_access(request, secs, exchange.operation)
             endpoint = request.match.target.endpoint.name if request.match is not None else ""
-            self._measured(endpoint, None if request.gone else request.code, secs)
+            status = None if request.gone else request.code
+            self._measured(endpoint, status, secs)
+            end_span(span, request, exchange.operation)
         finally:
             await exchange.close()
 
@@ -335,7 +348,9 @@ class HttpFrontEnd:
             answer = await endpoint.answer(envelope, await ask(envelope))
         if match.target.compresses:
             answer = compressed(answer, request.fields())
-        await send(request, answer, clock=self._reactor, stall_secs=self.limits.request_timeout_secs)
+        limits = self.limits
+        at_least = {"stall_secs": limits.request_timeout_secs, "least_bytes": limits.least_bytes}
+        await send(request, answer, clock=self._reactor, **at_least)
 
     def _failed(self, request: Request, exc: Exception, exchange: _Exchange) -> None:
         operation = exchange.operation
@@ -348,27 +363,11 @@ class HttpFrontEnd:
         if is_ours(exc) and not isinstance(exc, ClientStalled):
             self._log.failure("failed by our fault", failure=Failure(exc), **fields)
         if request.startedWriting:
-            self._log.warn("the answer was cut off: {reason}", reason=str(exc) or type(exc).__name__, **fields)
+            self._log.warn("the answer was cut off: {reason}", reason=exc, **fields)
             request.cut(flush=not isinstance(exc, ClientStalled))
         else:
             status, headers, body = problem(exc, request_id=request.id, operation=operation)
             request.reply(status, merged(headers, exchange.common_headers), body)
-
-    def _log_access(self, request: Request, secs: float, operation: str | None) -> None:
-        # The path without its query: queries hold names and numbers of patients.
-        path = request.uri.split(b"?", 1)[0].decode("latin-1")
-        is_routine = request.match is not None and request.match.target.is_probe and request.code == HTTPStatus.OK
-        self._log.emit(
-            LogLevel.debug if is_routine else LogLevel.info,
-            "{method} {path} {status} {sent_bytes} bytes {ms} ms",
-            method=request.method.decode("ascii"),
-            path=path,
-            status=request.code,
-            sent_bytes=request.sentLength,
-            ms=round(secs * 1000),
-            request=request.id,
-            operation=operation,
-        )
 
 
 def _router(routes: Sequence[Route], health: Health | None) -> Router[Route]:

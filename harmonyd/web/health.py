@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from harmonyd.bodies import BytesBody
-from harmonyd.describe import Answer, Description, Operation, Schema
+from harmonyd.describe import Answer, Description, Operation, Parameter, Schema
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.services.base import HttpAnswer, HttpRequest
 from harmonyd.telemetry.health import Health
@@ -16,7 +16,23 @@ from harmonyd.web.route import Route
 
 __all__ = ["health_routes"]
 
-_REPORT: Schema = {"type": "object", "required": ["status", "checks"]}
+_SINCE: Schema = {"type": "string", "format": "date-time", "description": "Only with ?verbose."}
+_CHECK: Schema = {
+    "type": "object",
+    "required": ["ok", "detail"],
+    "properties": {"ok": {"type": "boolean"}, "detail": {"type": "string"}, "since": _SINCE},
+}
+_REPORT: Schema = {
+    "type": "object",
+    "required": ["status", "checks"],
+    "properties": {
+        "status": {"enum": ["ready", "not ready"]},
+        "checks": {"type": "object", "additionalProperties": _CHECK},
+        "since": _SINCE,
+    },
+}
+_NO = ["0", "false"]
+_VERBOSE = Parameter("verbose", "Say since when, too; anything but 0 and false is yes.", {"type": "string"})
 OPERATIONS = (
     Operation(
         "GET",
@@ -24,6 +40,7 @@ OPERATIONS = (
         "live",
         "Whether the process works",
         {200: Answer("It does.", {"application/json": _REPORT})},
+        parameters=(_VERBOSE,),
     ),
     Operation(
         "GET",
@@ -34,6 +51,7 @@ OPERATIONS = (
             200: Answer("It is.", {"application/json": _REPORT}),
             503: Answer("Something is missing; the checks say what.", {"application/json": _REPORT}),
         },
+        parameters=(_VERBOSE,),
     ),
 )
 
@@ -54,6 +72,7 @@ class HealthEndpoint:
             method=request.method,
             uri=request.uri,
             path=request.path,
+            query=request.query,
             body=request.body,
             id=request.id,
         )
@@ -80,9 +99,9 @@ def _description(path: str) -> Description:
     return Description("health", "For probes.", tuple(replace(item, path="") for item in operations))
 
 
-def _reporter(report: Callable[[], tuple[bool, dict[str, Any]]]) -> Callable[[RequestEnvelope], Any]:
-    async def handle(_: RequestEnvelope) -> ResponseEnvelope:
-        ok, members = report()
+def _reporter(report: Callable[..., tuple[bool, dict[str, Any]]]) -> Callable[[RequestEnvelope], Any]:
+    async def handle(request: RequestEnvelope) -> ResponseEnvelope:
+        ok, members = report(verbose=request.query.get(_VERBOSE.name, _NO)[-1] not in _NO)
         return ResponseEnvelope(
             status=200 if ok else 503,
             headers={"Content-Type": "application/json", "Cache-Control": "no-store"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.web import http
@@ -18,7 +19,8 @@ from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import Body
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
-from harmonyd.subject import Caller
+from harmonyd.subject import Caller, PeerCertificate
+from harmonyd.tracing import Trace, note, parse
 from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.route import Route
 from harmonyd.web.router import Match
@@ -27,10 +29,12 @@ from harmonyd.web.upload import MEMORY_BYTES, UploadBody
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
-__all__ = ["Front", "Request", "request_id"]
+__all__ = ["Front", "Request", "hsts", "request_id"]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"(application/json|[^;]*\+json)\s*(;.*)?", re.IGNORECASE)
+_REASONS = {each.value: each.phrase.encode("ascii") for each in HTTPStatus}
+"""Twisted knows no 429 and no 431."""
 SERVER = f"harmonyd/{__version__}"
 
 
@@ -38,6 +42,7 @@ class Front(Protocol):
     """What a request needs of the front end it arrived at."""
 
     limits: LimitsConfig
+    hsts_max_age_secs: int
     proxies: TrustedProxies
     stopping: bool
 
@@ -52,6 +57,12 @@ class Front(Protocol):
     def connection_closed(self) -> None:
         """Take note that there is one connection less."""
         ...
+
+
+def hsts(front: Front, *, is_secured: bool) -> dict[str, str]:
+    """Return what has browsers come over TLS the next time, too (RFC 6797); never told without TLS (section 7.2)."""
+    secs = front.hsts_max_age_secs if is_secured else 0
+    return {"Strict-Transport-Security": f"max-age={secs}"} if secs else {}
 
 
 def request_id(given: str = "") -> str:
@@ -69,7 +80,12 @@ class Request(http.Request):
     def __init__(self, channel: Any, *_: object) -> None:
         super().__init__(channel)
         self.front: Front = channel.factory.front
+        # Twisted takes the channel away at the end of the answer.
+        self._is_secured: bool = channel.is_secured
+        self._certificate: PeerCertificate | None = channel.certificate
         self.id = ""
+        self.trace: Trace | None = None
+        """Of the client, and from ``process`` on our span in it."""
         self.query: dict[str, list[str]] = {}
         self.refusal: Exception | None = None
         self.gone = False
@@ -87,6 +103,9 @@ class Request(http.Request):
         """
         self.method, self.uri, self.clientproto = method, uri, version
         self.id = request_id(self._field(b"x-request-id"))
+        self.trace = parse(self._joined(b"traceparent"), self._joined(b"tracestate"))
+        if self.trace is not None:
+            note(self.id, self.trace.trace_id)
         limit_bytes = self._limit_bytes()
         try:
             self.front.admit(self)
@@ -104,6 +123,11 @@ class Request(http.Request):
         self.requestHeaders.removeHeader(b"expect")
         self._asks = asks and version == b"HTTP/1.1"
         return True
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the body has arrived."""
+        return self._body.received_bytes if self._body is not None else 0
 
     @property
     def is_awaited(self) -> bool:
@@ -174,17 +198,21 @@ class Request(http.Request):
             query=self.query,
             body=body,
             caller=self.caller(),
+            is_secure=self._is_secured,
+            trace=self.trace,
         )
 
     def caller(self) -> Caller:
         """Where the request comes from: the one before the proxies that are trusted."""
         peer = str(getattr(self.client, "host", ""))
         values = self.requestHeaders.getRawHeaders(b"x-forwarded-for", [])
-        return Caller(self.front.proxies.origin(peer, b",".join(values).decode("latin-1")))
+        origin = self.front.proxies.origin(peer, b",".join(values).decode("latin-1"))
+        # A proxy's certificate is not that of who asks through it.
+        return Caller(origin, self._certificate if origin == peer else None)
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""
-        self.setResponseCode(status)
+        self.setResponseCode(status, _REASONS.get(status))
         self.is_overtaken = self.is_overtaken or not self.is_whole
         # What an earlier attempt at an answer set goes; whether the connection stays was decided before.
         connection = ["close"] if self.is_overtaken else self.responseHeaders.getRawHeaders("connection", [])
@@ -194,6 +222,8 @@ class Request(http.Request):
         self.responseHeaders.setRawHeaders("Server", [SERVER])
         self.responseHeaders.setRawHeaders("Date", [http.datetimeToString()])
         self.responseHeaders.setRawHeaders("X-Request-ID", [self.id])
+        for name, value in hsts(self.front, is_secured=self._is_secured).items():
+            self.responseHeaders.setRawHeaders(name, [value])
         if length is not None:
             self.responseHeaders.setRawHeaders("Content-Length", [str(length)])
 
@@ -228,6 +258,10 @@ class Request(http.Request):
     def _field(self, name: bytes) -> str:
         # As bytes: asked for as text, Twisted takes it for UTF-8 and raises when it is not.
         return (self.getHeader(name) or b"").decode("latin-1")
+
+    def _joined(self, name: bytes) -> str:
+        values = self.requestHeaders.getRawHeaders(name) or ()
+        return b",".join(values).decode("latin-1")
 
     def _limit_bytes(self) -> int:
         kind = self._field(b"content-type").strip()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harmonyd.config.model import CacheConfig, LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.daemon import CacheConfig, OperationsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.model import LimitsConfig
 
 PROXY = '[proxy]\nid = "x"\n'
 NETWORK = '[network.n.http]\nbind_address = "127.0.0.1"\nbind_port = 8080\n[network.d.dicom]\nbind_port = 11112\n'
@@ -150,3 +151,19 @@ def test_registrations_of_known_names_are_accepted(loaded):
     told = [line for line in loaded(main=PROXY + text).warnings if "module" in line]
     assert len(told) == 1
     assert "(http, dicom)" in told[0]
+
+
+def test_a_log_that_names_patients_is_warned_about(loaded):
+    """It is off unless asked for."""
+    assert loaded(main=PROXY).logging.patient_identifiers is False
+    config = loaded(main=PROXY + "[logging]\npatient_identifiers = true\n")
+    assert config.logging.patient_identifiers is True
+    assert any("identifies patients" in line for line in config.warnings)
+
+
+def test_tracing_is_off_unless_enabled(loaded):
+    """Its other keys alone change nothing."""
+    text = "[telemetry.tracing]\nendpoint = 'http://127.0.0.1:4318/v1/traces'\nsample_ratio = 0.5\n"
+    assert loaded(main=PROXY + text).telemetry.tracing is None
+    tracing = loaded(main=PROXY + text + "enabled = true\n").telemetry.tracing
+    assert (tracing.endpoint, tracing.sample_ratio) == ("http://127.0.0.1:4318/v1/traces", 0.5)

@@ -45,7 +45,7 @@ def spooled(daemon: RunningDaemon) -> list[Path]:
     spool = storage(daemon) / "spool"
     return [
         Path(folder, name)
-        for part in ("objects", "incoming", "receiving")
+        for part in ("incoming", "receiving", "objects")  # in the order of their way: none slips past
         for folder, _, names in os.walk(spool / part)
         for name in names
     ]
@@ -327,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: WebServer
 
     def _take(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not self.server.gate.is_set():
             self.server.waiting.set()
             self.server.gate.wait()

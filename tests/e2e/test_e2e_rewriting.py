@@ -184,7 +184,7 @@ def test_unknown_uids_are_not_found(bed: Bed, stored: MadeStudy) -> None:
 @pytest.fixture(scope="module")
 def seen(bed: Bed) -> dict[str, Any]:
     """What ``research`` sees of the study that was there."""
-    matches = [each for each in bed.found("research", NumberOfStudyRelatedInstances="", StudyDate="", PatientName="")]
+    matches = bed.found("research", NumberOfStudyRelatedInstances="", StudyDate="", PatientName="")
     pseudonym = bed.found("research", PatientID=only(matches, PATIENT)[0])
     assert len(pseudonym) == 1
     for match in matches:
@@ -245,6 +245,5 @@ def test_the_report(bed: Bed, seen: dict[str, Any]) -> None:
 
 def test_nothing_stays_on_the_disk(bed: Bed, seen: dict[str, Any], stored: MadeStudy) -> None:
     """What was made for an answer or a delivery goes with it."""
-    left = [path for path in (bed.folder / "tmp").glob("dcmtk_*/*.new")]
-    left += [path for path in (bed.folder / "tmp").glob("dcmtk_store_*")]
+    left = [*(bed.folder / "tmp").glob("dcmtk_*/*.new"), *(bed.folder / "tmp").glob("dcmtk_store_*")]
     assert left == []

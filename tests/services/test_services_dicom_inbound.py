@@ -127,7 +127,7 @@ class Stage:
         self.config: Any = None
         self.endpoint = DicomEndpoint("scp", options or DicomEndpointOptions(), engines, pipeline, spool, _in_thread)
 
-    def store_scp(self, config: Any, handler: Any, admission: Any) -> Any:
+    def store_scp(self, config: Any, handler: Any, admission: Any, questions: Any = None) -> Any:
         self.config = config
         assert admission is self.spool.admission
         return FakeScp(self.said)
@@ -364,11 +364,14 @@ def test_the_receiver_is_told_what_the_configuration_says() -> None:
         association_timeout_secs=5.0,
         acknowledge=PipelineAnswers(1.0),
         tls=TlsServer(Path("/own.crt"), Path("/own.key")),
+        services=("find",),
     )
     config = Stage(options=options, one=FakeBackend()).config
     assert config.name == "scp"
     assert {name: getattr(config, name) for name in config.__slots__ if name != "name"} == {
-        name: getattr(options, name) for name in options.__slots__ if name not in ("engine", "in_order", "storage_dir")
+        name: getattr(options, name)
+        for name in options.__slots__
+        if name not in ("engine", "in_order", "storage_dir", "move_destinations")
     }
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import Dataset
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.config.model import LoggingConfig
+from harmonyd.config.daemon import LoggingConfig
 from harmonyd.telemetry.logging import LogFileError, start_logging, stop_logging
 
 Lines = Callable[[], list[str]]
@@ -95,7 +96,7 @@ def test_levels_below_the_configured_one_are_left_out(log_path: Path) -> None:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_failure_has_its_traceback(log_path: Path, logged_failures: Any, form: str) -> None:
     """In text the traceback follows in lines that cannot be taken for log lines; in JSON it is a member."""
-    start_logging(LoggingConfig(format=form, file=log_path))
+    start_logging(LoggingConfig(format=form, file=log_path, patient_identifiers=True))
     try:
         raise RuntimeError("first\nsecond")
     except RuntimeError:
@@ -178,3 +179,17 @@ def test_libraries_that_use_the_standard_library(log_path: Path) -> None:
     library.warning("%s {is} odd", "this")
     [line] = own_lines(log_path)
     assert line.split(" ", 1)[1] == "WARN  [harmonyd.test.library] this {is} odd"
+
+
+def test_texts_of_pydicom_are_withheld(log_path: Path) -> None:
+    """It quotes values, in its own log and in warnings."""
+    start_logging(LoggingConfig(level="debug", file=log_path))
+    dataset = Dataset()
+    with pytest.warns(UserWarning, match="Invalid value"):
+        dataset.StudyDate = "DOE^JOHN"
+    logging.getLogger("pydicom.test").error("%s", "DOE^JOHN")
+    logging.getLogger("other").error("%s", ValueError("DOE^JOHN"))
+    text = log_path.read_text()
+    assert "DOE^JOHN" not in text
+    assert "a text of pydicom.test is withheld" in text
+    assert "[other] ValueError" in text

@@ -13,7 +13,7 @@ from pathlib import Path
 from harmonyd.dimse.associate import ARTIM_SECS
 from harmonyd.dimse.engine import MoveReceiver, QueryModel, RemoteNode
 
-_MODEL_OPTION = {QueryModel.STUDY_ROOT: "-S", QueryModel.PATIENT_ROOT: "-P"}
+_MODEL_OPTION = {QueryModel.STUDY_ROOT: "-S", QueryModel.PATIENT_ROOT: "-P", QueryModel.WORKLIST: "-W"}
 
 
 def _seconds(value: float) -> str:

@@ -55,6 +55,8 @@ class Expectation:
     remote_aet: str
     """Of the PACS, which calls with it in most cases."""
     offer: Callable[[str], None]
+    request_id: str = ""
+    """Whose move it is."""
     brought: dict[str, Brought] = field(default_factory=dict)
     """By path, what it was offered and has not taken."""
 
@@ -194,6 +196,11 @@ class MoveDeliveries:
                 raise
         expectation = None if header is None else self._who_asked(association, header, host)
         if expectation is not None:
+            uid = "" if header is None else header.sop_instance_uid
+            self._log.debug(
+                "{sop_instance_uid} was moved here", sop_instance_uid=uid, cause=expectation.request_id,
+                association_id=association.association.id, calling=association.association.calling_aet,
+            )  # fmt: skip
             expectation.brought[str(path)] = Brought(association, host)
             expectation.offer(str(path))
         elif host is not None:

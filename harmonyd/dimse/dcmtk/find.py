@@ -11,7 +11,8 @@ from harmonyd.dimse import artifacts
 from harmonyd.dimse.dataset_json import MalformedDataset, part10_to_json
 from harmonyd.dimse.dcmtk import argv, verdict
 from harmonyd.dimse.dcmtk.run import Toolbox, ToolRun
-from harmonyd.dimse.engine import Match, OperationContext, Query, RemoteNode
+from harmonyd.dimse.elements import Cursor, read_file_meta
+from harmonyd.dimse.engine import Match, OperationContext, Query, Received, RemoteNode
 from harmonyd.dimse.errors import EngineFailed, NonsenseAnswer
 from harmonyd.dimse.streams import ItemStream
 
@@ -37,7 +38,7 @@ def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: Oper
                 count = 0
                 async with aclosing(run.batches()) as batches:
                     async for names in batches:
-                        for match in await box.in_thread(_decode, folder, names):
+                        for match in await box.in_thread(_decode, folder, names, op.as_received):
                             if count == op.max_results:
                                 limit = f"more than max_results ({op.max_results}) matches"
                                 stream.outcome.incomplete(f"{limit}; the rest was cut")
@@ -51,7 +52,7 @@ def find(box: Toolbox, storage: Path, remote: RemoteNode, query: Query, op: Oper
     return ItemStream(produce)
 
 
-def _decode(folder: Path, names: list[str]) -> list[Match]:
+def _decode(folder: Path, names: list[str], as_received: bool) -> list[Match]:
     matches = []
     for name in names:
         with (folder / name).open("rb", buffering=0) as file:
@@ -60,11 +61,18 @@ def _decode(folder: Path, names: list[str]) -> list[Match]:
                 raise NonsenseAnswer(f"The PACS sent a match of {size} bytes; {MAX_MATCH_BYTES} are allowed")
             data = file.read()
         try:
-            matches.append(Match(part10_to_json(data)))
+            matches.append(Match(b"", _received(data)) if as_received else Match(part10_to_json(data)))
         except MalformedDataset:
             artifacts.raise_if_full(folder)
             raise
     return matches
+
+
+def _received(data: bytes) -> Received:
+    """A file of findscu's, which does not tell the status of the response. Raises ``MalformedDataset``."""
+    cursor = Cursor(data)
+    uid = read_file_meta(cursor).transfer_syntax_uid
+    return Received(data[cursor.pos :], uid)
 
 
 def _conclude(stream: ItemStream[Match], run: ToolRun, remote: RemoteNode, count: int) -> None:

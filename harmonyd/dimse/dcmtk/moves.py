@@ -90,7 +90,7 @@ class MovePort:
         """
         wanted = wanted_keys(query)
         await self.turns.acquire(wanted, op.deadline)
-        expectation = Expectation(wanted, remote.local_aet, remote.aet, lambda name: None)
+        expectation = Expectation(wanted, remote.local_aet, remote.aet, lambda name: None, op.request_id)
         self._deliveries.expect(expectation)
         try:
             yield PortDelivery(self._deliveries, expectation)

@@ -70,7 +70,7 @@ async def _run(
     tool = box.tools["storescu"].path
     try:
         profile.write_text(association_profile(headers), encoding="ascii")
-        await run.start_to(remote, lambda node: argv.storescu(tool, box.log_config, node, profile, files))
+        await run.start_to(remote, lambda node: argv.storescu(tool, box.log_config, node, profile, files), reads=files)
         await run.finish()
     except (DeadlinePassed, DimseError) as error:
         failed = error
@@ -126,9 +126,8 @@ def _results(log: ToolLog, headers: Sequence[InstanceHeader], failed: HarmonydEr
                 text = f"{'not answered in time' if isinstance(failed, DeadlinePassed) else text}: {failed.detail}"
         else:
             text = dimse_status.text("store", status)
-        if answer is not None and answer.comment:
-            text = f"{text}; it says: {answer.comment}"
-        results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text))
+        comment = None if answer is None else answer.comment
+        results.append(StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text, comment=comment))
     return results
 
 

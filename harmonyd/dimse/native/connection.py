@@ -59,10 +59,10 @@ class Connection(Protocol):
         self._reactor = reactor
         self._events: deque[core.Event] = deque()
         self._waiting_bytes = 0
-        self._waiter: Deferred[None] | None = None
+        self._waiters: list[Deferred[None]] = []
         self._interruption: Exception | None = None
         self._silence = SilenceWatch(
-            reactor, silence_secs, lambda: unsent_bytes(self._wire()), lambda: self._fail_waiter(Silence())
+            reactor, silence_secs, lambda: unsent_bytes(self._wire()), lambda: self._fail_waiters(Silence())
         )
         self._trickled_bytes = 0
         self._end_call: Any = None
@@ -104,7 +104,7 @@ class Connection(Protocol):
         """Have whoever waits, or is going to, get this error instead; the association is aborted."""
         self._interruption = error
         self.abort()
-        self._fail_waiter(error)
+        self._fail_waiters(error)
 
     def check(self) -> None:
         """Raise what ``interrupt`` was given, if anything."""
@@ -135,6 +135,11 @@ class Connection(Protocol):
         self._silence.allow(secs)
 
     # --- sending
+
+    @property
+    def is_stuck(self) -> bool:
+        """Something that was written waits for the peer to take it."""
+        return self._is_connected and unsent_bytes(self._wire()) > 0
 
     def send(self, context_id: int, command: core.Command, data: bytes | None = None) -> None:
         """A whole message, in one write. Raises ``core.NotAllowed``."""
@@ -247,22 +252,20 @@ class Connection(Protocol):
     # --- waiting
 
     async def _wait(self) -> None:
-        """Until something happens. One waits at a time."""
+        """Until something happens. One may wait to receive, and one to write."""
         self._silence.begin()
-        self._waiter = Deferred(self._forget_waiter)
-        await self._waiter
-
-    def _forget_waiter(self, _cancelled: Deferred[None]) -> None:
-        self._waiter = None
+        waiter: Deferred[None] = Deferred(self._waiters.remove)
+        self._waiters.append(waiter)
+        await waiter
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
             waiter.callback(None)
 
-    def _fail_waiter(self, error: Exception) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
+    def _fail_waiters(self, error: Exception) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
             waiter.errback(error)
 
     # --- Protocol

@@ -22,9 +22,10 @@ from harmonyd.dimse.accept import TWICE, Intake, instance_of, matches, quarantin
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.engine import Instance, Query
 from harmonyd.dimse.native import core
-from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
+from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo
 from harmonyd.dimse.native.listener import AssociationListener
 from harmonyd.dimse.native.object_file import flush_to_disk
+from harmonyd.dimse.native.offering import answer_for
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.threads import Threads
@@ -55,8 +56,10 @@ class Delivery:
         folder: Path,
         quarantine_folder: Path,
         offer: Callable[[Instance], None],
+        request_id: str = "",
     ) -> None:
         """``remote_aet``: of the PACS, which calls with it in most cases."""
+        self.request_id = request_id
         self.intake = Intake(query, folder, quarantine_folder)
         self.originator_aet = originator_aet
         self.message_id = message_id
@@ -179,7 +182,7 @@ class MoveDeliveries:
 
     def answer(self, request: core.AssociateRequest) -> core.Answer:
         """See ``inbound.Receiver``."""
-        return storage_answer(request)
+        return answer_for(request)
 
     def ended(self, session: InboundSession) -> None:
         """See ``inbound.Receiver``."""
@@ -219,6 +222,7 @@ class MoveDeliveries:
                 named.intake.put_aside["not asked for"] += 1
             left_at: Path | None = at
             if delivery is not None:
+                self._say_moved(offer, delivery)
                 left_at = await delivery.take(self._threads, at, header)
             return (SUCCESS, "") if left_at is None else await otherwise(offer, left_at, header)
 
@@ -262,6 +266,13 @@ class MoveDeliveries:
         ]
         fresh = [delivery for delivery in fitting if header.sop_instance_uid not in delivery.intake.arrived]
         return next(iter(fresh or fitting), None)
+
+    def _say_moved(self, offer: Offer, delivery: Delivery) -> None:
+        self._log.debug(
+            "{sop_instance_uid} was moved here",
+            sop_instance_uid=offer.sop_instance_uid, cause=delivery.request_id,
+            association_id=offer.association.id, calling=offer.association.calling_aet,
+        )  # fmt: skip
 
     async def _put_aside(self, offer: Offer, path: Path, header: InstanceHeader) -> Kept:
         known = offer.association

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmonyd.dimse.accepting import Explain, explain
+from harmonyd.dimse.accepting import Explain, OnRefusal, explain, unheard
 from harmonyd.dimse.engine import (
     Admission,
     Instance,
@@ -22,12 +22,14 @@ from harmonyd.dimse.engine import (
     StoreScpConfig,
 )
 from harmonyd.dimse.native import find, get, move, store
+from harmonyd.dimse.native.answering import services_for
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.native.scp import NativeStoreScp
 from harmonyd.dimse.quarantine import Quota
+from harmonyd.dimse.serving import Handler
 from harmonyd.dimse.streams import ItemStream
 
 
@@ -39,10 +41,16 @@ class NativeEngine:
     """
 
     def __init__(
-        self, reactor: Any, *, storage: Path, max_unasked_bytes: int = 1000**3, why: Explain = explain
+        self,
+        reactor: Any,
+        *,
+        storage: Path,
+        max_unasked_bytes: int = 1000**3,
+        why: Explain = explain,
+        on_refusal: OnRefusal = unheard,
     ) -> None:
         means = self._means = Means(reactor, AssociationPool(reactor), storage)
-        self._listeners = Listeners(reactor, why)
+        self._listeners = Listeners(reactor, why, on_refusal)
         self._quota = Quota(means, means.quarantine, max_unasked_bytes)
         self._ports = MovePorts(means, storage, means.quarantine, self._listeners, self._quota)
 
@@ -66,9 +74,12 @@ class NativeEngine:
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ItemStream[StoreResult]:
         return store.store(self._means, remote, files, op)
 
-    def store_scp(self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission) -> StoreScp:
+    def store_scp(
+        self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None
+    ) -> StoreScp:
         folder = self._means.storage / "spool" / "receiving"
-        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners)
+        others = services_for(self._means, questions)
+        return NativeStoreScp(self._means.reactor, config, handler, admission, folder, self._listeners, others)
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Listen for C-MOVE deliveries now instead of with the first move."""

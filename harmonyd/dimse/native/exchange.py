@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from twisted.internet.defer import Deferred
 
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.associate import printable
-from harmonyd.dimse.engine import OperationContext, QueryModel, RemoteNode, SubOperations
+from harmonyd.dimse.dataset_json import MalformedDataset, dataset_to_json
+from harmonyd.dimse.engine import ROOTS, OperationContext, RemoteNode, SubOperations
 from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation, Proposal
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.threads import in_thread
+from harmonyd.dimse.uid import is_uid
 from harmonyd.dimse.waiting import deadline_passed, until
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
@@ -26,8 +29,8 @@ CANCEL_SECS = 1.0
 """How long a node may take to answer a C-CANCEL before the association is aborted."""
 SERVICES = (
     names.VERIFICATION,
-    *(names.FIND[model] for model in QueryModel),
-    *(names.MOVE[model] for model in QueryModel),
+    *(names.FIND[model] for model in ROOTS),
+    *(names.MOVE[model] for model in ROOTS),
 )
 """What every association for echo, find and move proposes, so that each of them can use it."""
 
@@ -104,7 +107,7 @@ class Exchange:
     async def begin(
         self, service: str, ask: Ask, message_id: int | None = None, *, can_be_cancelled: bool = True
     ) -> None:
-        """Send a request for one of ``SERVICES``, and wait for the first response.
+        """Send a request for a service, and wait for the first response.
 
         An association that was idle may have been ended by its peer without our knowing: then another one is asked.
         Raises a ``DimseError``, ``Unavailable`` or ``DeadlinePassed``.
@@ -113,8 +116,9 @@ class Exchange:
         self.can_be_cancelled = can_be_cancelled
         needed = [(service, names.UNCOMPRESSED)]
         while True:
+            usual = _QUESTIONS if service in SERVICES else _contexts(service)
             association = await self._means.pool.take(
-                self._remote, needed, _QUESTIONS, self._op.deadline, _contexts(service)
+                self._remote, needed, usual, self._op.deadline, _contexts(service)
             )
             self.use(association)
             self.context = association.context(service, *names.UNCOMPRESSED)
@@ -264,3 +268,14 @@ def comment_of(command: core.Command) -> str | None:
 def suboperations_of(command: core.Command) -> SubOperations:
     """The counters of a response (PS3.7 section 9.1.3)."""
     return SubOperations(command.completed, command.failed, command.warning, command.remaining)
+
+
+def failed_uids(identifier: bytes, context: core.Context) -> tuple[str, ...]:
+    """Failed SOP Instance UID List (0008,0058) of a final response; what cannot be read has none."""
+    if not identifier:
+        return ()
+    try:
+        document = json.loads(dataset_to_json(identifier, context.transfer_syntax))
+    except MalformedDataset:
+        return ()
+    return tuple(str(uid) for uid in document.get("00080058", {}).get("Value", ()) if is_uid(str(uid)))

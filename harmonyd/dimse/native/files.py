@@ -60,7 +60,8 @@ class Conversion:
             except OSError:
                 raise
             except Exception as error:
-                raise NotConvertible(f"{type(error).__name__}: {error}") from error
+                # Without its text, which may quote the object.
+                raise NotConvertible(type(error).__name__) from error
             target.flush()
             return DataSet(Path(f"/proc/self/fd/{target.fileno()}"), 0, target.seek(0, os.SEEK_END))
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 from harmonyd.dimse import failures
 from harmonyd.dimse.dataset_json import dataset_to_json
-from harmonyd.dimse.engine import Match, OperationContext, Outcome, Query, RemoteNode, SubOperations
+from harmonyd.dimse.engine import Match, OperationContext, Outcome, Query, Received, RemoteNode, SubOperations
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
 from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending
@@ -60,7 +60,7 @@ def find(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -
                     stream.outcome.incomplete(f"{limit}; the rest was cut")
                     return
                 count += 1
-                yield Match(await _decoded(means, data, exchange.context.transfer_syntax))
+                yield await _match(means, op, Received(data, exchange.context.transfer_syntax, command.status or 0))
             stream.outcome = failures.outcome_of(
                 "find", command.status or 0, comment_of(command), SubOperations(), remote
             )
@@ -68,6 +68,12 @@ def find(means: Means, remote: RemoteNode, query: Query, op: OperationContext) -
             await exchange.end()
 
     return ItemStream(lambda stream: ahead(produce(stream), _AHEAD))
+
+
+async def _match(means: Means, op: OperationContext, received: Received) -> Match:
+    if op.as_received:
+        return Match(b"", received)
+    return Match(await _decoded(means, received.data, received.transfer_syntax_uid))
 
 
 async def _decoded(means: Means, data: bytes, transfer_syntax_uid: str) -> bytes:

@@ -21,7 +21,15 @@ from harmonyd.dimse.errors import AssociationAborted, DimseFailure, EngineFailed
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.classes import classes_of
 from harmonyd.dimse.native.client import MAX_CONTEXTS, ClientAssociation, Proposal
-from harmonyd.dimse.native.exchange import Exchange, Incoming, Means, comment_of, is_pending, suboperations_of
+from harmonyd.dimse.native.exchange import (
+    Exchange,
+    Incoming,
+    Means,
+    comment_of,
+    failed_uids,
+    is_pending,
+    suboperations_of,
+)
 from harmonyd.dimse.native.object_file import ObjectFile, file_meta
 from harmonyd.dimse.part10 import DamagedFile
 from harmonyd.dimse.query_file import identifier
@@ -90,6 +98,7 @@ class _Getting:
         self._folder = folder
         self._intake = Intake(query, folder, means.quarantine)
         self._final: core.Command | None = None
+        self._failed_list = b""
         self._names: set[str] = set()
         """Of the files in the folder."""
         self._unwritten: OSError | None = None
@@ -139,7 +148,7 @@ class _Getting:
             elif command.field == core.CommandField.C_GET_RSP and command.status is not None:
                 if command.message_id_being_responded_to != exchange.message_id:
                     raise association.nonsense(f"{command.name} is no answer to message {exchange.message_id}")
-                await association.data_set(command)
+                self._failed_list = await association.data_set(command)
                 exchange.saw(command)
                 if not is_pending(command.status):
                     self._final = command
@@ -236,6 +245,7 @@ class _Getting:
             artifacts.raise_if_full(self._folder)
             raise
         stream.outcome = outcome
+        outcome.failed_uids = failed_uids(self._failed_list, self.exchange.context)
         reconcile(outcome, self._intake)
 
 

@@ -14,12 +14,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.dimse.engine import Association
-from harmonyd.dimse.native import core, names
+from harmonyd.dimse.native import core
 from harmonyd.dimse.native.connection import Connection, Silence
+from harmonyd.dimse.serving import NotServed
+from harmonyd.dimse.status import CANNOT_UNDERSTAND, UNRECOGNIZED_OPERATION
 from harmonyd.waiters import Waiters
 
-UNRECOGNIZED_OPERATION = 0x0211
-"""PS3.7 section C.5.23."""
+MAX_IDENTIFIER_BYTES = 1_000_000
+"""An identifier is a few kilobytes of text; it is in memory as a whole."""
 MAX_COMMENT_CHARS = 64
 """Error Comment (0000,0902) is an LO."""
 
@@ -70,6 +72,9 @@ class InboundSession:
         self._is_busy = False
         self._is_stopping = False
         self._tell_end: Callable[[Exception], None] | None = None
+        self._message_id = 0
+        self.skips_data = False
+        """The data set that comes next belongs to a command that nobody serves."""
         connection.closed.addCallback(lambda _: self._end_is_near(Ended()))
         self._over: Waiters[None] = Waiters()
 
@@ -81,7 +86,7 @@ class InboundSession:
         except (Ended, Stopped):
             pass
         except Silence:
-            self._say("the association with {calling} ({peer}) is ended: for {secs:g} s it brought nothing")
+            self.say("the association with {calling} ({peer}) is ended: for {secs:g} s it brought nothing")
         except Exception:  # noqa: BLE001 - of this association only
             self._log.failure("an association is ended, by our fault", association_id=self.association.id)
         if self.connection.association.established:
@@ -131,10 +136,15 @@ class InboundSession:
 
     # --- for services
 
+    def next_message_id(self) -> int:
+        """For a request of ours to the peer."""
+        self._message_id = self._message_id % 0xFFFF + 1
+        return self._message_id
+
     def respond(self, context: core.Context, command: core.Command, status: int, comment: str = "") -> None:
         """Send the response; when the association is over by now, nobody is told."""
         if self.connection.association.established:
-            response = command.response(status, error_comment=_comment(comment) or None)
+            response = command.response(status, error_comment=error_comment(comment))
             self.connection.send(context.id, response)
 
     async def fragment(self) -> core.DataReceived:
@@ -142,8 +152,22 @@ class InboundSession:
         event = await self.connection.receive()
         if isinstance(event, core.DataReceived):
             return event
-        self._end(event)
+        self.end(event)
         raise Ended
+
+    async def data_set(self, command: core.Command) -> bytes:
+        """All of an identifier. Raises as ``fragment`` does; ``NotServed`` when it is missing or long."""
+        if not command.has_data:
+            raise NotServed(CANNOT_UNDERSTAND, "no identifier")
+        pieces, size, is_last = [], 0, False
+        while not is_last:
+            piece = await self.fragment()
+            is_last, size = piece.last, size + len(piece.fragment)
+            if size <= MAX_IDENTIFIER_BYTES:
+                pieces.append(piece.fragment)
+        if size > MAX_IDENTIFIER_BYTES:
+            raise NotServed(CANNOT_UNDERSTAND, f"the identifier has more than {MAX_IDENTIFIER_BYTES} bytes")
+        return b"".join(pieces)
 
     async def skip_data(self, command: core.Command) -> None:
         """Read the data set, and forget it. Raises as ``fragment`` does."""
@@ -155,8 +179,11 @@ class InboundSession:
 
     async def _serve_next(self) -> bool:
         event = await self.connection.receive()
+        if self.skips_data and isinstance(event, core.DataReceived):
+            self.skips_data = not event.last
+            return True
         if not isinstance(event, core.CommandReceived):
-            self._end(event)
+            self.end(event)
             return False
         context = self.connection.association.contexts.get(event.context_id)
         assert context is not None
@@ -172,17 +199,18 @@ class InboundSession:
         """A response to nothing, and a C-CANCEL of what has ended already, are let pass."""
         await self.skip_data(command)
         if not command.is_response and command.field != core.CommandField.C_CANCEL_RQ:
-            self._say("{calling} ({peer}) asks for what is not offered: {command}", command=command.name)
+            self.say("{calling} ({peer}) asks for what is not offered: {command}", command=command.name)
             self.respond(context, command, UNRECOGNIZED_OPERATION)
 
-    def _end(self, event: core.Event) -> None:
+    def end(self, event: core.Event) -> None:
+        """What brings no message is the end: of the association, or of our patience."""
         if isinstance(event, core.ReleaseRequested):
             with suppress(core.NotAllowed):  # behind its release the peer has sent what ended it already
                 self.connection.respond_release()
         elif isinstance(event, core.Aborted) and not event.by_peer:
-            self._say("the association with {calling} ({peer}) is aborted: {text}", text=event.text)
+            self.say("the association with {calling} ({peer}) is aborted: {text}", text=event.text)
 
-    def _say(self, message: str, **fields: object) -> None:
+    def say(self, message: str, **fields: object) -> None:
         known = self.association
         self._log.warn(
             message, calling=known.calling_aet, peer=known.peer, secs=self.connection.silence_secs,
@@ -192,6 +220,8 @@ class InboundSession:
 
 Service: TypeAlias = Callable[[InboundSession, core.Context, core.Command], Awaitable[None]]
 """Answers one request. It reads the data set to its end before it sends the last response."""
+Offered: TypeAlias = tuple[str, Service]
+"""What a configuration calls it, and who answers."""
 
 
 async def echo(session: InboundSession, context: core.Context, command: core.Command) -> None:
@@ -200,22 +230,7 @@ async def echo(session: InboundSession, context: core.Context, command: core.Com
     session.respond(context, command, 0x0000)
 
 
-def storage_answer(request: core.AssociateRequest) -> core.Answer:
-    """What a store SCP answers to the proposed contexts: C-ECHO, and every storage class in every transfer syntax.
-
-    The requestor's first one is taken: objects are kept as they come, so none is better than another.
-    """
-    syntaxes = {uid: None for context in request.contexts for uid in context.transfer_syntaxes}
-    support = core.Support(tuple(uid for uid in syntaxes if uid not in names.NO_TRANSFER))
-
-    def supported(abstract_syntax: str) -> core.Support | None:
-        offered = abstract_syntax == names.VERIFICATION or names.is_storage(abstract_syntax)
-        return support if offered else None
-
-    return core.negotiate(request.contexts, supported, request.user_information.roles)
-
-
-def _comment(text: str) -> str:
-    """As it may stand in an Error Comment (PS3.7 section C.4.2, VR LO)."""
+def error_comment(text: str) -> str | None:
+    """As it may stand in an Error Comment (PS3.7 section C.4.2, VR LO); None for nothing."""
     plain = "".join(char if char.isascii() and char.isprintable() and char != "\\" else "?" for char in text)
-    return plain[:MAX_COMMENT_CHARS]
+    return plain[:MAX_COMMENT_CHARS] or None

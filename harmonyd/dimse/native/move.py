@@ -15,7 +15,7 @@ from harmonyd.dimse.errors import DimseFailure
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
 from harmonyd.dimse.native.deliveries import Delivery
-from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending, suboperations_of
+from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, failed_uids, is_pending, suboperations_of
 from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.query_file import identifier
 from harmonyd.dimse.reconcile import reconcile
@@ -43,7 +43,7 @@ def move(
         storage = op.storage or means.storage
         folder = artifacts.folder_of(storage, "move", op.id)
         arrived: Mailbox[Instance] = Mailbox()
-        delivery = await ports.expect(receiver, remote, query, folder, arrived.put)
+        delivery = await ports.expect(receiver, remote, query, folder, arrived.put, op.request_id)
         run = _Run(means, ports, remote, receiver, query, op, delivery)
         stream.folder = folder
         try:
@@ -87,6 +87,7 @@ class _Run:
         self._op = op
         self._delivery = delivery
         self._final: core.Command | None = None
+        self._failed_list = b""
         self._said: list[str] = []
 
     async def talk(self, arrived: Mailbox[Instance]) -> None:
@@ -108,7 +109,7 @@ class _Run:
 
     async def _final_response(self) -> core.Command:
         while True:
-            command, _ = await self.exchange.response()
+            command, self._failed_list = await self.exchange.response()
             self._said.append(_text(command))
             if not is_pending(command.status or 0):
                 return command
@@ -149,6 +150,7 @@ class _Run:
         except DimseFailure:
             artifacts.raise_if_full(folder)
             raise
+        stream.outcome.failed_uids = failed_uids(self._failed_list, self.exchange.context)
         reconcile(stream.outcome, self._delivery.intake)
         if not stream.outcome.complete:
             artifacts.raise_if_full(folder)

@@ -53,7 +53,13 @@ class MovePorts:
         await self._opened(receiver)
 
     async def expect(
-        self, receiver: MoveReceiver, remote: RemoteNode, query: Query, folder: Path, offer: Callable[[Instance], None]
+        self,
+        receiver: MoveReceiver,
+        remote: RemoteNode,
+        query: Query,
+        folder: Path,
+        offer: Callable[[Instance], None],
+        request_id: str = "",
     ) -> Delivery:
         """Receive for one move, into ``folder``, which is made. Await ``settle`` and ``forget`` with it.
 
@@ -68,6 +74,7 @@ class MovePorts:
             folder=folder,
             quarantine_folder=self._quarantine,
             offer=offer,
+            request_id=request_id,
         )
         try:
             (await self._opened(receiver, delivery)).deliveries.expect(delivery)

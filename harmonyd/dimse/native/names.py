@@ -13,7 +13,11 @@ IMPLEMENTATION_VERSION_NAME = f"HARMONYD_{harmonyd.__version__}"[:16]
 """At most 16 characters (PS3.7 section D.3.3.2.3)."""
 
 VERIFICATION = "1.2.840.10008.1.1"
-FIND = {QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.1", QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.1"}
+FIND = {
+    QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.1",
+    QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.1",
+    QueryModel.WORKLIST: "1.2.840.10008.5.1.4.31",
+}
 MOVE = {QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.2", QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.2"}
 GET = {QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.3", QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.3"}
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from twisted.logger import Logger
@@ -19,12 +20,14 @@ from harmonyd.dimse.engine import Admission, Arrival, ObjectHandler, StoreScpCon
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.batches import Batches
 from harmonyd.dimse.native.deciding import delivered
-from harmonyd.dimse.native.inbound import InboundSession, Receiver, Service, echo, storage_answer
+from harmonyd.dimse.native.inbound import InboundSession, Offered, Receiver, Service, echo
 from harmonyd.dimse.native.inherited import Inherited
 from harmonyd.dimse.native.listener import AssociationListener
 from harmonyd.dimse.native.listeners import Listeners, Place
+from harmonyd.dimse.native.offering import answer_for
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
+from harmonyd.dimse.serving import STORE
 from harmonyd.dimse.threads import ReactorThreads, in_thread
 from harmonyd.waiters import Waiters
 
@@ -45,11 +48,14 @@ class NativeStoreScp:
         admission: Admission,
         folder: Path,
         listeners: Listeners,
+        others: Mapping[int, Offered] = MappingProxyType({}),
     ) -> None:
+        """``others``: services beside C-ECHO and C-STORE, by Command Field."""
         self.folder = folder / config.name / FOLDER
-        self.services: Mapping[int, Service] = {
-            core.CommandField.C_ECHO_RQ: echo,
-            core.CommandField.C_STORE_RQ: Storing(reactor, self),
+        self._known: Mapping[int, Offered] = {
+            core.CommandField.C_ECHO_RQ: ("echo", echo),
+            core.CommandField.C_STORE_RQ: (STORE, Storing(reactor, self)),
+            **others,
         }
         self._reactor = reactor
         self._config = config
@@ -115,6 +121,14 @@ class NativeStoreScp:
     # --- listener.Owner, and inbound.Receiver
 
     @property
+    def services(self) -> Mapping[int, Service]:
+        """See ``inbound.Receiver``."""
+        return {field: service for field, (name, service) in self._known.items() if self._offers(name)}
+
+    def _offers(self, name: str) -> bool:
+        return name == "echo" or name in self._config.services
+
+    @property
     def max_pdu(self) -> int:
         return self._config.max_pdu
 
@@ -127,7 +141,7 @@ class NativeStoreScp:
         config, listener = self._config, self._listener
         if config.allowed_calling_aets and request.calling_aet not in config.allowed_calling_aets:
             return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
-        refusal = self._admission.refusal()
+        refusal = self._admission.refusal() if self._offers(STORE) else None
         if refusal is not None:
             self._log.error("{name} accepts no association: {reason}", name=config.name, reason=refusal)
             return Rejection.TEMPORARY_CONGESTION
@@ -141,7 +155,7 @@ class NativeStoreScp:
 
     def answer(self, request: core.AssociateRequest) -> core.Answer:
         """See ``inbound.Receiver``."""
-        return storage_answer(request)
+        return answer_for(request, self._config.services)
 
     def ended(self, session: InboundSession) -> None:
         """See ``inbound.Receiver``."""

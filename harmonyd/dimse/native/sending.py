@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harmonyd.dimse import failures
@@ -20,22 +20,17 @@ from harmonyd.dimse.errors import AssociationAborted
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.client import ClientAssociation
 from harmonyd.dimse.native.exchange import Exchange, Means, comment_of, is_pending
-from harmonyd.dimse.native.files import Conversion, DataSet, NotConvertible, ReadAhead
+from harmonyd.dimse.native.files import Conversion, DataSet, NotConvertible
+from harmonyd.dimse.native.object_sender import ObjectSender, Shorter
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.tally import Tally
 from harmonyd.errors import DeadlinePassed, HarmonydError
 
 _IDLE_SECS = 0.5
 """Between two batches. Some receivers serve one association at a time: others wait for as long as ours is open."""
-_CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
-_WRITE_BYTES = 128 * 1024
-"""At once. A node that does not take so much within its time is taken for silent."""
+CONVERTIBLE = (*names.UNCOMPRESSED, names.EXPLICIT_VR_BE)
 _UID = re.compile(r"[0-9.]{1,64}")
 """Old devices write components with leading zeros: what they call a UID is one."""
-
-
-class _Shorter(Exception):
-    """A file has lost bytes since its header was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +59,19 @@ def contexts_for(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]
     wanted: dict[tuple[str, tuple[str, ...]], None] = {}
     for sop_class, syntax in _pairs(files):
         wanted[sop_class, (syntax,)] = None
-        if syntax in _CONVERTIBLE:
+        if syntax in CONVERTIBLE:
             wanted[sop_class, names.UNCOMPRESSED] = None
     return list(wanted)
 
 
 def _needed(files: Iterable[Outgoing]) -> list[tuple[str, tuple[str, ...]]]:
     """With which contexts accepted each of these objects can be sent."""
-    return [(sop_class, _syntaxes(syntax)) for sop_class, syntax in _pairs(files)]
+    return [(sop_class, syntaxes_for(syntax)) for sop_class, syntax in _pairs(files)]
 
 
-def _syntaxes(own: str) -> tuple[str, ...]:
+def syntaxes_for(own: str) -> tuple[str, ...]:
     """In which an object can be sent; its own first."""
-    return (own, *(names.UNCOMPRESSED if own in _CONVERTIBLE else ()))
+    return (own, *(names.UNCOMPRESSED if own in CONVERTIBLE else ()))
 
 
 def _pairs(files: Iterable[Outgoing]) -> Iterable[tuple[str, str]]:
@@ -98,7 +93,7 @@ class Sending:
         self._op = op
         self._tally = tally
         self._association: ClientAssociation | None = None
-        self._ahead = ReadAhead(means.in_thread)
+        self._sender = ObjectSender(means.in_thread)
 
     async def run(self) -> HarmonydError | None:
         """Send; return what left the rest without an answer."""
@@ -111,7 +106,7 @@ class Sending:
         except HarmonydError as error:
             return error
         finally:
-            self._ahead.close()
+            self._sender.close()
             await exchange.end()
         return None
 
@@ -137,7 +132,7 @@ class Sending:
             self._exchange.let_go()
             self._association = None
         association = self._association or await self._associate()
-        context = association.contexts.find(file.header.sop_class_uid, *_syntaxes(file.header.transfer_syntax_uid))
+        context = association.contexts.find(file.header.sop_class_uid, *syntaxes_for(file.header.transfer_syntax_uid))
         if context is None:
             text = "not sent: the PACS accepts no presentation context for it"
             self._add(_result(file, None, text))
@@ -148,7 +143,7 @@ class Sending:
         except AssociationAborted:
             if not association.was_idle:
                 raise
-        except (OSError, NotConvertible, _Shorter) as error:
+        except (OSError, NotConvertible, Shorter) as error:
             what = "converted" if isinstance(error, NotConvertible) else "read"
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self._add(_result(file, None, f"not sent: it cannot be {what} ({why})"))
@@ -170,7 +165,7 @@ class Sending:
         return association
 
     async def _one(self, file: Outgoing, header: InstanceHeader, context: core.Context) -> core.Command:
-        """Raises OSError, ``NotConvertible`` and ``_Shorter`` for what is wrong with the file itself."""
+        """Raises OSError, ``NotConvertible`` and ``Shorter`` for what is wrong with the file itself."""
         in_thread = self._means.in_thread
         if context.transfer_syntax == header.transfer_syntax_uid:
             return await self._send(header, DataSet(file.path, header.data_set_at, header.size_bytes), context)
@@ -183,9 +178,7 @@ class Sending:
     async def _send(self, header: InstanceHeader, source: DataSet, context: core.Context) -> core.Command:
         exchange = self._exchange
         association = exchange.association
-        first = await self._ahead.take(source, source.begin)
-        if not first and source.begin < source.end:
-            raise _Shorter("it became shorter")
+        first = await self._sender.first_of(source)
         exchange.message_id = association.next_message_id()
         exchange.asked()
         association.require_open()
@@ -193,7 +186,7 @@ class Sending:
         association.connection.association.send(context.id, command, has_data=True)
         with contextlib.suppress(AssociationAborted):
             # The node may answer before it has all, and then end the association: the answer counts.
-            await self._send_data(source, first, context)
+            await self._sender.send(association, context, source, first)
         self._begin_following()
         answer, _ = await association.response(exchange.message_id)
         exchange.saw(answer)
@@ -201,37 +194,17 @@ class Sending:
             raise association.nonsense("a C-STORE is answered with Pending")
         return answer
 
-    async def _send_data(self, source: DataSet, chunk: bytes, context: core.Context) -> None:
-        association = self._exchange.association
-        connection, at = association.connection, source.begin
-        while True:
-            at += len(chunk)
-            for start in range(0, len(chunk) or 1, _WRITE_BYTES):
-                ends = at >= source.end and start + _WRITE_BYTES >= len(chunk)
-                connection.association.send_data(context.id, memoryview(chunk)[start : start + _WRITE_BYTES], ends)
-                connection.flush()
-                if ends:
-                    return
-                await association.writable()
-            chunk = await self._ahead.take(source, at)
-            if not chunk:
-                raise _Shorter("it became shorter while it was sent")
-            association.require_open()
-
     def _begin_following(self) -> None:
         """Read the next object while the node works on this one."""
         following = self._files[len(self.results) + 1 : len(self.results) + 2]
         if following and (header := following[0].header) is not None:
-            self._ahead.begin(following[0].path, header.data_set_at)
+            self._sender.begin(following[0].path, header.data_set_at)
 
 
 def _answered(file: Outgoing, answer: core.Command) -> StoreResult:
     status = answer.status
     text = dimse_status.text("store", status or 0)
-    comment = comment_of(answer)
-    if comment:
-        text = f"{text}; it says: {comment}"
-    return _result(file, status, text)
+    return replace(_result(file, status, text), comment=comment_of(answer))
 
 
 def _result(file: Outgoing, status: int | None, text: str) -> StoreResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from twisted.logger import Logger
 
 from harmonyd.cache.cache import SeriesCache, Source
 from harmonyd.cache.key import Key
+from harmonyd.cache.results import KeptResults
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
     Engine,
@@ -35,14 +37,18 @@ from harmonyd.permit import UNLIMITED
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.asked import ONCE, IdentifierBody
+from harmonyd.services.dicom.auditing import Sent, Witness
 from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
 from harmonyd.services.dicom.objects import ObjectBody
+from harmonyd.services.dicom.outcomes import reason_of
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
+from harmonyd.services.dicom.running import Running
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
@@ -79,23 +85,25 @@ class DicomBackend:
         has_retrievers: bool,
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """``has_retrievers``: an HTTP client can reach it, and so may ask for a C-MOVE. ``returned``: see ``Guard``."""
+        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
         self.options = options
-        self.active: set[str] = set()
         self.storage = options.storage_dir or storage
         self._engine = engine
         self._reactor = reactor
         self._has_retrievers = has_retrievers
         self._cache = cache
-        self._meter = meter
+        self._witness = witness
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
+        self._running = Running(self.remote, options, reactor, self._slots, self.guard, meter, self._in_thread)
+        self.active = self._running.active
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
@@ -124,6 +132,7 @@ class DicomBackend:
         request.metadata["dimse_op"] = operation
         hold = self._hold(operation, request)
         try:
+            may_be_kept = may_be_kept and request.metadata.get(ONCE) != "true"
             if hold is not None and operation in ("get", "move"):
                 return await self._retrieve_held(hold, operation, request, document, may_be_kept=may_be_kept)
             if may_be_kept:
@@ -146,7 +155,7 @@ class DicomBackend:
         """The matches of a question of our own, asked on behalf of a request."""
         asking = request.part(progress=UNWATCHED)
         async with (
-            self._recorded("find", asking) as (op, summary),
+            self._running.recorded("find", asking) as (op, summary),
             aclosing(self._engine.find(self.remote, query, op)) as stream,
         ):
             found = [json.loads(match.json) async for match in stream]
@@ -177,9 +186,10 @@ class DicomBackend:
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
         if not paths or len(paths) < len(requests):
             return [await self._answer(request) for request in requests]
-        async with self._recorded("store", requests[0]) as (op, summary):
-            async with self._changing() as studies:
-                answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, studies)
+        sent = self._witness.store(self.remote, requests[0])
+        async with self._running.recorded("store", requests[0]) as (op, summary):
+            async with self._changing(sent):
+                answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, sent)
             failed_at = [answer for answer in answers if isinstance(answer, Exception)]
             summary.update(success=not failed_at, complete=not failed_at, stored=len(answers) - len(failed_at))
             if failed_at:
@@ -187,6 +197,10 @@ class DicomBackend:
             if len(failed_at) == len(answers):
                 summary["outcome"] = outcome_of_error(failed_at[0])
             self.guard.note(failed_at[0] if len(failed_at) == len(answers) else None)
+        for request, answer in zip(requests, answers, strict=True):
+            if not isinstance(answer, NotTried):
+                problem = reason_of(answer) if isinstance(answer, Exception) else ""
+                sent.told(request, request.metadata.get("sop_instance_uid", ""), problem)
         return answers
 
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
@@ -207,24 +221,29 @@ class DicomBackend:
             return await self._store(request)
         build = partial(dicom_request.build_query, request, document, operation, self.options)
         query, shows = await hold.query(build) if hold is not None else (build(), None)
-        kept = self._begin(operation, request)
+        begins = self._witness.query if operation == "find" else self._witness.retrieve
+        kept = self._running.begin(operation, request, audited=begins(self.remote, request, query))
         if operation == "find":
-            found = self._engine.find(self.remote, query, kept.op)
+            # What is shown to a caller is looked at as JSON where not all may be.
+            as_received = shows is None and isinstance(request.body, IdentifierBody)
+            found = self._engine.find(self.remote, query, replace(kept.op, as_received=as_received))
             found = found if shows is None else Showing(found, shows)
 
             def record(match: Match) -> MatchRecord:
-                kept.arrived(len(match.json))
-                return MatchRecord(match)
+                made = MatchRecord(match, self._in_thread)
+                kept.arrived(made.size_bytes)
+                return made
 
             return await self._respond(kept, media_type, "matches", found, record)
-        return await self._retrieve(kept, media_type, query)
+        return await self._retrieve(kept, media_type, query, once=request.metadata.get(ONCE) == "true")
 
     async def _retrieve_kept(
         self, operation: str, cache: SeriesCache, asked: Key, request: RequestEnvelope
     ) -> ResponseEnvelope:
         async def perform(key: Key, id_: str | None, storage: Path | None, progress: Progress) -> Results:
             query = dicom_request.build_query(request, document_for(key), operation, self.options)
-            kept = self._begin(operation, request, id_, storage)
+            audited = self._witness.retrieve(self.remote, request, query)
+            kept = self._running.begin(operation, request, id_, storage, audited)
             kept = replace(kept, op=replace(kept.op, progress=progress))
             response = await self._retrieve(kept, JSON, query)
             assert response.results is not None
@@ -233,7 +252,10 @@ class DicomBackend:
         source = Source(operation, new_id, perform, request.progress)
         fresh = wants_fresh(request)
         ahead = request.metadata.get(AHEAD) != "false" and self._runs_several_retrieves
-        return ResponseEnvelope(results=await cache.retrieve(asked, source, fresh=fresh, ahead=ahead))
+        results = await cache.retrieve(asked, source, fresh=fresh, ahead=ahead)
+        if isinstance(results, KeptResults):
+            results.on_read = partial(self._witness.read, request, asked.study, results)
+        return ResponseEnvelope(results=results)
 
     @property
     def _runs_several_retrieves(self) -> bool:
@@ -242,20 +264,23 @@ class DicomBackend:
         takes_turns = options.dimse_retrieve_mode == "move" and options.store_scp in ("persistent", "transient")
         return options.max_associations > 1 and not takes_turns
 
-    async def _retrieve(self, kept: OperationRecord, media_type: str, query: Query) -> ResponseEnvelope:
+    async def _retrieve(
+        self, kept: OperationRecord, media_type: str, query: Query, *, once: bool = False
+    ) -> ResponseEnvelope:
         if kept.operation == "get":
             stream = self._engine.get(self.remote, query, kept.op)
         else:
             stream = self._engine.move(self.remote, self.receiver, query, kept.op)
 
         def record(instance: Instance) -> InstanceRecord:
-            kept.arrived(instance.size_bytes)
+            kept.arrived_object(instance.sop_instance_uid, instance.size_bytes)
+            kept.audited.arrived(instance)
             return InstanceRecord(instance, self._in_thread)
 
-        return await self._respond(kept, media_type, "instances", stream, record)
+        return await self._respond(kept, media_type, "instances", stream, record, once=once)
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
-        async with self._recorded("echo", request) as (op, _):
+        async with self._running.recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
             self.guard.note(None, "echo")
         remote = self.remote
@@ -275,11 +300,12 @@ class DicomBackend:
         try:
             if (request.protocol, request.method) == ("dicom", "C-STORE"):
                 await self.guard.admit_delivery()
-            async with self._recorded("store", request) as (op, summary):
+            sent = self._witness.store(self.remote, request)
+            async with self._running.recorded("store", request, sent) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
-                async with self._changing() as studies:
+                async with self._changing(sent):
                     results = await store(
-                        self._engine, self.remote, request, op, self.storage, self._in_thread, studies, admit=admit
+                        self._engine, self.remote, request, op, self.storage, self._in_thread, sent, admit=admit
                     )
                 summary.update(results.summary())
                 self.guard.note(None)
@@ -290,38 +316,14 @@ class DicomBackend:
         return ResponseEnvelope(results=results)
 
     @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[set[str]]:
-        """What is stored changes studies, whatever comes of it; they are to be added to the set."""
-        studies: set[str] = set()
+    async def _changing(self, sent: Sent) -> AsyncIterator[None]:
+        """What is stored changes studies, whatever comes of it."""
         try:
-            yield studies
+            yield
         finally:
-            self._seen.forget(studies)
+            self._seen.forget(sent.studies)
             if self._cache is not None:
-                self._cache.invalidate(studies)
-
-    @asynccontextmanager
-    async def _recorded(
-        self, operation: str, request: RequestEnvelope
-    ) -> AsyncIterator[tuple[OperationContext, dict[str, Any]]]:
-        """An operation that has ended when the block ends; the summary may be filled in there."""
-        record = self._begin(operation, request)
-        summary: dict[str, Any] = {}
-        try:
-            yield record.op, summary
-        except BaseException as error:
-            summary.update(failed(error))
-            self.guard.note(error, operation)
-            raise
-        finally:
-            record.measure.arrived(summary.get("stored", 0), 0)
-            await self._ended(record, summary, None)
-
-    async def _ended(self, record: OperationRecord, summary: Mapping[str, Any], folder: Path | None) -> None:
-        try:
-            await record.end(self._reactor.seconds(), summary, folder, self._in_thread)
-        finally:
-            self.active.discard(record.op.id)
+                self._cache.invalidate(sent.studies)
 
     async def _respond(
         self,
@@ -330,11 +332,15 @@ class DicomBackend:
         items_key: str,
         stream: OperationStream[T],
         record: Callable[[T], MatchRecord | InstanceRecord],
+        *,
+        once: bool = False,
     ) -> ResponseEnvelope:
         operation = kept.operation
 
         async def closed(summary: Mapping[str, Any]) -> None:
-            await self._ended(kept, summary, stream.folder)
+            if once and stream.folder is not None:
+                await self._in_thread(shutil.rmtree, stream.folder, True)
+            await self._running.ended(kept, summary, None if once else stream.folder)
 
         try:
             first = await anext(aiter(stream), None)
@@ -356,28 +362,6 @@ class DicomBackend:
             operation, media_type, items_key, stream, first, record, with_debug=_debugging(), closed=closed
         )
         return ResponseEnvelope(results=results)
-
-    def _begin(
-        self, operation: str, request: RequestEnvelope, id_: str | None = None, storage: Path | None = None
-    ) -> OperationRecord:
-        self.guard.admit(operation)
-        now = self._reactor.seconds()
-        deadline = now + self.options.operation_timeout_secs
-        if request.deadline is not None:
-            deadline = min(deadline, request.deadline)
-        measure = self._meter.begin(self.name, operation)
-        op = OperationContext(
-            id_ or request.operation_id or new_id(),
-            request.id,
-            deadline,
-            self.options.max_results,
-            storage=storage or self.options.storage_dir,
-            slots=self._slots,
-            progress=request.progress,
-            steps=measure.steps,
-        )
-        self.active.add(op.id)
-        return OperationRecord(operation, self.remote, op, now, measure)
 
     async def _own_echo(self) -> None:
         """That nobody asked for, and that is in no record."""

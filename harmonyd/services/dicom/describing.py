@@ -104,6 +104,7 @@ SCHEMAS: dict[str, Schema] = {
                         "sop_instance_uid": {"type": "string"},
                         "status": {"type": ["string", "null"], "description": "0xHHHH; null: no answer."},
                         "status_text": {"type": "string"},
+                        "dimse_comment": {"type": "string"},
                     },
                 }
             ),

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from harmonyd.bodies import BytesBody
+from harmonyd.dimse.engine import QueryModel
 from harmonyd.dimse.levels import UNIQUE_KEYS
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import RemoteError
 from harmonyd.permit import acting
 from harmonyd.progress import without_records
 from harmonyd.services.dicom import request as dicom_request
+from harmonyd.services.dicom.asked import IdentifierBody
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.locating import Locator, Places
 from harmonyd.services.dicom.merging import MergedResults, Source
@@ -41,7 +43,8 @@ class FanOut:
         if in_path in ("store", "echo"):
             return await _first(_allowed(nodes, request, in_path)).send(request)
         document = await dicom_request.read_document(request)
-        request.body = BytesBody(b"" if document is None else json.dumps(document).encode())  # for each to read
+        if not isinstance(request.body, IdentifierBody):
+            request.body = BytesBody(b"" if document is None else json.dumps(document).encode())  # for each to read
         operation = dicom_request.settle_operation(in_path, document, fixed=fixed)
         nodes = _allowed(nodes, request, operation)
         if operation == "find":
@@ -57,7 +60,9 @@ class FanOut:
     ) -> ResponseEnvelope:
         media_type = negotiate("find", request.headers.get("accept"))
         query = dicom_request.build_query(request, document, "find", _first(nodes).options)
-        results = self.ask(request, nodes, media_type, f"{UNIQUE_KEYS[query.level][0]:08X}")
+        has_levels = query.model is not QueryModel.WORKLIST
+        unique = f"{UNIQUE_KEYS[query.level][0]:08X}" if has_levels else None
+        results = self.ask(request, nodes, media_type, unique)
         request.metadata["dimse_op"] = "find"
         try:
             await results.begin()

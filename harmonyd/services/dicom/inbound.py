@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from harmonyd.audit.batches import Batches
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
 from harmonyd.dimse.part10 import claimed_uid
@@ -17,10 +18,13 @@ from harmonyd.envelope import RequestEnvelope
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.at_once import deliver_one
+from harmonyd.services.dicom.inbound_audit import InboundWitness
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
+from harmonyd.services.dicom.questions import Questions
 from harmonyd.spool.api import Entry, NewEntry, Result, Spool
 from harmonyd.subject import Caller
+from harmonyd.tracing import Span, Trace, begin, is_tracing, parse
 
 InThread = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
@@ -41,6 +45,7 @@ def scp_config(name: str, options: DicomEndpointOptions) -> StoreScpConfig:
         options.max_associations_per_peer,
         options.acknowledge,
         options.tls,
+        options.services,
     )
 
 
@@ -56,12 +61,14 @@ class DicomEndpoint:
         spool: Spool,
         in_thread: InThread,
         own: Backend | None = None,
+        batches: Batches | None = None,
     ) -> None:
         """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint."""
         self.name = name
         self._options = options
         self._pipeline = pipeline
         self._own = own
+        self._inbound = InboundWitness(name, batches)
         self._started: Backend | None = None
         """Of its own."""
         self._in_thread = in_thread
@@ -70,7 +77,8 @@ class DicomEndpoint:
         self._engines = engines
         self._mode = (options.engine, options.store_scp)
         engine = engines[options.engine]
-        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission)
+        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options)
+        self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission, self._questions)
 
     async def start(self) -> None:
         """Deliver what is in the spool, and receive. Raises what starting a receiver, or a backend, raises."""
@@ -96,7 +104,7 @@ class DicomEndpoint:
 
     def change(self, options: DicomEndpointOptions, pipeline: Pipeline, own: Backend | None = None) -> None:
         """Pass the next object through ``pipeline``, and from the next ``resume`` on receive as ``options`` say."""
-        self._options = options
+        self._options = self._questions.options = options
         self._pipeline = pipeline
         self._own = own
 
@@ -118,7 +126,9 @@ class DicomEndpoint:
             return
         await self._scp.stop()
         self._mode = mode
-        self._scp = self._engines[self._options.engine].store_scp(config, self, self._spool.admission)
+        self._scp = self._engines[self._options.engine].store_scp(
+            config, self, self._spool.admission, self._questions
+        )
         await self._scp.start()
 
     async def handed_on(self) -> None:
@@ -137,19 +147,35 @@ class DicomEndpoint:
 
     async def __call__(self, arrivals: Sequence[Arrival]) -> None:
         entries = [_entry(arrival) for arrival in arrivals]
-        await self._spool.take(self.name, entries, list(self._pipeline.backends))
+        span = begin(
+            f"receive {self.name}",
+            _trace(arrivals[0].association.id) if arrivals else None,
+            "consumer",
+            harmonyd__endpoint=self.name,
+            harmonyd__association=arrivals[0].association.id if arrivals else "",
+            harmonyd__count=len(arrivals),
+        )
+        try:
+            with self._inbound.receiving(arrivals):
+                await self._spool.take(self.name, entries, list(self._pipeline.backends))
+        except BaseException as error:
+            span.end(type(error).__name__)
+            raise
+        span.end()
 
     async def deliver_now(self, arrival: Arrival) -> None:
         """See ``ObjectHandler``. To all backends at once; what some of them have is not taken back from them."""
         new, began = _entry(arrival), time.time()
         entry = Entry(0, self.name, new.path, new.size_bytes, began, new.metadata, new.request_id)
-        await self._run(deliver_one(self._pipeline, entry, self._outcomes))
+        with self._inbound.receiving([arrival]):
+            await self._run(deliver_one(self._pipeline, entry, self._outcomes))
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         uid = await self._in_thread(claimed_uid, path)
         metadata = {**_metadata(association), "sop_instance_uid": uid, "study_instance_uid": ""}
         entry = NewEntry(path, await self._in_thread(_size, path), metadata, uuid.uuid4().hex)
         await self._spool.put_aside(self.name, entry, reason)
+        self._inbound.damaged(association, reason)
 
     # --- spool.api.Deliverer
 
@@ -178,13 +204,34 @@ class DicomEndpoint:
                 requests[number] = await self._request(pipeline, entry)
             except OSError as error:  # of this file alone
                 outcomes[number] = error
+        span = self._delivery_span(backend, list(requests.values()))
         try:
             delivered = await pipeline.deliver(backend, list(requests.values()))
+            failed = sum(outcome is not None for outcome in delivered)
+            span.end("not delivered" if failed else "", harmonyd__failed=failed)
         finally:
+            span.end("ended")
             for request in requests.values():
                 await request.body.close()
         outcomes.update(zip(requests, delivered, strict=True))
+        if getattr(pipeline.backends[backend], "is_http", False):
+            self._inbound.handed_on(backend, requests.values(), delivered)
         return [outcomes[number] for number in range(len(entries))]
+
+    def _delivery_span(self, backend: str, requests: Sequence[RequestEnvelope]) -> Span:
+        """Of a batch; it belongs to the association that brought the first of them."""
+        span = begin(
+            f"deliver {self.name} {backend}",
+            requests[0].trace if requests else None,
+            "producer",
+            harmonyd__endpoint=self.name,
+            harmonyd__backend=backend,
+            harmonyd__count=len(requests),
+            harmonyd__request=requests[0].id if requests else "",
+        )
+        for request in requests:
+            request.trace = span.trace
+        return span
 
     async def _request(self, pipeline: Pipeline, entry: Entry) -> RequestEnvelope:
         request = _envelope(entry)
@@ -228,6 +275,11 @@ def _entry(arrival: Arrival) -> NewEntry:
     return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex, arrival.flushed)
 
 
+def _trace(association_id: str) -> Trace | None:
+    """All that came over one association is one trace, whose id is the association's, over restarts, too."""
+    return parse(f"00-{association_id}-{association_id[:16]}-01") if is_tracing() else None
+
+
 def _envelope(entry: Entry) -> RequestEnvelope:
     return RequestEnvelope(
         protocol="dicom",
@@ -238,5 +290,6 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         headers={"content-type": "application/dicom"},
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
-        caller=Caller(entry.metadata.get("peer_address", ""), None, entry.metadata.get("calling_aet", "")),
+        caller=Caller(entry.metadata.get("peer_address", ""), aet=entry.metadata.get("calling_aet", "")),
+        trace=_trace(entry.metadata.get("association_id", "")),
     )

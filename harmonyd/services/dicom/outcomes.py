@@ -11,6 +11,7 @@ from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnrea
 from harmonyd.dimse.status import StatusCategory, category
 from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, NotTried
+from harmonyd.privacy import said
 from harmonyd.services.dicom.guard import OutsideHours
 from harmonyd.services.http.errors import UpstreamUnreachable
 from harmonyd.spool.api import Delivered, Failed, Result, Untried
@@ -61,7 +62,8 @@ def _status(error: Exception) -> int | None:
 
 def _say_our_fault(error: Exception) -> None:
     if not isinstance(error, HarmonydError | OSError):
-        _log.error("an object could not be delivered, by our fault: {error!r}", error=error)
+        kind = type(error).__name__
+        _log.error("an object could not be delivered, by our fault: {kind}: {error}", kind=kind, error=error)
 
 
 def _is_away(error: Exception) -> bool:
@@ -79,5 +81,5 @@ def _is_away(error: Exception) -> bool:
 def reason_of(error: Exception) -> str:
     """For people; without what the error may quote of a patient."""
     if isinstance(error, HarmonydError):
-        return error.detail
+        return said(error)
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__

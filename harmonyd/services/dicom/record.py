@@ -16,7 +16,10 @@ from twisted.logger import Logger
 
 from harmonyd.dimse.engine import OperationContext, RemoteNode
 from harmonyd.errors import HarmonydError
-from harmonyd.services.dicom.metering import Measure, outcome_of, outcome_of_error
+from harmonyd.privacy import said
+from harmonyd.services.dicom.auditing import UNAUDITED, Audited
+from harmonyd.services.dicom.metering import COMPLETE, Measure, outcome_of, outcome_of_error
+from harmonyd.tracing import NO_SPAN, Span
 
 _log = Logger()
 _KEPT = ("success", "complete", "incomplete_reason", "error", "count", "file_count", "suboperations", "warnings")
@@ -34,17 +37,34 @@ class OperationRecord:
     began: float
     """Seconds since the epoch."""
     measure: Measure
+    span: Span = NO_SPAN
+    audited: Audited = UNAUDITED
 
     def arrived(self, size_bytes: int) -> None:
         """One more result is taken."""
         self.measure.arrived(1, size_bytes)
         self.op.progress.arrived(size_bytes)
 
+    def arrived_object(self, sop_instance_uid: str, size_bytes: int) -> None:
+        """The same for an object, which is named in the log at debug."""
+        self.arrived(size_bytes)
+        _log.debug(
+            "{sop_instance_uid} has come from {backend}",
+            sop_instance_uid=sop_instance_uid,
+            backend=self.remote.name,
+            operation_id=self.op.id,
+            **self._fields(),
+        )
+
     async def end(
         self, now: float, summary: Mapping[str, Any], folder: Path | None, in_thread: Callable[..., Awaitable[Any]]
     ) -> None:
         """Log the outcome; keep it beside ``folder`` if that is there. A failure to do so is only logged."""
-        self.measure.ended(outcome_of(summary))
+        outcome = outcome_of(summary)
+        self.measure.ended(outcome)
+        self.audited.ended(summary)
+        counts = {f"harmonyd__{key}": summary[key] for key in _COUNTS if key in summary}
+        self.span.end("" if outcome == COMPLETE else outcome, harmonyd__outcome=outcome, **counts)
         self._log_end(now, summary)
         if folder is None:
             return
@@ -61,10 +81,11 @@ class OperationRecord:
         counted = [f"{summary[key]} {what}" for key, what in _COUNTS.items() if key in summary]
         wrong = summary.get("error") or summary.get("incomplete_reason")
         _log.info(
-            "{op} {id} at {backend}: {outcome}, {ms} ms",
+            "{op} {operation_id} at {backend}: {outcome}, {ms} ms",
             op=self.operation,
-            id=self.op.id,
+            operation_id=self.op.id,
             backend=self.remote.name,
+            outcome_kind=outcome_of(summary),
             outcome=", ".join([*counted, *([f"not complete: {wrong}"] if wrong else [])]) or "answered",
             ms=round((now - self.began) * 1000),
             **self._fields(),
@@ -86,11 +107,11 @@ class OperationRecord:
 def failed(error: BaseException) -> dict[str, Any]:
     """The summary of an operation that failed before there was anything to answer."""
     if isinstance(error, HarmonydError):
-        said = error.detail
+        what = said(error)
     else:
         what = (isinstance(error, OSError) and error.strerror) or type(error).__name__
-        said = f"ended before it was done ({what})"
-    return {"success": False, "complete": False, "error": said, "outcome": outcome_of_error(error)}
+        what = f"ended before it was done ({what})"
+    return {"success": False, "complete": False, "error": what, "outcome": outcome_of_error(error)}
 
 
 def _time(secs: float) -> str:

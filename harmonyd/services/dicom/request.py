@@ -9,8 +9,10 @@ from typing import Any
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import Query, QueryModel
 from harmonyd.dimse.identifier import decode_json, parse_query, requested_operation
+from harmonyd.dimse.wire import changed_query, require_key
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
+from harmonyd.services.dicom.asked import IDENTIFIER_PREFIX, IdentifierBody
 from harmonyd.services.dicom.selectivity import check_selective
 
 OPERATIONS = ("echo", "find", "get", "move", "store")
@@ -18,7 +20,6 @@ RETRIEVE = "retrieve"
 """Set by an endpoint that leaves the choice between get and move to the backend's ``dimse_retrieve_mode``."""
 JSON_LIMIT_BYTES = 100_000_000
 """A last bound; the front end has applied ``max_json_bytes`` already."""
-_IDENTIFIER_PREFIX = "identifier."
 
 
 def operation_in_path(request: RequestEnvelope) -> str | None:
@@ -31,7 +32,7 @@ def operation_in_path(request: RequestEnvelope) -> str | None:
         return chosen
     last = request.path.rstrip("/").rpartition("/")[2]
     if last and last not in OPERATIONS:
-        raise NotFound(f"There is no operation {last!r} here", hint=f"Operations: {', '.join(OPERATIONS)}.")
+        raise NotFound("There is no such operation here", hint=f"Operations: {', '.join(OPERATIONS)}.")
     if request.protocol == "http" and request.method != "POST":
         raise MethodNotAllowed("DIMSE operations are asked for with POST", allow=["POST"])
     return last or None
@@ -42,6 +43,8 @@ async def read_document(request: RequestEnvelope) -> Any:
 
     Raises ``UnsupportedMediaType``, ``PayloadTooLarge`` or ``BadRequest``.
     """
+    if isinstance(request.body, IdentifierBody):
+        return request.body.document(request)
     if request.body.length == 0:
         return None
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -84,14 +87,32 @@ def build_query(
 
     Raises ``IdentifierError``, ``TooBroad``.
     """
+    if isinstance(request.body, IdentifierBody):
+        return _callers_query(request.body, request, operation, options, more or {})
     forced = dict(more or {}) | {
-        key.removeprefix(_IDENTIFIER_PREFIX): value
+        key.removeprefix(IDENTIFIER_PREFIX): value
         for key, value in request.metadata.items()
-        if key.startswith(_IDENTIFIER_PREFIX)
+        if key.startswith(IDENTIFIER_PREFIX)
     }
     model = QueryModel(options.query_model) if options.query_model else None
     destination = options.move_destination_aet if operation == "move" else None
     query = parse_query(document, operation=operation, model=model, forced=forced, destination=destination)
     if operation == "find" and options.selectivity is not None:
         check_selective(query, options.selectivity, datetime.date.today())
+    return query
+
+
+def _callers_query(
+    body: IdentifierBody,
+    request: RequestEnvelope,
+    operation: str,
+    options: DicomBackendOptions,
+    more: Mapping[str, str],
+) -> Query:
+    query = body.query(request, more)
+    if operation != "find":
+        require_key(query)
+    elif options.selectivity is not None and query.model is not QueryModel.WORKLIST:
+        all_keys = query if query.received is None else changed_query(body.document(request), query.model)
+        check_selective(all_keys, options.selectivity, datetime.date.today())
     return query

@@ -11,13 +11,16 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import CancelledError
 
 from harmonyd.dimse.dataset_json import file_to_json
-from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, StoreResult
+from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, Received, StoreResult
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.uid import name_of
-from harmonyd.errors import NotFound
+from harmonyd.dimse.wire import json_of
+from harmonyd.errors import HarmonydError, NotFound
 from harmonyd.services.dicom.metering import CANCELLED, outcome_of_error
 from harmonyd.services.dicom.record import failed
 
+_DECODED_HERE_BYTES = 16 * 1024
+"""See ``dimse.native.find``."""
 T = TypeVar("T")
 InThread = Callable[..., Awaitable[Any]]
 
@@ -27,11 +30,27 @@ class MatchRecord:
     """One C-FIND match."""
 
     match: Match
+    in_thread: InThread
     name: str = "match"
     path: Path | None = None
 
+    @property
+    def received(self) -> Received | None:
+        """As the node sent it, where somebody is going to pass it on like that."""
+        return self.match.received
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.match.json if self.match.received is None else self.match.received.data)
+
     async def json(self) -> bytes:
-        return self.match.json
+        received = self.match.received
+        if received is None:
+            return self.match.json
+        if len(received.data) <= _DECODED_HERE_BYTES:
+            return json_of(received)
+        data: bytes = await self.in_thread(json_of, received)
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,10 @@ class InstanceRecord:
     async def json(self) -> bytes:
         data: bytes = await self.in_thread(file_to_json, self.instance.path)
         return data
+
+    async def discard(self) -> None:
+        """Nobody needs the file any more."""
+        await self.in_thread(self.path.unlink, True)
 
 
 class DimseResults(Generic[T]):
@@ -104,6 +127,8 @@ class DimseResults(Generic[T]):
         if not self._ended:
             left = "nobody took the rest of the answer"
             members["incomplete_reason"] = failed(self._failed)["error"] if self._failed else left
+            if isinstance(self._failed, HarmonydError) and "dimse_comment" in self._failed.extra:
+                members["dimse_comment"] = self._failed.extra["dimse_comment"]
         else:
             members |= outcome_members(self._stream.outcome)
         if self.items_key == "matches":
@@ -118,6 +143,11 @@ class DimseResults(Generic[T]):
         if self._with_debug and self._stream.debug is not None:
             members["debug"] = self._stream.debug
         return members
+
+    @property
+    def failed_uids(self) -> tuple[str, ...]:
+        """SOP Instance UIDs that a retrieve did not bring, as far as the node has told; after the end."""
+        return self._stream.outcome.failed_uids
 
     def _ending(self) -> dict[str, str]:
         """How it ended, where it did not end by itself."""
@@ -139,6 +169,8 @@ def outcome_members(outcome: Outcome) -> dict[str, Any]:
     members: dict[str, Any] = {"complete": outcome.complete}
     if outcome.incomplete_reason:
         members["incomplete_reason"] = outcome.incomplete_reason
+        if outcome.comment:
+            members["dimse_comment"] = outcome.comment
     if outcome.suboperations is not None:
         members["suboperations"] = asdict(outcome.suboperations)
     if outcome.warnings:
@@ -192,6 +224,7 @@ def store_members(result: StoreResult) -> dict[str, Any]:
         "sop_instance_uid": result.sop_instance_uid,
         "status": None if result.status is None else f"0x{result.status:04X}",
         "status_text": result.status_text,
+        **({"dimse_comment": result.comment} if result.comment else {}),
         **{name: uid for name, uid in above.items() if uid},
     }
 

@@ -74,7 +74,7 @@ def _uids(segments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if len(rest) < 2 or rest[0] != word:
             break
         if not is_lenient_uid(rest[1]):
-            raise BadRequest(f"{rest[1][:64]!r} is not a UID.", hint="A UID has digits and dots, 64 at most.")
+            raise BadRequest("The path has no UID where one belongs.", hint="A UID has digits and dots, 64 at most.")
         uids[name] = rest[1]
         rest = rest[2:]
     return uids, rest
@@ -114,7 +114,7 @@ def _retrieved(uids: Mapping[str, str], rest: Sequence[str]) -> Resource | None:
 def _frames(text: str) -> tuple[int, ...]:
     numbers = text.split(",")
     if len(numbers) > _MAX_FRAMES or not all(number.isascii() and number.isdigit() for number in numbers):
-        raise BadRequest(f"{text[:64]!r} is not a list of frame numbers.", hint="Write for example 1 or 1,2,3.")
+        raise BadRequest("The path has no frame numbers where they belong.", hint="Write for example 1 or 1,2,3.")
     frames = tuple(int(number[:10]) for number in numbers)
     if min(frames) < 1:
         raise BadRequest("Frames are numbered from 1 (PS3.18 section 10.4.1.3).")

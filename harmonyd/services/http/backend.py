@@ -35,12 +35,14 @@ from harmonyd.services.http.errors import UpstreamFailed, UpstreamUnreachable
 from harmonyd.services.http.headers import end_to_end
 from harmonyd.services.http.methods import require_passable
 from harmonyd.services.http.upstream import BodyProducer, UpstreamBody
+from harmonyd.tracing import begin
 
 _MAX_IDLE_CONNECTIONS = 10
 _IDLE_SECS = 30
 """Shorter than what servers commonly keep an idle connection open: a POST must not run into one that just closes."""
 
 _VIA = "1.1 harmonyd"
+_NOT_PASSED_ON = ("host", "expect", "traceparent", "tracestate")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -52,6 +54,9 @@ class HttpBackend:
 
     max_batch = 8
     """Inbound objects that are sent at once."""
+
+    is_http = True
+    """What it gets leaves this machine, and is audited by who sends it there."""
 
     def __init__(self, name: str, options: HttpBackendOptions, reactor: Any) -> None:
         self.name = name
@@ -80,7 +85,14 @@ class HttpBackend:
         """
         url = self._url(request)
         deadline = self._deadline(request)
-        response = await self._exchange(request, url, deadline)
+        span = begin(f"HTTP {request.method} {self.name}", request.trace, "client", harmonyd__backend=self.name)
+        request.trace = span.trace if span.is_recorded else span.trace and span.trace.child()
+        try:
+            response = await self._exchange(request, url, deadline)
+        except BaseException as error:
+            span.end(type(error).__name__)
+            raise
+        span.end(http__response__status_code=response.code)
         body = UpstreamBody(response.length, deadline, self._reactor)
         response.deliverBody(body)
         return ResponseEnvelope(status=response.code, headers=_received(response.headers), body=body)
@@ -176,10 +188,14 @@ def _method(request: RequestEnvelope) -> bytes:
 
 
 def _to_send(request: RequestEnvelope) -> Headers:
-    fields = {name: value for name, value in end_to_end(request.headers).items() if name not in ("host", "expect")}
+    fields = {name: value for name, value in end_to_end(request.headers).items() if name not in _NOT_PASSED_ON}
     if request.protocol == "dicom":
         fields.setdefault("content-type", "application/dicom")
     fields["x-request-id"] = request.id
+    if request.trace is not None:
+        fields["traceparent"] = request.trace.traceparent
+        if request.trace.state:
+            fields["tracestate"] = request.trace.state
     fields["via"] = f"{fields['via']}, {_VIA}" if "via" in fields else _VIA
     return Headers({name.encode("latin-1"): [_encoded(value)] for name, value in fields.items()})
 

@@ -124,10 +124,10 @@ def _object_end(results: Results, error: HarmonydError | None, request_id: str) 
     members = dict(results.summary())
     if error is not None:
         said = "{operation} failed under way: {reason}"
-        _log.warn(said, operation=results.operation, reason=error.detail, request=request_id)
+        _log.warn(said, operation=results.operation, reason=error, request=request_id)
         reason = members.get("incomplete_reason") or error.detail
         members = {**error.extra, **members, "success": False, "complete": False, "incomplete_reason": reason}
-        members |= {"error": error.detail} | ({"hint": error.hint} if error.hint else {})
+        members |= {"error": error.told} | ({"hint": error.hint} if error.hint else {})
     members.pop("operation", None)
     members.pop(results.items_key or "", None)
     return b"], " + json.dumps(members, default=str)[1:].encode() + b"\n"

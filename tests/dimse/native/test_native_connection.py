@@ -22,7 +22,7 @@ from harmonyd.dimse.native.connection import (
     Connection,
     Silence,
 )
-from harmonyd.dimse.native.inbound import storage_answer
+from harmonyd.dimse.native.offering import answer_for
 
 T = TypeVar("T")
 SILENCE_SECS = 60.0
@@ -64,7 +64,7 @@ class Pair:
             self.connection.dataReceived(associate_rq())
             event = result(self.connection.receive())
             assert isinstance(event, core.Requested)
-            self.association.accept(storage_answer(event.request))
+            self.association.accept(answer_for(event.request))
             self.connection.flush()
         self.transport.done.clear()
 

@@ -22,7 +22,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from harmonyd.dimse.errors import AssociationAborted, DimseTimeout, NoPresentationContext
-from harmonyd.dimse.native import find, names, sending, store
+from harmonyd.dimse.native import find, names, object_sender, store
 from harmonyd.dimse.native.files import Conversion, NotConvertible
 from harmonyd.errors import DeadlinePassed
 from harmonyd.testing.certificates import Authority, server_context
@@ -300,13 +300,13 @@ async def test_deadline_between_two_objects(
 ) -> None:
     """A deadline that passes while a file is read, and nothing is under way, holds all the same."""
     server = scp({CT: [EXPLICIT]})
-    real = sending.ReadAhead.take
+    real = object_sender.ReadAhead.take
 
     async def slow(self: Any, source: Any, at: int) -> bytes:
         await deferLater(scu.reactor, 0.2)
         return await real(self, source, at)
 
-    monkeypatch.setattr(sending.ReadAhead, "take", slow)
+    monkeypatch.setattr(object_sender.ReadAhead, "take", slow)
     results = await read(store.store(scu.means, scu.node(server), study.files, scu.op(secs=0.7)))
     assert None in statuses(results) and 0 in statuses(results)
     assert "in time" in results[-1].status_text

@@ -1,0 +1,31 @@
+"""What callers of a dicom endpoint may ask for, as the configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harmonyd.tls import TlsClient
+
+STORE = "store"
+SERVICES = (STORE, "find", "get", "move")
+"""Beside C-ECHO."""
+
+
+def are_asked(services: Sequence[str]) -> bool:
+    """Whether callers can ask the pipeline for something, and not only send."""
+    return tuple(services) != (STORE,)
+
+
+@dataclass(frozen=True, slots=True)
+class MoveDestination:
+    """Where a C-MOVE that comes to an endpoint may send to; its AE title is its key."""
+
+    host: str
+    port: int
+    tls: TlsClient | None = None
+    """None: not secured."""
+    connect_timeout_secs: float = 10.0
+    association_timeout_secs: float = 60.0
+    """Silence allowed."""
+    max_associations: int = 10

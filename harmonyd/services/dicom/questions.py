@@ -1,0 +1,60 @@
+"""All that callers can ask a dicom endpoint for: implements ``dimse.serving.Handler``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from harmonyd.config.asking import MoveDestination
+from harmonyd.config.model import DicomEndpointOptions
+from harmonyd.dimse.engine import RemoteNode
+from harmonyd.dimse.serving import Asked, NotServed, Pending, Retrieval
+from harmonyd.dimse.status import UNKNOWN_DESTINATION
+from harmonyd.services.base import Ask
+from harmonyd.services.dicom.querying import InThread, Querying
+from harmonyd.services.dicom.retrieving import Retrieving
+
+_IDLE_SECS = 0.5
+"""Between two C-MOVEs. Some receivers serve one association at a time: others wait for as long as ours is open."""
+_MAX_PDU = 131072
+
+
+class Questions:
+    """``ask`` passes an envelope through the pipeline that the endpoint has at the moment."""
+
+    def __init__(self, ask: Ask, in_thread: InThread, options: DicomEndpointOptions) -> None:
+        self.options = options
+        """What counts for the next question."""
+        self._querying = Querying(ask, in_thread)
+        self._retrieving = Retrieving(ask, in_thread)
+
+    def find(self, asked: Asked) -> AsyncGenerator[Pending, None]:
+        """See ``Handler``."""
+        return self._querying.find(asked)
+
+    async def retrieve(self, asked: Asked) -> Retrieval:
+        """See ``Handler``."""
+        return await self._retrieving.retrieve(asked)
+
+    def destination(self, asked: Asked) -> RemoteNode:
+        """See ``Handler``."""
+        aet = asked.destination_aet
+        known = self.options.move_destinations.get(aet)
+        if known is None:
+            raise NotServed(UNKNOWN_DESTINATION, f"{aet or 'no AE title'} is no move destination here")
+        return _node(aet, known, asked.association.called_aet)
+
+
+def _node(aet: str, known: MoveDestination, our_aet: str) -> RemoteNode:
+    return RemoteNode(
+        f"move destination {aet}",
+        aet,
+        known.host,
+        known.port,
+        our_aet,
+        known.connect_timeout_secs,
+        known.association_timeout_secs,
+        _MAX_PDU,
+        known.max_associations,
+        _IDLE_SECS,
+        known.tls,
+    )
