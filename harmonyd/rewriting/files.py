@@ -151,11 +151,11 @@ def _end_of_fragments(file: BinaryIO, at: int, size: int) -> int:
 
 
 def _behind(file: BinaryIO, pixels: Pixels, syntax: UID) -> Dataset:
-    file.seek(pixels.end)
-    rest = file.read(MAX_HEADER_BYTES + 1)
-    if len(rest) > MAX_HEADER_BYTES:
+    left = os.fstat(file.fileno()).st_size - pixels.end
+    if left > MAX_HEADER_BYTES:
         raise BadObject(f"The object has more than {MAX_HEADER_BYTES} bytes behind its pixels, the most there may be.")
-    return read_dataset(BytesIO(rest), bool(syntax.is_implicit_VR), bool(syntax.is_little_endian))
+    file.seek(pixels.end)
+    return read_dataset(BytesIO(file.read(left)), bool(syntax.is_implicit_VR), bool(syntax.is_little_endian))
 
 
 def _write(file: BinaryIO, ds: Dataset, pixels: Pixels | None, target: Path, syntax: UID) -> None:
@@ -204,9 +204,13 @@ def _start(target: Path) -> int:
 
 def _deflated(file: BinaryIO, target: Path, edit: Edit, after: After | None) -> Dataset:
     """Of a deflated data set there is no place to copy from: it is in memory as a whole."""
-    file.seek(0)
-    packed = file.read(MAX_HEADER_BYTES + 1)
-    _bound_inflated(packed)
+    if os.fstat(file.fileno()).st_size <= MAX_HEADER_BYTES:
+        file.seek(0)
+        is_small = _inflates_to_little(file.read())
+    else:
+        is_small = False
+    if not is_small:
+        raise BadObject(f"A deflated object may have {MAX_HEADER_BYTES} bytes at most.")
     file.seek(0)
     ds = dcmread(file)
     if after is not None and any(tag in ds for tag in PIXELS):
@@ -217,12 +221,11 @@ def _deflated(file: BinaryIO, target: Path, edit: Edit, after: After | None) -> 
     return ds
 
 
-def _bound_inflated(packed: bytes) -> None:
-    """Raise ``BadObject`` for more than can be in memory, without unpacking more than that."""
+def _inflates_to_little(packed: bytes) -> bool:
+    """Tell whether an object can be in memory, without unpacking more than that."""
     source = BytesIO(packed)
     source.seek(_PREAMBLE_BYTES + 4)
     head = source.read(12)
     begin = _PREAMBLE_BYTES + 4 + 12 + int.from_bytes(head[8:12], "little")
     data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed[begin:], MAX_HEADER_BYTES + 1)
-    if len(packed) > MAX_HEADER_BYTES or len(data) > MAX_HEADER_BYTES:
-        raise BadObject(f"A deflated object may have {MAX_HEADER_BYTES} bytes at most.")
+    return len(data) <= MAX_HEADER_BYTES

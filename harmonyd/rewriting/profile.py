@@ -25,7 +25,8 @@ from harmonyd.rewriting.tree import BINARY, Tree, everywhere
 
 PATIENT_ID, PATIENT_NAME = 0x00100020, 0x00100010
 _DEEPEST = 64
-_SOP_CLASS = 0x00080016
+_MORE = {0x0040A160: "D"}
+"""Text Value: the table has only sequences of it that are known today."""
 _DUMMIES = {
     **dict.fromkeys(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"), "ANONYMIZED"),
     **dict.fromkeys(("DS", "IS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"), "0"),
@@ -52,7 +53,7 @@ class Profile:
         self._options = options
         self._uids, self._ids = Hashed(names), Hashed(names, ID)
         self._names = names
-        self._actions = {tag: self._action(tag, action) for tag, action in table.basic().items()}
+        self._actions = {tag: self._action(tag, action) for tag, action in {**_MORE, **table.basic()}.items()}
         self._descriptors = [re.compile(fnmatch.translate(each.replace("[", "[[]"))) for each in options.descriptors]
 
     def _action(self, tag: int, basic: str) -> str:

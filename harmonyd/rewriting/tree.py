@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from pydicom import DataElement, Dataset
+from pydicom.config import IGNORE, settings
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
+settings.reading_validation_mode = IGNORE
+"""Warnings would have values of patients in them."""
 _INTEGERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "AT"})
 _FLOATS = frozenset({"FL", "FD"})
 BINARY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
@@ -70,7 +73,10 @@ class DatasetTree:
     def vr(self, tag: int) -> str:
         if tag not in self.ds:
             return vr_of(tag)
-        vr = self.ds.get_item(tag).VR or self.ds[tag].VR
+        raw = self.ds.get_item(tag)
+        if raw is None or (raw.VR is None and not dictionary_has_tag(tag)):
+            return "UN"  # pydicom would find no other, and warn
+        vr = raw.VR or self.ds[tag].VR
         if vr == "UN" and dictionary_has_tag(tag):
             vr = self.ds[tag].VR
         return str(vr)[:2]
@@ -96,7 +102,7 @@ class DatasetTree:
         elif vr in BINARY:
             values = [text.encode("ascii") for text in texts]
         empty: Any = b"" if vr in BINARY else None
-        self.ds[tag] = DataElement(tag, vr, values[0] if len(values) == 1 else values or empty)
+        self.ds[tag] = DataElement(tag, vr, values[0] if len(values) == 1 else values or empty, validation_mode=IGNORE)
 
     def remove(self, tag: int) -> None:
         if tag in self.ds:
