@@ -53,7 +53,7 @@ def rewrite(folders: Sequence[Path], section: Section) -> Mapping[str, Any]:
 
 def deidentify(folders: Sequence[Path], section: Section) -> Mapping[str, Any]:
     """The keys of ``deidentify``."""
-    options = section.strings("options", _option)
+    options = section.strings("profile_options", _option)
     found = {
         **_common(folders[-1], section),
         "uids": _key(folders[-1], section),
@@ -62,10 +62,12 @@ def deidentify(folders: Sequence[Path], section: Section) -> Mapping[str, Any]:
         "pseudonyms": section.flag("pseudonyms", True),
     }
     if {"retain_full_dates", "retain_modified_dates"} <= set(options):
-        section.problem("options", "dates are kept, or modified, but not both", "remove one")
+        section.problem("profile_options", "dates are kept, or modified, but not both", "remove one")
     if ("clean_descriptors" in options) != bool(found["descriptors"]) and section.sound:
         what = "patterns for descriptions that may stay" if found["descriptors"] else "missing"
-        section.problem("descriptors", what, 'belongs with options = ["clean_descriptors"], and the other way round')
+        section.problem(
+            "descriptors", what, 'belongs with profile_options = ["clean_descriptors"], and the other way round'
+        )
     section.finish()
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -13,17 +14,23 @@ from typing import Any
 import pytest
 from dicomweb_client import DICOMwebClient
 from dicomweb_kit import pacs_options
-from endpoint_kit import AET, send, wait_delivered
+from endpoint_kit import wait_delivered
 from pydicom import Dataset, dcmread
+from pynetdicom import evt
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from query_kit import AET, STUDY_ROOT_FIND, Node, associate, dataset, endpoint, find
 
 from harmonyd.testing.config_files import write_config
 from harmonyd.testing.daemon import Answer, RunningDaemon
-from harmonyd.testing.data import MadeStudy, make_study
+from harmonyd.testing.data import MadeStudy, make_study, shipped_folder
 from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import free_port
 
 PATIENT = "00100020"
 STUDY = "0020000D"
+COMPRESSED = shipped_folder() / "MR_small_RLE.dcm"
+CT = "1.2.840.10008.5.1.4.1.1.2"
+STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 DICOM = {"Content-Type": "application/dicom"}
 
 
@@ -33,6 +40,7 @@ class Bed:
 
     daemon: RunningDaemon
     dicom_port: int
+    research_port: int
     there: MadeStudy
     """In the PACS from the start."""
     folder: Path
@@ -64,11 +72,12 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     (folder / "key").write_bytes(b"k" * 40)
     (folder / "key").chmod(0o600)
     there = make_study(folder / "there", 2, patient_id="THERE-1", size=16)
-    dicom_port = free_port()
+    dicom_port, research_port = free_port(), free_port()
     ours = {
         "type": "rewrite", "towards": "backend",
         "prefix": {"PatientID": "A-"}, "map": {"Manufacturer": {"harmonyd": "Other"}},
         "uids": {"key_file": str(folder / "key")},
+        "blank": [{"when": {"Modality": "MR", "Rows": 64}, "regions": [[0, 0, 64, 1]]}],
     }  # fmt: skip
     hide = {
         "type": "deidentify", "towards": "client", "key_file": str(folder / "key"), "report_path": "report.jsonl",
@@ -79,8 +88,9 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     ways = {"plain": [], "ours": ["ours"], "research": ["hide"]}
     endpoints = {name: {**http, "path_prefix": f"/{name}"} for name in ways}
     endpoints |= {f"{name}-web": {**web, "path_prefix": f"/{name}-web"} for name in ways}
-    endpoints["inbound"] = {"service": "dicom", "port": dicom_port, "local_aet": AET}
-    extra = {"ours": ["inbound"]}
+    endpoints["inbound"] = endpoint(dicom_port, ["store", "find", "get"])
+    endpoints["readers"] = endpoint(research_port, ["find", "get"])
+    extra = {"ours": ["inbound"], "research": ["readers"]}
     pipelines = {
         name: {
             "description": "x", "networks": ["default"], "backends": ["pacs"], "middleware": links,
@@ -98,7 +108,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
             pipelines=pipelines,
         )
         with RunningDaemon(config) as daemon:
-            yield Bed(daemon, dicom_port, there, folder)
+            yield Bed(daemon, dicom_port, research_port, there, folder)
 
 
 def only(matches: list[dict[str, Any]], tag: str) -> list[str]:
@@ -113,7 +123,9 @@ def data_sets(data: bytes) -> Dataset:
 def stored(bed: Bed) -> MadeStudy:
     """A study that came in three ways through ``ours``: C-STORE, a plain POST, and STOW-RS."""
     study = make_study(bed.folder / "mine", 3, patient_id="7", size=16)
-    send(bed.dicom_port, study.files[0])
+    assoc = associate(Node(AET, bed.dicom_port), CT)
+    assert assoc.send_c_store(dcmread(study.files[0])).Status == 0
+    assoc.release()
     wait_delivered(bed.daemon)
     posted = bed.daemon.http("POST", "/ours/store", body=study.files[1].read_bytes(), headers=DICOM)
     assert posted.status == 200, posted.body
@@ -151,8 +163,6 @@ def test_round_trip_over_http(bed: Bed, stored: MadeStudy) -> None:
     """What was stored comes back as it was, byte for byte of the data set."""
     answer = bed.ask("ours", "get", {"level": "STUDY", "StudyInstanceUID": stored.study_uid}, "application/zip")
     assert answer.status == 200
-    import zipfile
-
     with zipfile.ZipFile(BytesIO(answer.body)) as archive:
         got = {name.removesuffix(".dcm"): data_sets(archive.read(name)) for name in archive.namelist()}
     assert got == {uid: dcmread(path) for uid, path in zip(stored.sop_uids, stored.files, strict=True)}
@@ -172,6 +182,73 @@ def test_round_trip_over_dicomweb(bed: Bed, stored: MadeStudy) -> None:
         assert client.retrieve_instance_frames(*uids, [1])[0] == dcmread(stored.files[0]).PixelData
     every = client.retrieve_study_metadata(stored.study_uid)
     assert sorted(only(every, "00080018")) == sorted(stored.sop_uids)
+
+
+def asked_over_dicom(port: int, **keys: Any) -> list[Dataset]:
+    """The matches of a C-FIND."""
+    assoc = associate(Node(AET, port), STUDY_ROOT_FIND)
+    given = {"StudyInstanceUID": "", "PatientID": "", "PatientName": "", **keys}
+    matches = find(assoc, dataset(QueryRetrieveLevel="STUDY", **given))
+    assoc.release()
+    assert matches[-1][0].Status == 0
+    return [match for _, match in matches if match is not None]
+
+
+def got_over_dicom(port: int, study: str) -> list[Dataset]:
+    """What a C-GET brings."""
+    came: list[Dataset] = []
+
+    def take(event: evt.Event) -> int:
+        ds = event.dataset
+        ds.file_meta = event.file_meta
+        came.append(ds)
+        return 0
+
+    role = SCP_SCU_RoleSelectionNegotiation()
+    role.sop_class_uid, role.scu_role, role.scp_role = CT, False, True
+    handlers = [(evt.EVT_C_STORE, take)]
+    assoc = associate(Node(AET, port), STUDY_ROOT_GET, CT, ext_neg=[role], evt_handlers=handlers)
+    answers = list(assoc.send_c_get(dataset(QueryRetrieveLevel="STUDY", StudyInstanceUID=study), STUDY_ROOT_GET))
+    assoc.release()
+    assert answers[-1][0].Status == 0
+    assert answers[-1][0].NumberOfCompletedSuboperations == len(came)
+    return came
+
+
+def test_round_trip_over_dicom(bed: Bed, stored: MadeStudy) -> None:
+    """C-FIND and C-GET are in the client's view, too."""
+    (match,) = asked_over_dicom(bed.dicom_port, PatientID="7")
+    assert (match.PatientID, match.StudyInstanceUID) == ("7", stored.study_uid)
+    assert asked_over_dicom(bed.dicom_port, PatientID="A-7") == []
+    came = {ds.SOPInstanceUID: ds for ds in got_over_dicom(bed.dicom_port, stored.study_uid)}
+    assert came == {uid: dcmread(path) for uid, path in zip(stored.sop_uids, stored.files, strict=True)}
+
+
+def test_readers_over_dicom_see_nobody(bed: Bed, seen: dict[str, Any]) -> None:
+    """What C-FIND and C-GET bring is de-identified; a question by name is refused with a status."""
+    (match,) = asked_over_dicom(bed.research_port, StudyInstanceUID=seen[STUDY]["Value"][0])
+    assert match.PatientID == match.PatientName == seen[PATIENT]["Value"][0]
+    came = got_over_dicom(bed.research_port, match.StudyInstanceUID)
+    assert [ds.PatientIdentityRemoved for ds in came] == ["YES", "YES"]
+    text = "".join(map(str, [match, *came]))
+    assert [mark for mark in MARKS if mark.decode() in text] == []
+    assoc = associate(Node(AET, bed.research_port), STUDY_ROOT_FIND)
+    ((status, _),) = find(assoc, dataset(QueryRetrieveLevel="STUDY", PatientName="Smith*"))
+    assoc.release()
+    assert status.Status != 0
+
+
+def test_compressed_pixels_are_decoded(bed: Bed) -> None:
+    """Where regions are to be blanked; then the object is not compressed any more."""
+    posted = bed.daemon.http("POST", "/ours/store", body=COMPRESSED.read_bytes(), headers=DICOM)
+    assert posted.status == 200, posted.body
+    study = {"level": "STUDY", "StudyInstanceUID": dcmread(COMPRESSED).StudyInstanceUID}
+    answer = bed.ask("ours", "get", study, "application/dicom")
+    assert answer.status == 200, answer.body
+    after, before = data_sets(answer.body), dcmread(COMPRESSED)
+    assert after.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+    assert (after.pixel_array[1:] == before.pixel_array[1:]).all()
+    assert len(set(after.pixel_array[0])) == 1
 
 
 def test_unknown_uids_are_not_found(bed: Bed, stored: MadeStudy) -> None:

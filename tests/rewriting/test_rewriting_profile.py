@@ -23,7 +23,8 @@ MARK = "MARKED"
 UID_MARK, DATE_MARK, NUMBER_MARK = "1.2.777777", "19770707", 7777777
 _TEXT = dict.fromkeys(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT", "UR"), MARK)
 VALUES: dict[str, Any] = {
-    **_TEXT, **dict.fromkeys(BINARY, MARK.encode() + b"\0\0"), "UI": UID_MARK, "DA": DATE_MARK, "DT": DATE_MARK + "070707",
+    **_TEXT, **dict.fromkeys(BINARY, MARK.encode() + b"\0\0"), "UI": UID_MARK,
+    "DA": DATE_MARK, "DT": DATE_MARK + "070707",
     "TM": "070707.777777", "AS": "777D", "IS": str(NUMBER_MARK), "DS": str(NUMBER_MARK), "US": 7777, "SS": 7777,
     "UL": NUMBER_MARK, "SL": NUMBER_MARK, "UV": NUMBER_MARK, "SV": NUMBER_MARK, "FL": 77777.0, "FD": 7777777.125,
     "AT": 0x77777777,
@@ -59,7 +60,7 @@ def marked_item() -> Dataset:
 
 
 def all_marked() -> Dataset:
-    """Every attribute of the table, private ones, curves, overlays and unknown ones, and all that once more in an item."""
+    """Every attribute of the table, private ones, curves, overlays, unknown ones; all once more in an item."""
     ds = image()
     inside = Dataset()
     for tag in table.basic():
@@ -173,7 +174,7 @@ def test_options(tmp_path: Path, options: tuple[str, ...], kept: tuple[str, ...]
 
 
 def test_modified_dates(tmp_path: Path) -> None:
-    """All of a patient's are earlier by the same number of days; the times of the day stay. Of another's, by another."""
+    """All of a patient's are earlier by the same number of days; times of the day stay. Of another's, by another."""
 
     def shifted(patient: str) -> Dataset:
         ds = Dataset()

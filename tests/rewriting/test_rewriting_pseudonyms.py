@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from pydicom.uid import UID as DicomUID
+import pydicom.uid
 from rewriting_kit import pseudonyms
 
 from harmonyd.rewriting.pseudonyms import ID, UID
@@ -15,7 +15,7 @@ def test_by_key(tmp_path: Path) -> None:
     """Another key, another name; a UID of 128 bits below 2.25, an identifier of letters and digits."""
     one, other = pseudonyms(tmp_path / "a"), pseudonyms(tmp_path / "b", b"o" * 32)
     assert one.uid("1.2.3") == pseudonyms(tmp_path / "c").uid("1.2.3") != other.uid("1.2.3")
-    assert DicomUID(one.uid("1.2.3")).is_valid
+    assert pydicom.uid.UID(one.uid("1.2.3")).is_valid
     assert int(one.uid("1.2.3").removeprefix("2.25.")) < 1 << 128
     assert len(one.identifier("7")) == 16
     assert one.identifier("7") != one.identifier("8")

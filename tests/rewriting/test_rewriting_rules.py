@@ -92,7 +92,8 @@ def test_uids(tmp_path: Path) -> None:
     item = data_set(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2", ReferencedSOPInstanceUID="1.2.3.9")
     ds = data_set(
         SOPClassUID="1.2.3.4.99", SOPInstanceUID="1.2.3.1", FrameOfReferenceUID="1.2.840.10008.1.4.1.1",
-        StudyInstanceUID="1.2.3.9", ReferencedImageSequence=[item], CodingSchemeUID="1.5", IrradiationEventUID=["1.7", "1.8"],
+        StudyInstanceUID="1.2.3.9", ReferencedImageSequence=[item], CodingSchemeUID="1.5",
+        IrradiationEventUID=["1.7", "1.8"],
     )  # fmt: skip
     changed = both(ds, rules(uids=uids))
     assert (changed.SOPClassUID, changed.CodingSchemeUID) == ("1.2.3.4.99", "1.5")
