@@ -103,6 +103,8 @@ def _folders(config: Config) -> Iterator[Finding]:
     folders = {config.storage.path: "storage path"}
     if config.logging.file is not None:
         folders[config.logging.file.parent] = "log folder"
+    if config.audit.enabled and config.audit.file is not None:
+        yield _audit_file(config.audit.file)
     for kind, configured in (("backend", config.backends), ("endpoint", config.endpoints)):
         for name in _used(config, f"{kind}s"):
             options = configured[name].options
@@ -118,6 +120,18 @@ def _folders(config: Config) -> Iterator[Finding]:
             yield Finding(False, f"{what} {folder}: this user may not write to {existing}")
         else:
             yield Finding(True, f"{what} {folder} is writable" + ("" if existing == folder else " (will be made)"))
+
+
+def _audit_file(file: Path) -> Finding:
+    """Its folder is not made: a trail in a place that nobody thought of is one that nobody looks at."""
+    what = f"[audit] file {file}"
+    if not _exists(file.parent):
+        return Finding(False, f"{what}: there is no folder {file.parent}; make it, writable for this user")
+    if _exists(file) and not (file.is_file() and os.access(file, os.W_OK)):
+        return Finding(False, f"{what}: it cannot be appended to by this user")
+    if not _exists(file) and not os.access(file.parent, os.W_OK | os.X_OK):
+        return Finding(False, f"{what}: this user may not write to {file.parent}")
+    return Finding(True, f"{what} can be written to")
 
 
 def _exists(path: Path) -> bool:

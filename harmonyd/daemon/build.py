@@ -241,7 +241,7 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness.batches)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness)
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]
@@ -260,13 +260,16 @@ class Builder:
 
     def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
         """What serves an HTTP network."""
-        routes, health = self.routes(config, network.name, pipelines), self.health_on(config, network.name)
+        routes, health = self.routes(config, network.name, pipelines), self.open_health_on(config, network.name)
         return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests)
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network, behind its middleware."""
         chain = tuple(self._chain(config, config.networks[network].middleware))
-        return [replace(route, chain=chain) for route in self._routes(config, network, pipelines)]
+        routes = self._routes(config, network, pipelines)
+        if chain and (health := self.health_on(config, network)) is not None:
+            routes += health_routes(health, is_guarded=True).values()
+        return [replace(route, chain=chain) for route in routes]
 
     def _routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         routes = [
@@ -312,3 +315,7 @@ class Builder:
     def health_on(self, config: Config, network: str) -> Health | None:
         """What /livez and /readyz of a network tell; None where they are not served."""
         return self._health if config.telemetry.network in (None, network) else None
+
+    def open_health_on(self, config: Config, network: str) -> Health | None:
+        """The same, for a network that has no middleware: one that has serves them among its routes."""
+        return None if config.networks[network].middleware else self.health_on(config, network)

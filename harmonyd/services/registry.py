@@ -94,7 +94,8 @@ def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
 
 
 def _storage_backend(config: BackendConfig, resources: Resources) -> Backend:
-    return StorageBackend(config.name, cast(StorageBackendOptions, config.options).path, resources.in_thread)
+    folder = cast(StorageBackendOptions, config.options).path
+    return StorageBackend(config.name, folder, resources.in_thread, resources.witness)
 
 
 def _echo_backend(config: BackendConfig, _resources: Resources) -> Backend:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import pytest_twisted
 
-from harmonyd import landlock
+from harmonyd import landlock, seccomp
 from harmonyd.landlock import Rights
 from harmonyd.supervision.api import ExitRecord, OnceSpec
 from harmonyd.supervision.errors import SpawnError
@@ -139,6 +139,7 @@ async def test_limits_and_privileges(supervise: Supervise, until: Callable) -> N
         resource.RLIMIT_FSIZE: 0,
     }
     assert "NoNewPrivs:\t1" in status_of(child.pid)
+    assert ("Seccomp:\t2" in status_of(child.pid)) == seccomp.is_known()
     assert threading.active_count() == threads + 1
     assert os.getsid(child.pid) == child.pid
     await child.stop()

@@ -212,6 +212,28 @@ async def test_a_certificate_is_who_asks(serve: Any, mutual: TlsServer, ca: Auth
     assert (request.caller.address, request.is_secure) == ("127.0.0.1", True)
 
 
+@pytest.mark.parametrize("field", ["198.51.100.7", "127.0.0.1", "unknown", ""])
+@pytest_twisted.ensureDeferred
+async def test_the_certificate_of_a_proxy_is_its_own(
+    serve: Any, mutual: TlsServer, ca: Authority, viewer: Issued, field: str
+) -> None:
+    """Who asks through it has none, also a program beside it, or one whose address it does not know."""
+    endpoint = Endpoint()
+    made = Route(endpoint, say_hello)
+    front_end = await serve(made, tls=mutual)
+    request = f"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {field}\r\nConnection: close\r\n\r\n".encode()
+
+    def answered() -> bytes:
+        with secured(front_end.port, trusting(ca, viewer), request) as client:
+            return client.recv(12)
+
+    assert await deferToThread(answered) == b"HTTP/1.1 200"
+    network = NetworkConfig("default", HttpListener("127.0.0.1", 1), trusted_proxies=("127.0.0.1",))
+    front_end.serve(network, [made], LimitsConfig(), None, connections_for(mutual))
+    assert await deferToThread(answered) == b"HTTP/1.1 200"
+    assert [each.caller.certificate is not None for each in endpoint.seen] == [True, False]
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_certificate_may_be_left_out_where_it_may(
     serve: Any, mutual: TlsServer, ca: Authority, viewer: Issued

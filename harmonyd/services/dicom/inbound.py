@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from harmonyd.audit.batches import Batches
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
 from harmonyd.dimse.part10 import claimed_uid
@@ -18,6 +17,7 @@ from harmonyd.envelope import RequestEnvelope
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.at_once import deliver_one
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.inbound_audit import InboundWitness
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
@@ -61,14 +61,14 @@ class DicomEndpoint:
         spool: Spool,
         in_thread: InThread,
         own: Backend | None = None,
-        batches: Batches | None = None,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
     ) -> None:
         """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint."""
         self.name = name
         self._options = options
         self._pipeline = pipeline
         self._own = own
-        self._inbound = InboundWitness(name, batches)
+        self._inbound = InboundWitness(name, witness.batches)
         self._started: Backend | None = None
         """Of its own."""
         self._in_thread = in_thread
@@ -77,7 +77,7 @@ class DicomEndpoint:
         self._engines = engines
         self._mode = (options.engine, options.store_scp)
         engine = engines[options.engine]
-        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options)
+        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options, witness)
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission, self._questions)
 
     async def start(self) -> None:

@@ -11,6 +11,7 @@ from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import OperationContext, RemoteNode
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope
+from harmonyd.errors import HarmonydError
 from harmonyd.services.dicom.auditing import UNAUDITED, Audited
 from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.keeping import new_id
@@ -51,8 +52,12 @@ class Running:
         storage: Path | None = None,
         audited: Audited = UNAUDITED,
     ) -> OperationRecord:
-        """Begin one; ``ended`` it once. Raises what the guard of the node does."""
-        self._guard.admit(operation)
+        """Begin one; ``ended`` it once. Raises what the guard of the node does, which is audited."""
+        try:
+            self._guard.admit(operation)
+        except HarmonydError as error:
+            audited.ended(failed(error))
+            raise
         now = self._reactor.seconds()
         deadline = now + self._options.operation_timeout_secs
         if request.deadline is not None:
