@@ -17,14 +17,14 @@ from typing import Any
 from harmonyd.bodies import BytesBody, FilesBody, ObjectBody
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
-from harmonyd.errors import UnsupportedMediaType
+from harmonyd.errors import HarmonydError, UnsupportedMediaType
 from harmonyd.mediatypes import parse_media_type
 from harmonyd.middleware.json_view import request_json
 from harmonyd.multipart import read_parts
 from harmonyd.rewriting.editor import Check
 from harmonyd.rewriting.errors import BadObject, CannotRewrite
 from harmonyd.rewriting.identifiers import change_document
-from harmonyd.rewriting.results import Instances, Matches, Outcomes
+from harmonyd.rewriting.results import Instances, Matches, Outcomes, outcome
 from harmonyd.rewriting.rewriter import InThread, Rewriter
 
 _DICOM = "application/dicom"
@@ -158,6 +158,16 @@ class Rewriting:
         elif results.operation != "echo":
             raise CannotRewrite(f"Results of {results.operation!r} cannot be rewritten.")
         return response
+
+    async def on_error(self, request: RequestEnvelope, error: HarmonydError) -> None:
+        """Translate the UIDs of instances that a store refused; what else leads to originals is left out."""
+        error.extra.pop("debug", None)
+        told = error.extra.get("instances")
+        if isinstance(told, list):
+            error.extra["instances"] = await self._rewriter.run(self._outcomes, told)
+
+    def _outcomes(self, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [outcome(each, self._rewriter.editor, forward=not self._to_backend) for each in told]
 
     def _require_nothing(self, request: RequestEnvelope, response: ResponseEnvelope) -> None:
         is_empty = response.body is None or response.body.length == 0

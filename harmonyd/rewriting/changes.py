@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from harmonyd.rewriting.errors import NothingMatches
-from harmonyd.rewriting.pseudonyms import ID, UID, Pseudonyms
+from harmonyd.rewriting.pseudonyms import ID, UID, Pseudonyms, is_well_known
 
 _WILD = re.compile(r"[*?]")
 
@@ -126,12 +126,16 @@ class Hashed:
         return self.pseudonyms.original(self.kind, value) or value
 
     def ask_forward(self, value: str) -> Asked:
-        return ALL if is_pattern(value) else Asked(self.forward(value))
+        if is_pattern(value):
+            return ALL
+        names = self.pseudonyms
+        # Whoever asks for much that is not there is not to fill the table.
+        return Asked(names.uid(value, gives=False) if self.kind == UID else names.identifier(value, gives=False))
 
     def ask_backward(self, value: str) -> Asked:
         if is_pattern(value):
             return ALL
-        if self.kind == UID and self.pseudonyms.uid(value) == value:
+        if self.kind == UID and is_well_known(value):
             return Asked(value)
         original = self.pseudonyms.original(self.kind, value)
         if original is None:

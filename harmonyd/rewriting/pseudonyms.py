@@ -39,6 +39,11 @@ class PseudonymOptions:
     max_known: int = 5_000_000
 
 
+def is_well_known(uid: str) -> bool:
+    """Tell whether the standard itself gave out a UID."""
+    return uid.startswith(_WELL_KNOWN)
+
+
 class Pseudonyms:
     """Used from threads; everything here blocks. ``path``: the file of the table, made where it is missing."""
 
@@ -54,15 +59,22 @@ class Pseudonyms:
     def _digest(self, kind: str, value: str) -> bytes:
         return hmac.new(self._options.key, f"{kind}\0{value}".encode(), hashlib.sha256).digest()
 
-    def uid(self, uid: str) -> str:
-        """Return ``2.25.`` and 128 bits (PS3.5 section B.2); a UID of the standard itself as it is."""
-        if not uid or uid.startswith(_WELL_KNOWN):
-            return uid
-        return self._give(UID, f"2.25.{int.from_bytes(self._digest(UID, uid)[:16], 'big')}", uid)
+    def uid(self, uid: str, *, gives: bool = True) -> str:
+        """Return ``2.25.`` and 128 bits (PS3.5 section B.2); a UID of the standard itself as it is.
 
-    def identifier(self, value: str) -> str:
+        ``gives``: it is given out, and so has a way back from now on.
+        """
+        if not uid or is_well_known(uid):
+            return uid
+        made = f"2.25.{int.from_bytes(self._digest(UID, uid)[:16], 'big')}"
+        return self._give(UID, made, uid) if gives else made
+
+    def identifier(self, value: str, *, gives: bool = True) -> str:
         """Return ``P`` and 60 bits in hexadecimal digits, which fits any VR of text."""
-        return self._give(ID, "P" + self._digest(ID, value).hex()[:15].upper(), value) if value else value
+        if not value:
+            return value
+        made = "P" + self._digest(ID, value).hex()[:15].upper()
+        return self._give(ID, made, value) if gives else made
 
     def days(self, patient: str) -> int:
         """By how many days the dates of a patient are earlier: 1 to 3,650."""

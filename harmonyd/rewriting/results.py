@@ -12,7 +12,7 @@ from typing import Any
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.uid import name_of
 from harmonyd.envelope import Record, ReshapedRecord, Results
-from harmonyd.rewriting.editor import Check, Done
+from harmonyd.rewriting.editor import Check, Done, Editor
 from harmonyd.rewriting.errors import BadObject, CannotRewrite
 from harmonyd.rewriting.objects import Rewritten
 from harmonyd.rewriting.rewriter import InThread, Rewriter
@@ -153,7 +153,7 @@ class Matches(RewrittenResults):
 
     def _rewrite(self, text: bytes) -> bytes | None:
         members = json.loads(text)
-        tree = JsonTree(members)
+        tree = JsonTree(members, takes_new=False)
         if self._forward:
             self._editor.forward(tree, Done())
         else:
@@ -217,8 +217,10 @@ class Outcomes(RewrittenResults):
         return TextRecord(text, getattr(record, "backend", None), name)
 
     def _rewrite(self, text: bytes) -> bytes:
-        members = json.loads(text)
-        for key in _UIDS:
-            if members.get(key):
-                members[key] = self._editor.uid(members[key], forward=self._forward)
-        return json.dumps(members).encode()
+        return json.dumps(outcome(json.loads(text), self._editor, forward=self._forward)).encode()
+
+
+def outcome(members: Mapping[str, Any], editor: Editor, *, forward: bool) -> dict[str, Any]:
+    """The outcome of one store, with other UIDs."""
+    uids = {key: editor.uid(members[key], forward=forward) for key in _UIDS if members.get(key)}
+    return {**members, **uids}

@@ -146,7 +146,7 @@ def change_element(place: Tree, tag: int, change: Change, done: Done, action: st
 def _replace(place: Tree, rule: Rule, done: Done) -> None:
     tag = rule.place.tag
     if rule.value is not None:
-        if rule.place.anywhere and tag not in place.tags():
+        if tag not in place.tags() and (rule.place.anywhere or not place.takes_new):
             return
         _put(place, tag, rule.vr, rule.value)
     elif tag in place.tags():

@@ -23,6 +23,9 @@ _NAME_PARTS = ("Alphabetic", "Ideographic", "Phonetic")
 class Tree(Protocol):
     """A data set, or an item of a sequence."""
 
+    takes_new: bool
+    """Whether elements may be added: not to a match, which has what was asked for."""
+
     def tags(self) -> list[int]:
         """Those that are there."""
         ...
@@ -63,6 +66,8 @@ def everywhere(tree: Tree) -> Iterator[Tree]:
 
 class DatasetTree:
     """Of pydicom."""
+
+    takes_new = True
 
     def __init__(self, ds: Dataset) -> None:
         self.ds = ds
@@ -123,8 +128,9 @@ class DatasetTree:
 class JsonTree:
     """Of decoded JSON, which is changed in place."""
 
-    def __init__(self, members: dict[str, Any]) -> None:
+    def __init__(self, members: dict[str, Any], *, takes_new: bool = True) -> None:
         self.members = members
+        self.takes_new = takes_new
 
     def tags(self) -> list[int]:
         return [int(key, 16) for key in self.members if len(key) == 8 and _is_hex(key)]
@@ -156,7 +162,7 @@ class JsonTree:
         values = self._element(tag).get("Value")
         if self.vr(tag) != "SQ" or not isinstance(values, list):
             return []
-        return [JsonTree(value) for value in values if isinstance(value, dict)]
+        return [JsonTree(value, takes_new=self.takes_new) for value in values if isinstance(value, dict)]
 
     def make_item(self, tag: int) -> Tree:
         item: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from pydicom import dcmread
 from harmonyd.bodies import BytesBody, EmptyBody, FilesBody, ObjectBody
 from harmonyd.config.model import MiddlewareConfig
 from harmonyd.envelope import Record, RequestEnvelope, ResponseEnvelope
-from harmonyd.errors import UnsupportedMediaType
+from harmonyd.errors import RemoteError, UnsupportedMediaType
 from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.registry import build
 from harmonyd.pipeline.pipeline import Pipeline
@@ -165,7 +165,9 @@ async def test_a_question_over_dimse(tmp_path: Path) -> None:
 async def test_what_other_middleware_makes_of_records(tmp_path: Path, study: MadeStudy) -> None:
     """It is made of what was rewritten, of matches and of instances."""
     found = Backend(ResponseEnvelope(results=Answers("find", [Shouted(Match(match(PatientID="A-7")))])))
-    response = await Pipeline("p", [link(tmp_path)], {"pacs": found}).handle(question({}))
+    added = ((0x00080080,), False, "LO", "set", ("X",))  # matches have what was asked for
+    pipeline = Pipeline("p", [link(tmp_path, rules=(PATIENT, added))], {"pacs": found})
+    response = await pipeline.handle(question({}))
     assert await texts(response) == [{"said": json.loads(match(PatientID="7"))}]
     got = Answers("get", [Shouted(Match(b"", path=study.files[0]))], items_key="instances")
     pipeline = Pipeline("p", [link(tmp_path, towards="client")], {"pacs": Backend(ResponseEnvelope(results=got))})
@@ -274,6 +276,21 @@ async def test_an_answer_that_cannot_be_looked_into(tmp_path: Path, status: int)
         await Pipeline("p", [link(tmp_path)], {"pacs": backend}).handle(question({}))
     backend.answer = ResponseEnvelope(status=204)
     assert (await Pipeline("p", [link(tmp_path)], {"pacs": backend}).handle(question({}))).status == 204
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_an_error_tells(tmp_path: Path, study: MadeStudy) -> None:
+    """UIDs of instances that were refused are the client's."""
+
+    class Refusing(Backend):
+        async def send(self, request: RequestEnvelope) -> ResponseEnvelope:
+            await super().send(request)
+            raise RemoteError("no", instances=[{"sop_instance_uid": self.stored[0].SOPInstanceUID}], debug="x")
+
+    pipeline = Pipeline("p", [link(tmp_path)], {"pacs": Refusing()})
+    with pytest.raises(RemoteError) as raised:
+        await pipeline.handle(upload(study.files[0].read_bytes(), "application/dicom"))
+    assert raised.value.extra == {"instances": [{"sop_instance_uid": study.sop_uids[0]}]}
 
 
 @pytest_twisted.ensureDeferred

@@ -201,5 +201,7 @@ def test_values_that_the_other_view_does_not_have(tmp_path: Path) -> None:
     made = uids.forward("1.2.3")
     unknown, _ = ask(editor, {"PatientID": "B-1", "StudyInstanceUID": "1.2.9"}, forward=False)
     assert unknown["PatientID"] != "B-1" and unknown["StudyInstanceUID"].startswith("2.25.")
+    missing = uids.ask_forward("1.2.77").value
+    assert uids.pseudonyms.original("uid", missing) is None, "to ask for something gives nothing out"
     some, _ = ask(editor, {"StudyInstanceUID": ["1.2.9", made]}, forward=False)
     assert some == {"StudyInstanceUID": "1.2.3"}
