@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harmonyd.config import checks, keywords
 from harmonyd.config.errors import listing
@@ -31,6 +31,16 @@ _BLANK_KEYS = {
     "PhotometricInterpretation": 0x00280004,
 }  # fmt: skip
 _MOST_REGIONS = 100
+
+
+class Key(NamedTuple):
+    """A key, and how many pseudonyms that were made with it are known."""
+
+    key: bytes
+    max_known: int
+
+    def __repr__(self) -> str:
+        return f"Key(…, {self.max_known})"
 
 
 def rewrite(folders: Sequence[Path], section: Section) -> Mapping[str, Any]:
@@ -95,8 +105,8 @@ def _value(value: str) -> str | None:
     return complaint or ("no backslash, * or ?" if re.search(r"[\\*?]", value) else None)
 
 
-def _key(base: Path, section: Section) -> tuple[bytes, int] | None:
-    """The key, and how many pseudonyms are known; None when a mistake was noted."""
+def _key(base: Path, section: Section) -> Key | None:
+    """None when a mistake was noted."""
     most = section.integer("max_known", 5_000_000, 1000, 1_000_000_000)
     section.require("key_file")
     name = section.text("key_file", "", checks.path)
@@ -115,7 +125,7 @@ def _key(base: Path, section: Section) -> tuple[bytes, int] | None:
         section.problem("key_file", f"others may read or write {path}", f"chmod 600 {path}")
     if not LEAST_KEY_BYTES <= len(key) <= _MOST_KEY_BYTES:
         section.problem("key_file", f"{path} has {len(key)} bytes", f"a key has {LEAST_KEY_BYTES} at least")
-    return key, most
+    return Key(key, most)
 
 
 def _aets(section: Section) -> dict[str, str]:

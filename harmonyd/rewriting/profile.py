@@ -186,7 +186,7 @@ class Profile:
             for tag in place.tags():
                 if (change := self._way_back(tag)) is not None:
                     checks += ask_element(place, tag, change, forward=forward, top=place is tree)
-                elif not place.items(tag) and self.action_of(place, tag) not in ("", "K"):
+                elif self.action_of(place, tag) not in ("", "K", "X/Z/U*"):
                     forbid(place, tag)
         return checks
 

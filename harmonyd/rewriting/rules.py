@@ -174,9 +174,14 @@ def ask_element(place: Tree, tag: int, change: Change, *, forward: bool, top: bo
     return [Check(tag, tuple(texts))] if check and top else []
 
 
+def _asks(place: Tree, tag: int) -> bool:
+    return any(text not in UNIVERSAL for text in place.texts(tag))
+
+
 def forbid(place: Tree, tag: int) -> None:
-    """Raise ``NotAskable`` for a key with a value that matches something."""
-    if any(text not in UNIVERSAL for text in place.texts(tag)) or any(place.items(tag)):
+    """Raise ``NotAskable`` for a key with a value that does not match everything, at whatever depth."""
+    inside = [at for item in place.items(tag) for at in everywhere(item)]
+    if _asks(place, tag) or any(_asks(at, each) for at in inside for each in at.tags()):
         name = (dictionary_keyword(tag) if dictionary_has_tag(tag) else "") or f"{tag:08X}"
         raise NotAskable(
             f"{name} is set or removed on the way here, so it cannot be asked for.",

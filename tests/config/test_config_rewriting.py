@@ -67,6 +67,7 @@ def test_a_profile(options: Callable[[str], Any]) -> None:
     """Options by name; the key is never shown."""
     found = options(HIDE + 'profile_options = ["retain_device", "clean_descriptors"]\ndescriptors = ["CHEST*"]')
     assert found["options"] == {"retain_device", "clean_descriptors"}
+    assert "kkk" not in repr(found)
     assert (found["descriptors"], found["pseudonyms"]) == (("CHEST*",), True)
 
 

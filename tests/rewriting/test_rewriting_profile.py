@@ -240,6 +240,8 @@ def test_queries(tmp_path: Path) -> None:
     ):
         with pytest.raises(NotAskable):
             change_document({key: value}, editor, forward=False)
-    nested = {"RequestAttributesSequence": [{"AccessionNumber": "1"}]}
-    with pytest.raises(NotAskable):
-        change_document(nested, editor, forward=False)
+    for inner in ({"AccessionNumber": "1"}, {"ScheduledProtocolCodeSequence": [{"CodeValue": "1"}]}):
+        with pytest.raises(NotAskable):
+            change_document({"RequestAttributesSequence": [inner]}, editor, forward=False)
+    named = {"RequestAttributesSequence": [{"AccessionNumber": ""}]}
+    assert change_document(named, editor, forward=False)[0] == named
