@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
     "services": BASE
-    | {"waiters", "landlock", "seccomp", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
+    | {"waiters", "tls", "landlock", "seccomp", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE

@@ -79,6 +79,11 @@ class Retrieval(Protocol):
         """SOP Instance UIDs of these, where they are known."""
         ...
 
+    @property
+    def doubt(self) -> str:
+        """Why there may be more than what was found to be sent, for people; "" where that is all."""
+        ...
+
     def told(self, header: InstanceHeader, problem: str) -> None:
         """An object was sent on, or was not: ``problem`` says why."""
         ...
