@@ -53,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dimse.dcmtk": {"errors", "privacy", "waiters", "progress", "subject", "tls", "tracing", "landlock"}
     | {"dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "subject", "tls", "tls_port", "acknowledge", "dimse"},
-    "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
+    "rewriting": BASE | {"dimse"},
+    "middleware": BASE | {"waiters", "dimse", "rewriting", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},
