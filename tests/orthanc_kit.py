@@ -43,7 +43,7 @@ class Orthanc:
         self.port = free_port()
         self._http_port = free_port()
         self._folder = folder
-        self._modalities = dict(modalities or {})
+        self.modalities = dict(modalities or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -92,7 +92,7 @@ class Orthanc:
             "UnknownSopClassAccepted": True,
             "DicomModalities": {
                 aet: {"AET": aet, "Host": "127.0.0.1", "Port": port, "UseDicomTls": self._tls is not None}
-                for aet, port in self._modalities.items()
+                for aet, port in self.modalities.items()
             },
             **self._secured(),
         }

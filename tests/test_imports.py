@@ -50,9 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "telemetry": {"errors", "privacy", "tracing", "config"},
     "supervision": {"errors", "privacy", "waiters", "landlock", "seccomp", "config", "telemetry"},
     "dimse": {"errors", "waiters", "progress", "subject", "tls", "tls_port", "tracing", "acknowledge", "identity"},
-    "dimse.dcmtk": {"errors", "waiters", "progress", "subject", "tls", "tracing", "landlock", "dimse", "supervision"},
+    "dimse.dcmtk": {"errors", "privacy", "waiters", "progress", "subject", "tls", "tracing", "landlock"}
+    | {"dimse", "supervision"},
     "dimse.native": {"errors", "waiters", "subject", "tls", "tls_port", "acknowledge", "dimse"},
-    "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
+    "rewriting": BASE | {"dimse"},
+    "middleware": BASE | {"waiters", "dimse", "rewriting", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
     "cache": BASE | {"waiters", "config", "dimse"},

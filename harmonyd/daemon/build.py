@@ -55,6 +55,7 @@ from harmonyd.web.health import health_routes
 from harmonyd.web.management import management_route
 from harmonyd.web.route import Route
 
+_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 _MANAGE = "manage"
 KEPT = "received"
 """Name of the backend that keeps the objects of a pipeline without one."""
@@ -154,6 +155,10 @@ class Builder:
             self._made_codecs = Codecs(self._in_thread)
         return self._made_codecs
 
+    async def _decoded(self, source: Path) -> Path:
+        path: Path = await self._codecs().transcoded(source, (_EXPLICIT_LITTLE_ENDIAN,))
+        return path
+
     async def stop(self) -> None:
         """End what was made for all endpoints together."""
         if self._made_codecs is not None:
@@ -224,7 +229,13 @@ class Builder:
 
     def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
         resources = middleware_registry.Resources(
-            self._reactor, self._in_thread, self._witness.audit, self.guard, self._limits
+            self._reactor,
+            self._in_thread,
+            self._witness.audit,
+            self.guard,
+            self._folders.storage,
+            self._decoded,
+            self._limits,
         )
         return [middleware_registry.build(config.middleware[name], resources) for name in names]
 

@@ -174,7 +174,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One received object: a complete Part 10 file, checked to its last element."""
+    """One received object: a complete Part 10 file, checked to its last element. ``data_set_at``: 0 when not noted."""
 
     path: Path
     sop_class_uid: str
@@ -185,6 +185,7 @@ class Instance:
     """Empty where the data set has none."""
     series_instance_uid: str = ""
     patient_id: str = field(default="", repr=False)
+    data_set_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmonyd.dimse.accepting import OnRefusal, unheard
+from harmonyd.dimse.accepting import Answered, OnRefusal, unheard
 from harmonyd.dimse.dcmtk import find, retrieve, store
 from harmonyd.dimse.dcmtk.echo import echo
 from harmonyd.dimse.dcmtk.listeners import Listeners
@@ -100,9 +100,9 @@ class DcmtkEngine:
             return PerAssociationScp(self._box, config, handler, admission, folder, self._listeners)
         return DcmtkStoreScp(self._box, config, handler, admission, folder)
 
-    def association_count(self, ports: Collection[int] | None = None) -> int:
-        """How many associations run that somebody else began, where harmonyd itself listens (on these ports)."""
-        return self._listeners.association_count(ports)
+    def association_count(self, only: Collection[Answered] | None = None) -> int:
+        """How many associations run that somebody else began, where harmonyd itself listens (with these AE titles)."""
+        return self._listeners.association_count(only)
 
     def accept_no_more(self) -> None:
         """Close the ports on which harmonyd itself listens; associations that run go on."""
