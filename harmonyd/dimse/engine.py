@@ -292,7 +292,6 @@ class OperationStream(Protocol[ItemT]):
 
     async def aclose(self) -> None:
         """End the operation if it still runs; returns when its processes are gone. Safe to call twice."""
-        ...
 
 
 class Admission(Protocol):
@@ -300,7 +299,6 @@ class Admission(Protocol):
 
     def refusal(self) -> str | None:
         """Why no association may be accepted now, for people; None when it may. Cheap, never blocks."""
-        ...
 
     def must_end(self) -> bool:
         """Room runs out under way: associations that bring objects have to end before it is gone."""
