@@ -52,8 +52,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "middleware": BASE | {"waiters", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
+    "commitment": {"errors"},
     "cache": BASE | {"waiters", "config", "dimse"},
-    "services": BASE | {"waiters", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
+    "services": BASE | {"waiters", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache", "commitment"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE

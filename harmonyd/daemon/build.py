@@ -12,6 +12,7 @@ from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
+from harmonyd.commitment.books import Books
 from harmonyd.config.asking import are_asked
 from harmonyd.config.model import (
     Config,
@@ -45,6 +46,8 @@ from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
 from harmonyd.services.dicom.backend import DicomBackend, move_receiver
+from harmonyd.services.dicom.commitments import Commitments
+from harmonyd.services.dicom.committing import CommitmentMeans
 from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.storage import StorageBackend
@@ -148,6 +151,8 @@ class Builder:
         self._limits = LimitState(reactor.seconds, metrics.limited)
         self._audit = no_audit
         self.guard = Guard(reactor, self._in_thread, self._audit)
+        books = Books(folders.storage, self._in_thread)
+        self.commitment = CommitmentMeans(reactor, books, Commitments(reactor, self._in_thread))
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -187,6 +192,7 @@ class Builder:
             self._cache,
             self._metrics.operations,
             self._spool.returned,
+            self.commitment.commitments,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -219,7 +225,7 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self.commitment)
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]

@@ -20,6 +20,7 @@ from harmonyd.config.model import (
 from harmonyd.dimse.engine import EnginesByName
 from harmonyd.services.base import AskingEndpoint, Backend, HttpEndpoint
 from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.metering import UNMETERED, Meter
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
@@ -41,6 +42,7 @@ class Resources:
     cache: SeriesCache | None = None
     meter: Meter = UNMETERED
     returned: Callable[[str], None] = lambda name: None
+    commitments: Commitments | None = None
     """Told the name of a dicom backend whose node answers again."""
 
 
@@ -70,6 +72,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         cache=resources.cache,
         meter=resources.meter,
         returned=resources.returned,
+        commitments=resources.commitments,
     )
 
 

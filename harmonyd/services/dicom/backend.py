@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from harmonyd.cache.cache import SeriesCache, Source
 from harmonyd.cache.key import Key
+from harmonyd.commitment.api import Reference, Report
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
     Engine,
@@ -27,19 +28,25 @@ from harmonyd.dimse.engine import (
     OperationContext,
     OperationStream,
     Query,
+    SubOperations,
 )
 from harmonyd.dimse.errors import DimseError
+from harmonyd.dimse.failures import outcome_of
+from harmonyd.dimse.normalized import NormalizedEngine
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
-from harmonyd.errors import HarmonydError
+from harmonyd.errors import BadRequest, Forbidden, HarmonydError
 from harmonyd.permit import UNLIMITED
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
+from harmonyd.services.dicom.commit_request import parse_commit, summary_of
+from harmonyd.services.dicom.commitments import Commitments, needs_native, new_transaction_uid
 from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
+from harmonyd.services.dicom.managed import ManagedBody
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
 from harmonyd.services.dicom.objects import ObjectBody
@@ -53,6 +60,9 @@ from harmonyd.tracing import begin
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
 """For a C-ECHO of ours, beside the connect timeout."""
+STATUS = "dimse_status"
+"""Metadata of an answer: 0xHHHH, where there are several that are no failure."""
+_QUESTIONS = ("find", dicom_request.WORKLIST)
 T = TypeVar("T", Match, Instance)
 
 
@@ -69,6 +79,8 @@ class DicomBackend:
     max_batch = 100
     """Inbound objects that are sent over one association."""
     holds_permits = True
+    queryable = True
+    """It can be asked what it has, with ``dimse_op`` find."""
     _log = Logger()
 
     def __init__(
@@ -83,6 +95,7 @@ class DicomBackend:
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
         returned: Callable[[str], None] = lambda name: None,
+        commitments: Commitments | None = None,
     ) -> None:
         """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
@@ -94,6 +107,7 @@ class DicomBackend:
         self._has_retrievers = has_retrievers
         self._cache = cache
         self._meter = meter
+        self._commitments = commitments
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
@@ -132,6 +146,8 @@ class DicomBackend:
                 return await self._retrieve_held(hold, operation, request, document, may_be_kept=may_be_kept)
             if may_be_kept:
                 return await self._retrieve_any(operation, request, document)
+            if operation == dicom_request.STEPS:
+                return await self._step(request, hold)
             return await self._perform(operation, request, document, hold)
         except HarmonydError as error:
             error.extra.setdefault("operation", operation)
@@ -209,10 +225,12 @@ class DicomBackend:
             return await self._echo(request, media_type)
         if operation == "store":
             return await self._store(request)
+        if operation == dicom_request.COMMIT:
+            return await self._commit(request, document, media_type, hold)
         build = partial(dicom_request.build_query, request, document, operation, self.options)
         query, shows = await hold.query(build) if hold is not None else (build(), None)
         kept = self._begin(operation, request)
-        if operation == "find":
+        if operation in _QUESTIONS:
             # What is shown to a caller is looked at as JSON where not all may be.
             as_received = shows is None and isinstance(request.body, IdentifierBody)
             found = self._engine.find(self.remote, query, replace(kept.op, as_received=as_received))
@@ -262,6 +280,63 @@ class DicomBackend:
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(kept, media_type, "instances", stream, record, once=once)
+
+    async def _step(self, request: RequestEnvelope, hold: Hold | None) -> ResponseEnvelope:
+        """N-CREATE or N-SET of a caller's (PS3.4 Annex F)."""
+        body, engine = request.body, self._engine
+        if not isinstance(body, ManagedBody):
+            raise BadRequest("MPPS is what modalities send to a dicom endpoint; there is none over HTTP")
+        if hold is not None:
+            raise Forbidden("A step cannot be held to the attributes that a rule names")
+        if not isinstance(engine, NormalizedEngine):
+            raise needs_native()
+        async with self._recorded(dicom_request.STEPS, request) as (op, summary):
+            answer = await engine.normalized(self.remote, body.outgoing(request), op)
+            comment = answer.comment or None
+            outcome_of(dicom_request.STEPS, answer.status, comment, SubOperations(), self.remote)
+            self.guard.note(None)
+            summary.update(success=True, complete=True)
+        metadata = {STATUS: f"0x{answer.status:04X}", "sop_instance_uid": answer.sop_instance_uid}
+        return ResponseEnvelope(metadata=metadata)
+
+    async def _commit(
+        self, request: RequestEnvelope, document: Any, media_type: str, hold: Hold | None
+    ) -> ResponseEnvelope:
+        """N-ACTION on behalf of a client, and the report (PS3.4 Annex J)."""
+        asked = parse_commit(document)
+        if hold is not None:
+            raise Forbidden("A storage commitment cannot be held to the attributes that a rule names")
+        references = await asked.resolved(partial(self._found, request))
+        async with self._recorded(dicom_request.COMMIT, request) as (op, summary):
+            deadline = min(op.deadline, self._reactor.seconds() + asked.wait_secs)
+            uid = new_transaction_uid()
+            try:
+                report = await self._ask_commitment(references, replace(op, deadline=deadline), uid)
+            except HarmonydError as error:
+                error.extra.setdefault("transaction_uid", uid)
+                raise
+            self.guard.note(None)
+            summary.update(summary_of(references, report))
+        return ResponseEnvelope(results=FixedResults(dicom_request.COMMIT, media_type, summary))
+
+    async def commit(self, references: Sequence[Reference], op: OperationContext, transaction_uid: str) -> Report:
+        """Have the node commit to these, of our own accord. Raises as ``Commitments.ask`` does, and as the guard."""
+        self.guard.admit(dicom_request.COMMIT)
+        return await self._ask_commitment(references, replace(op, slots=self._slots), transaction_uid)
+
+    async def _ask_commitment(
+        self, references: Sequence[Reference], op: OperationContext, transaction_uid: str
+    ) -> Report:
+        if self._commitments is None:
+            raise needs_native()
+        return await self._commitments.ask(
+            self._engine,
+            self.remote,
+            references,
+            op,
+            transaction_uid=transaction_uid,
+            hold_secs=self.options.commit_hold_secs,
+        )
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._recorded("echo", request) as (op, _):
@@ -354,7 +429,7 @@ class DicomBackend:
             self.guard.note(None)
             if first is not None:
                 kept.measure.first()
-            elif operation != "find":
+            elif operation not in _QUESTIONS:
                 raise_for_nothing(operation, stream.outcome)
         except Exception as error:
             self.guard.note(error)

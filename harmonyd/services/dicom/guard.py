@@ -25,6 +25,7 @@ __all__ = ["CircuitOpen", "Echo", "Guard", "OutsideHours", "kind_of"]
 
 KINDS = ("echo", "find", "retrieve", "store")
 _RETRIEVES = ("get", "move")
+_LIKE = {"worklist": "find", "commit": "store", "mpps": "store"}
 _LEAST_SECS = 1.0
 """Between two C-ECHOs on behalf of deliveries, or of operations that ended badly."""
 
@@ -295,7 +296,7 @@ class Guard:
 
 def kind_of(operation: str) -> str:
     """Return what permitted hours call an operation."""
-    return "retrieve" if operation in _RETRIEVES else operation
+    return "retrieve" if operation in _RETRIEVES else _LIKE.get(operation, operation)
 
 
 def _reason(error: BaseException | None) -> str:

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from harmonyd.config.asking import MoveDestination
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import RemoteNode
-from harmonyd.dimse.serving import Asked, NotServed, Pending, Retrieval
-from harmonyd.dimse.status import UNKNOWN_DESTINATION
+from harmonyd.dimse.normalized import ACTION, EVENT, NormalizedAnswer, NormalizedAsked
+from harmonyd.dimse.serving import STEPS, Asked, NotServed, Pending, Retrieval
+from harmonyd.dimse.status import UNKNOWN_DESTINATION, UNRECOGNIZED_OPERATION
 from harmonyd.services.base import Ask
+from harmonyd.services.dicom.commitments import Commitments
+from harmonyd.services.dicom.committing import Committing
+from harmonyd.services.dicom.node import peer_node
 from harmonyd.services.dicom.querying import InThread, Querying
 from harmonyd.services.dicom.retrieving import Retrieving
-
-_IDLE_SECS = 0.5
-"""Between two C-MOVEs. Some receivers serve one association at a time: others wait for as long as ours is open."""
-_MAX_PDU = 131072
+from harmonyd.services.dicom.stepping import Stepping
 
 
 class Questions:
     """``ask`` passes an envelope through the pipeline that the endpoint has at the moment."""
 
-    def __init__(self, ask: Ask, in_thread: InThread, options: DicomEndpointOptions) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        in_thread: InThread,
+        options: DicomEndpointOptions,
+        committing: Committing | None = None,
+        commitments: Commitments | None = None,
+    ) -> None:
+        """``committing`` answers who asks us for storage commitment, ``commitments`` hears whom we have asked."""
         self.options = options
         """What counts for the next question."""
         self._querying = Querying(ask, in_thread)
         self._retrieving = Retrieving(ask, in_thread)
+        self._stepping = Stepping(ask, in_thread)
+        self._committing = committing
+        self._commitments = commitments
 
     def find(self, asked: Asked) -> AsyncGenerator[Pending, None]:
         """See ``Handler``."""
@@ -41,20 +52,15 @@ class Questions:
         known = self.options.move_destinations.get(aet)
         if known is None:
             raise NotServed(UNKNOWN_DESTINATION, f"{aet or 'no AE title'} is no move destination here")
-        return _node(aet, known, asked.association.called_aet)
+        return peer_node(aet, known, asked.association.called_aet)
 
+    async def normalized(self, asked: NormalizedAsked) -> NormalizedAnswer:
+        """See ``Handler``."""
+        if asked.service == STEPS:
+            return await self._stepping.perform(asked)
+        if asked.request.operation == EVENT and self._commitments is not None:
+            return await self._commitments.heard(asked.request, asked.association.calling_aet)
+        if asked.request.operation == ACTION and self._committing is not None:
+            return await self._committing.requested(asked)
+        raise NotServed(UNRECOGNIZED_OPERATION, f"{asked.name} is not offered")
 
-def _node(aet: str, known: MoveDestination, our_aet: str) -> RemoteNode:
-    return RemoteNode(
-        f"move destination {aet}",
-        aet,
-        known.host,
-        known.port,
-        our_aet,
-        known.connect_timeout_secs,
-        known.association_timeout_secs,
-        _MAX_PDU,
-        known.max_associations,
-        _IDLE_SECS,
-        known.tls,
-    )
