@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spool": BASE | {"config"},
     "commitment": {"errors"},
     "cache": BASE | {"waiters", "config", "dimse"},
-    "services": BASE | {"waiters", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache", "commitment"},
+    "services": BASE
+    | {"waiters", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache", "commitment"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE

@@ -11,7 +11,7 @@ from harmonyd.dimse.engine import Query
 from harmonyd.dimse.errors import IdentifierError
 from harmonyd.dimse.identifier import parse_query
 from harmonyd.dimse.uid import is_uid
-from harmonyd.errors import BadRequest, NotFound
+from harmonyd.errors import BadRequest, NotFound, RemoteError
 from harmonyd.services.dicom.commitments import MAX_REFERENCES
 
 DEFAULT_WAIT_SECS, MAX_WAIT_SECS = 60.0, 7 * 24 * 3600.0
@@ -39,7 +39,7 @@ class CommitRequest:
     wait_secs: float
 
     async def resolved(self, find: Find) -> tuple[Reference, ...]:
-        """The objects. Raises ``NotFound`` where there are none, ``BadRequest`` for too many, and what ``find`` raises."""
+        """The objects. Raises ``NotFound``, ``BadRequest`` for too many, ``RemoteError``, and what ``find`` raises."""
         if self.references:
             return self.references
         found: dict[str, Reference] = {}
@@ -47,9 +47,13 @@ class CommitRequest:
             for item in await find(_image_query({**self.keys, "SeriesInstanceUID": series})):
                 uid = _value(item, "00080018")
                 found[uid] = Reference(_value(item, "00080016"), uid)
-        references = tuple(each for each in found.values() if each.sop_class_uid and each.sop_instance_uid)
+        references = tuple(found.values())
         if not references:
-            raise NotFound("The PACS has no such objects, or does not tell their SOP classes")
+            raise NotFound("The PACS has no such objects")
+        if not all(each.sop_class_uid and each.sop_instance_uid for each in references):
+            raise RemoteError(
+                "The PACS does not tell the SOP classes of its objects", hint="Name the objects in references."
+            )
         if len(references) > MAX_REFERENCES:
             raise _too_many(len(references))
         return references

@@ -181,7 +181,7 @@ class DicomEndpoint:
         )
         try:
             await self._spool.take(self.name, entries, list(self._pipeline.backends))
-        await self._note(arrivals)
+            await self._note(arrivals)
         except BaseException as error:
             span.end(type(error).__name__)
             raise
