@@ -199,9 +199,16 @@ def test_a_client_asks_a_pacs(daemon: RunningDaemon, peer: ScriptedPeer) -> None
     assert peer.wait_for("n-action")["references"] == [uid]
 
 
-def test_what_is_to_be_committed_is_looked_up(daemon: RunningDaemon, peer: ScriptedPeer) -> None:
-    """A study's UID will do where the PACS tells SOP classes; this one does not, and it is not guessed."""
-    answer = daemon.http("POST", "/ris/commit", json={"study_instance_uid": generate_uid()})
+def test_what_is_to_be_committed_is_looked_up(daemon: RunningDaemon, ports: dict[str, int], tmp_path: Path) -> None:
+    """A study's UID will do where the PACS tells SOP classes; this one does not, and they are not guessed."""
+    files = study(tmp_path)
+    modality = Modality("HARMONY", ports["passed"])
+    modality.store(files)
+    modality.ask(files)
+    assert modality.told.get(timeout=20)[0] == 1
+    modality.release()
+    uid = str(dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
+    answer = daemon.http("POST", "/pacs/commit", json={"study_instance_uid": uid})
     assert answer.status == 502, answer.body
     assert "SOP classes" in answer.json()["detail"]
     assert daemon.http("POST", "/pacs/commit", json={"StudyInstanceUID": generate_uid()}).status == 404

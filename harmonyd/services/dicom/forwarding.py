@@ -27,7 +27,7 @@ from harmonyd.services.dicom.keeping import new_id
 from harmonyd.spool.api import Delivered, Entry, Failed, Held, Result
 from harmonyd.spool.delivery import reason_of
 
-QUIET_SECS = 2.0
+QUIET_SECS = 1.0
 """After the first object that was sent, before it and what has followed are asked about."""
 MAX_TOGETHER = 500
 MAX_TRIES = 3
