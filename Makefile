@@ -3,6 +3,7 @@
 # make viewer          install the OHIF viewer into .viewer, and a Chromium; 'make test' does it
 # make interop         install further DICOM implementations into .interop, and run all of tests/interop
 # make lint            ruff and mypy alone
+# make audit           compare the installed dependencies with published advisories; needs the network (SECURITY.md)
 # make venv            set up for tests, and no more
 # make install         harmonyd with its own environment, units and configuration; then read systemd/README.md
 # make uninstall       remove what install put there, except configuration and data
@@ -76,6 +77,15 @@ test-native: $(VENV)/.ready-test
 lint: $(VENV)/.ready-test
 	@$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+# In an environment of its own: what audits is no dependency.
+.PHONY: audit
+audit: $(VENV)/.ready-demo
+	@$(setup)
+	[ -x .audit/bin/pip-audit ] || { python3 -m venv .audit && .audit/bin/pip install --quiet pip-audit; }
+	$(PIP) freeze --exclude-editable --exclude harmonyd > .audit/requirements.txt
+	.audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .audit/requirements.txt \
+	    || give_up "pip-audit found something, or could not ask (SECURITY.md)"
 
 .PHONY: venv
 venv: $(VENV)/.ready-test
@@ -212,6 +222,6 @@ uninstall:
 
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) .interop .viewer build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
+	@rm -rf $(VENV) .audit .interop .viewer build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis _trial_temp*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find tmp -mindepth 1 ! -name .gitkeep -delete

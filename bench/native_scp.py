@@ -24,7 +24,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.dimse.engine import Arrival, Association, StoreScpConfig
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.scp import NativeStoreScp

@@ -20,7 +20,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Result
 from harmonyd.spool.spool import DurableSpool
 

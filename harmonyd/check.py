@@ -22,10 +22,11 @@ from harmonyd.config.model import (
     DicomwebEndpointOptions,
     StorageBackendOptions,
 )
-from harmonyd.daemon.build import Folders, asked_backends
+from harmonyd.daemon.build import Folders
 from harmonyd.daemon.certificates import DAY_SECS, day
 from harmonyd.daemon.engines import NATIVE, needs_dcmtk
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
+from harmonyd.daemon.named import asked_backends
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.dimse.dcmtk.tools import Tool, find_tools
 from harmonyd.dimse.native.ping import ping
@@ -102,6 +103,8 @@ def _folders(config: Config) -> Iterator[Finding]:
     folders = {config.storage.path: "storage path"}
     if config.logging.file is not None:
         folders[config.logging.file.parent] = "log folder"
+    if config.audit.enabled and config.audit.file is not None:
+        yield _audit_file(config.audit.file)
     for kind, configured in (("backend", config.backends), ("endpoint", config.endpoints)):
         for name in _used(config, f"{kind}s"):
             options = configured[name].options
@@ -117,6 +120,18 @@ def _folders(config: Config) -> Iterator[Finding]:
             yield Finding(False, f"{what} {folder}: this user may not write to {existing}")
         else:
             yield Finding(True, f"{what} {folder} is writable" + ("" if existing == folder else " (will be made)"))
+
+
+def _audit_file(file: Path) -> Finding:
+    """Its folder is not made: a trail in a place that nobody thought of is one that nobody looks at."""
+    what = f"[audit] file {file}"
+    if not _exists(file.parent):
+        return Finding(False, f"{what}: there is no folder {file.parent}; make it, writable for this user")
+    if _exists(file) and not (file.is_file() and os.access(file, os.W_OK)):
+        return Finding(False, f"{what}: it cannot be appended to by this user")
+    if not _exists(file) and not os.access(file.parent, os.W_OK | os.X_OK):
+        return Finding(False, f"{what}: this user may not write to {file.parent}")
+    return Finding(True, f"{what} can be written to")
 
 
 def _exists(path: Path) -> bool:

@@ -98,6 +98,27 @@ class PayloadTooLarge(HarmonydError):
     title = "Request body too large"
 
 
+class RequestTimeout(HarmonydError):
+    """The client took too long to send its request (RFC 9110 section 15.5.9)."""
+
+    fault = Fault.CALLER
+    title = "Request too slow"
+
+
+class UriTooLong(HarmonydError):
+    """The request line is longer than its limit (RFC 9110 section 15.5.15)."""
+
+    fault = Fault.CALLER
+    title = "Request line too long"
+
+
+class HeadTooLarge(HarmonydError):
+    """The head of a request has too many fields, or is too large (RFC 6585 section 5)."""
+
+    fault = Fault.CALLER
+    title = "Head of the request too large"
+
+
 class RangeNotSatisfiable(HarmonydError):
     """There is no such part (RFC 9110 section 15.5.17); ``extra['content_range']`` says what there is."""
 

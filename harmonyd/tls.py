@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,28 @@ class TlsServer:
     """Never without ``ca_file``. False with one: who has a certificate must have one that is trusted."""
     min_version: str = "1.2"
     """"1.2" or "1.3"."""
+
+
+def client_context(settings: TlsClient) -> ssl.SSLContext:
+    """The standard library's context for these settings, from the files as they are now.
+
+    Where certificates are pinned it takes any: compare its ``fingerprint`` after the handshake. Raises OSError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.hostname_checks_common_name = False
+    if settings.pinned_sha256:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if settings.ca_file is not None:
+        context.load_verify_locations(settings.ca_file)
+    else:
+        context.load_default_certs()
+    if settings.cert_file is not None:
+        context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+    return context
 
 
 def fingerprint(certificate: bytes) -> str:

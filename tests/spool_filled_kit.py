@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Result, Summary
 from harmonyd.spool.spool import DurableSpool
 

@@ -20,7 +20,7 @@ from harmonyd.errors import HarmonydError
 from harmonyd.web.problem import problem
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGE = Path(harmonyd.__file__).parent
 
 _LINK = re.compile(r"\[[^]]*]\(([^)\s]+)\)")

@@ -6,7 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from harmonyd.errors import HarmonydError
 from harmonyd.jolt import BadSpecification, Chain, TransformFailed, decode, encode
 
 
@@ -121,3 +124,26 @@ def test_threads_share_a_chain() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(200)))
+
+
+_KEYS = st.sampled_from(
+    ["*", "@", "&1", "a", "#x", "$", "=concat(@(1,a))", "a[&1]", "@(2,b)", "[]", "", "\\\\", "a.b.c", "~q"]
+)
+_SPECS = st.recursive(
+    st.one_of(_KEYS, st.none(), st.booleans(), st.integers()),
+    lambda below: st.one_of(st.lists(below, max_size=3), st.dictionaries(_KEYS, below, max_size=3)),
+    max_leaves=8,
+)
+_OPERATIONS = ("shift", "default", "remove", "cardinality", "modify-overwrite-beta", "sort", "nope")
+
+
+@settings(max_examples=150, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(_OPERATIONS), _SPECS, _SPECS)
+def test_any_specification_and_any_data(operation: str, spec: Any, data: Any) -> None:
+    """A specification is refused when it is read, or applies, or fails as the one kind of error that is told."""
+    try:
+        one(operation, spec).apply(data)
+    except HarmonydError:
+        pass
+    except ValueError as error:
+        assert str(error)

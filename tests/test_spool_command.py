@@ -145,7 +145,9 @@ def test_retry(storage: Path, command: Command) -> None:
     assert command("retry", QUARANTINED) == 0
     assert command.out.startswith("1 delivery to be tried now")
     with SpoolFolder(storage) as spool:
-        assert spool.entry(QUARANTINED).deliveries[0].state == "WAITING"
+        delivery = spool.entry(QUARANTINED).deliveries[0]
+        # A daemon whose clock is behind ours, because that was set since, tries it now all the same.
+        assert (delivery.state, delivery.next_attempt_at) == ("WAITING", 0.0)
     assert command("retry", "--all") == 0
     assert command.out.startswith("2 deliveries to be tried now")
 

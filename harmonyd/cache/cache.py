@@ -15,7 +15,7 @@ from harmonyd.cache.made import made_of
 from harmonyd.cache.results import KeptResults
 from harmonyd.cache.retrieval import Retrieval
 from harmonyd.cache.store import CacheStore, InThread
-from harmonyd.config.model import CacheConfig
+from harmonyd.config.daemon import CacheConfig
 from harmonyd.dimse import artifacts
 from harmonyd.envelope import Results
 from harmonyd.progress import UNWATCHED, Progress

@@ -61,7 +61,9 @@ class KeptResults:
         self._progress = progress
         self._retrieval = retrieval
         self._close: Callable[[], None] | None = close
-        self._count = 0
+        self.on_read: Callable[[Sequence[Instance]], None] | None = None
+        """Called once, when the reader is done, with what it came to."""
+        self._read: list[Instance] = []
         self._is_over = False
         self._error: Exception | None = None
 
@@ -106,7 +108,7 @@ class KeptResults:
         self._is_over = True
 
     def _next(self, instance: Instance) -> KeptRecord:
-        self._count += 1
+        self._read.append(instance)
         self._progress.arrived(instance.size_bytes)
         return KeptRecord(instance, self.made)
 
@@ -119,13 +121,15 @@ class KeptResults:
         elif self._retrieval is not None:
             members = dict(self._retrieval.summary())
         folder = self.entry.folder
-        return {**members, "file_count": self._count, "folder_id": self.entry.id, "folder_path": str(folder)}
+        return {**members, "file_count": len(self._read), "folder_id": self.entry.id, "folder_path": str(folder)}
 
     async def aclose(self) -> None:
         """Let go of the entry. Safe to call twice."""
         close, self._close = self._close, None
         if close is not None:
             close()
+            if self.on_read is not None:
+                self.on_read(self._read)
 
 
 def kept_in(results: Results) -> KeptResults | None:

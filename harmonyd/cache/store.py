@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from harmonyd.cache.entry import Entry, found_in, remove_all
 from harmonyd.cache.key import Key
-from harmonyd.config.model import CacheConfig
+from harmonyd.config.daemon import CacheConfig
 from harmonyd.errors import StorageFull
 
 InThread = Callable[..., Awaitable[Any]]

@@ -8,10 +8,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from harmonyd.config.daemon import ControlConfig
 from harmonyd.config.dicom import ANY_ADDRESS, NATIVE, PER_ASSOCIATION, settle_receiver
 from harmonyd.config.fields import Section
 from harmonyd.config.model import (
-    ControlConfig,
     DicomBackendOptions,
     DicomDefaults,
     DicomEndpointOptions,

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from harmonyd.config import checks
+from harmonyd.config.daemon import ControlConfig
 from harmonyd.config.fields import Section
-from harmonyd.config.model import ControlConfig
 
 SOCKET = Path("run/control.sock")
 """Below the storage path."""

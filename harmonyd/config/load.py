@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harmonyd.config import chains, conflicts, control, dicomweb, fan_out, middleware, pipelines, sections, services
+from harmonyd.config import (
+    audit,
+    chains,
+    conflicts,
+    control,
+    dicomweb,
+    fan_out,
+    middleware,
+    pipelines,
+    sections,
+    services,
+)
+from harmonyd.config.daemon import ControlConfig
 from harmonyd.config.errors import ConfigError, Report
 from harmonyd.config.fields import Section
-from harmonyd.config.model import Config, ControlConfig
+from harmonyd.config.model import Config
 from harmonyd.config.pipelines import Parts
 from harmonyd.config.reader import Layers, read_layers
 
@@ -62,6 +74,7 @@ def _build(path: Path, layers: Layers, report: Report) -> Config:
         management=management,
         telemetry=sections.telemetry(main.table("telemetry"), parts.networks, known_networks),
         web=sections.web(main.table("web")),
+        audit=audit.audit(main.table("audit"), base),
         warnings=tuple(report.warnings),
     )
 
@@ -73,7 +86,7 @@ def _parts(layers: Layers, base: Path) -> Parts:
     backends = {name: services.backend(name, section, base) for name, section in tables["backends"].items()}
     folders = (base / sections.transforms_folder(layers.main.table("proxy")), base)
     links = {name: middleware.middleware(name, section, folders) for name, section in tables["middleware"].items()}
-    networks = {name: sections.network(name, section) for name, section in tables["network"].items()}
+    networks = {name: sections.network(name, section, base) for name, section in tables["network"].items()}
     items = {name: pipelines.pipeline(name, section) for name, section in tables["pipelines"].items()}
     return Parts(
         networks={name: network for name, network in networks.items() if tables["network"][name].sound},

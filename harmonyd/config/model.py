@@ -12,41 +12,25 @@ from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.config.asking import MoveDestination
+from harmonyd.config.audit_model import AuditConfig
+from harmonyd.config.daemon import (
+    CacheConfig,
+    ControlConfig,
+    LoggingConfig,
+    ManagementConfig,
+    OperationsConfig,
+    SpoolConfig,
+    SupervisionConfig,
+    TelemetryConfig,
+    WebConfig,
+)
+from harmonyd.config.network import DicomDefaults as DicomDefaults
+from harmonyd.config.network import HttpListener as HttpListener
+from harmonyd.config.network import NetworkConfig as NetworkConfig
 from harmonyd.config.sparing import BreakerOptions, SelectivityOptions
 from harmonyd.hours import Hours
 from harmonyd.identity import Credentials
 from harmonyd.tls import TlsClient, TlsServer
-
-
-@dataclass(frozen=True, slots=True)
-class HttpListener:
-    """Where a network listens for HTTP. ``bind_address``: IPv4, IPv6, or ``systemd:NAME`` for a passed socket.
-
-    ``bind_port`` is 0 for a passed socket: its unit has the port.
-    """
-
-    bind_address: str
-    bind_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class DicomDefaults:
-    """``[network.N.dicom]``: defaults for the dicom endpoints of the pipelines on that network."""
-
-    bind_address: str | None = None
-    bind_port: int | None = None
-    aet: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    name: str
-    http: HttpListener | None
-    dicom: DicomDefaults = DicomDefaults()
-    trusted_proxies: tuple[str, ...] = ()
-    """Addresses and CIDR blocks whose X-Forwarded-For is believed."""
-    middleware: tuple[str, ...] = ()
-    """What each HTTP request passes first, but for those to ``/livez`` and ``/readyz``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,145 +54,18 @@ class LimitsConfig:
     """Open HTTP connections per network."""
     request_timeout_secs: float = 60.0
     """Silence allowed while a client sends a request, or does not read its answer."""
+    head_timeout_secs: float = 30.0
+    """From the connection, or the first byte of a later request, to the end of the head; the TLS handshake counts."""
+    min_bytes_per_sec: int = 240
+    """What a client must send of a body, or read of an answer, in the mean of ``request_timeout_secs``; 0: anything."""
+    max_head_bytes: int = 16 * 1024
+    """Request line and header fields of a request together, and each line."""
+    max_header_fields: int = 100
 
-
-@dataclass(frozen=True, slots=True)
-class LoggingConfig:
-    level: str = "info"
-    format: str = "text"
-    """"text" or "json" (lines)."""
-    file: Path | None = None
-    """Log file; None: standard error."""
-    patient_identifiers: bool = False
-    """Whether the log may hold what identifies patients."""
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisionConfig:
-    """``[supervision]``: defaults for children (design: supervision)."""
-
-    startup_deadline_secs: float = 30.0
-    probe_interval_secs: float = 10.0
-    probe_timeout_secs: float = 3.0
-    probe_misses: int = 2
-    stop_grace_secs: float = 10.0
-    stable_after_secs: float = 60.0
-    backoff_initial_secs: float = 1.0
-    backoff_max_secs: float = 60.0
-    fatal_after_failures: int = 5
-    fatal_retry_secs: float = 300.0
-    log_max_bytes: int = 10_000_000
-    log_backups: int = 3
-    ring_buffer_bytes: int = 256_000
-    memory_limit_mb: int = 0
-    """Resident memory (10⁶ bytes) above which a child is ended; 0: no limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolConfig:
-    """``[spool]``: what was received and is not delivered yet. It is never cleaned by retention."""
-
-    min_free_bytes: int = 1000 * 1000**2
-    """Less free space under the storage path than this, and nothing more is accepted."""
-    ballast_bytes: int = 64 * 1000**2
-    """A file that is given up when space runs out under way, so that what is being received still fits; 0: none."""
-    max_waiting: int = 1_000_000
-    """Objects in the spool, those in quarantine too; from then on nothing more is accepted."""
-    max_waiting_bytes: int = 0
-    """Their size; 0: only the free space limits it."""
-    max_attempts: int = 30
-    """How often a backend that answers may refuse an object before it is put in quarantine: about a day."""
-    give_up_after_secs: float = 7 * 24 * 3600.0
-    """How long an object is tried at all, whatever the reason is that it does not arrive."""
-    retry_max_secs: float = 300.0
-    """Longest wait before an object, or a backend that is away, is tried again."""
-    max_unasked_bytes: int = 1000**3
-    """Quarantine for what a PACS delivered and nobody had asked for; above that it is refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class OperationsConfig:
-    """``[operations]``: what clients started with ``Prefer: respond-async``."""
-
-    max_running: int = 50
-    """That have not ended; one more is refused."""
-    max_kept: int = 1000
-    """Those that have ended, and wait for their result to be fetched, included."""
-    max_watchers: int = 100
-    """Open event streams, of all operations together."""
-    keep_secs: float = 3600.0
-    """How long state and result are kept after the end."""
-    max_bytes: int = 10 * 1000**3
-    """Of all results on disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheConfig:
-    """``[cache]``: what DICOMweb endpoints have retrieved, kept for the next who asks."""
-
-    enabled: bool = True
-    max_bytes: int = 5 * 1000**3
-    """Above that the least recently used goes."""
-    max_age_secs: float = 600.0
-    """Since the PACS was asked. It may have changed meanwhile, and does not tell."""
-    max_series_bytes: int = 2 * 1000**3
-    """A larger series, or study that was asked for as a whole, is not kept, and not retrieved ahead."""
-    min_free_bytes: int = 2000 * 1000**2
-    """With less free space than this below the storage path nothing is kept."""
-    max_prefetches: int = 2
-    """Series retrieved at once that nobody waits for; 0: none is."""
-
-
-@dataclass(frozen=True, slots=True)
-class ControlConfig:
-    """``[control]``: where ``supervisorctl`` connects. Without an address there is no TCP port."""
-
-    socket: Path | None = None
-    """None: no unix socket."""
-    mode: int = 0o660
-    bind_address: str | None = None
-    bind_port: int = 0
-    username: str = ""
-    password: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ManagementConfig:
-    """``[management]``. When enabled, ``network`` names one that only this machine reaches."""
-
-    enabled: bool = False
-    base_path: str = "/admin"
-    network: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TracingConfig:
-    """``[telemetry.tracing]``: spans for OpenTelemetry; None in its place: none are made."""
-
-    endpoint: str = ""
-    """Where OTLP/HTTP goes; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, or the SDK's own default."""
-    sample_ratio: float = 1.0
-    """Of the traces that begin here; what a caller has begun is recorded as the caller says."""
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryConfig:
-    """``network``: where /livez, /readyz and /metrics are served; None: on every HTTP network."""
-
-    network: str | None = None
-    metrics: bool = True
-    """Serve /metrics."""
-    tracing: TracingConfig | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WebConfig:
-    """``[web]``: what all HTTP networks have in common."""
-
-    documentation: bool = True
-    """Serve /openapi.json and /docs."""
-    compression: bool = True
-    """Send text in gzip to clients that take it."""
+    @property
+    def least_bytes(self) -> float:
+        """What a client must send, or read, in ``request_timeout_secs``."""
+        return max(self.min_bytes_per_sec * self.request_timeout_secs, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,15 +268,16 @@ class Config:
     endpoints: Mapping[str, EndpointConfig]
     backends: Mapping[str, BackendConfig]
     middleware: Mapping[str, MiddlewareConfig]
-    limits: LimitsConfig = LimitsConfig()
-    logging: LoggingConfig = LoggingConfig()
-    supervision: SupervisionConfig = SupervisionConfig()
-    spool: SpoolConfig = SpoolConfig()
-    operations: OperationsConfig = OperationsConfig()
-    cache: CacheConfig = CacheConfig()
-    control: ControlConfig = ControlConfig()
-    management: ManagementConfig = ManagementConfig()
-    telemetry: TelemetryConfig = TelemetryConfig()
-    web: WebConfig = WebConfig()
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
+    operations: OperationsConfig = field(default_factory=OperationsConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    management: ManagementConfig = field(default_factory=ManagementConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    web: WebConfig = field(default_factory=WebConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     warnings: tuple[str, ...] = field(default=())
     """For the operator: keys that are accepted and mean nothing here, defaults that were chosen."""

@@ -17,7 +17,7 @@ REGISTRATIONS = ("services", "middleware_types")
 """Harmony's registrations, which any file may repeat."""
 MAIN_ONLY = (
     *("proxy", "storage", "limits", "logging", "management", "telemetry", "control", "supervision", "spool"),
-    *("operations", "cache", "web"),
+    *("operations", "cache", "web", "audit"),
 )
 OUT_OF_SCOPE = ("targets",)
 WITHOUT_EFFECT = ("cloud", "jmix", "runbeam", "transforms", "wireguard")

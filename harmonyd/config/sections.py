@@ -6,25 +6,21 @@ from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from harmonyd.config import checks
-from harmonyd.config.errors import Report, nearest
-from harmonyd.config.fields import Section
-from harmonyd.config.model import (
+from harmonyd.config import checks, tls
+from harmonyd.config.daemon import (
     CacheConfig,
-    DicomDefaults,
-    HttpListener,
-    LimitsConfig,
     LoggingConfig,
     ManagementConfig,
-    NetworkConfig,
     OperationsConfig,
     SpoolConfig,
-    StorageConfig,
     SupervisionConfig,
     TelemetryConfig,
     TracingConfig,
     WebConfig,
 )
+from harmonyd.config.errors import Report, nearest
+from harmonyd.config.fields import Section
+from harmonyd.config.model import DicomDefaults, HttpListener, LimitsConfig, NetworkConfig, StorageConfig
 
 _LEVELS = {level: level for level in ("debug", "info", "warning", "error")} | {"trace": "debug", "warn": "warning"}
 _MINUTE_SECS = 60.0
@@ -54,16 +50,36 @@ def transforms_folder(section: Section) -> str:
     return section.text("transforms_path", "transforms", checks.path)
 
 
-def network(name: str, section: Section) -> NetworkConfig:
-    """``[network.NAME]``."""
+def network(name: str, section: Section, base: Path) -> NetworkConfig:
+    """``[network.NAME]``; ``base`` is the folder of config.toml."""
     section.ignore(["enable_wireguard", "interface"], "harmonyd has no WireGuard; traffic takes the host's own routes")
-    http = _listener(section.table("http")) if "http" in section else None
-    proxies = section.table("http").strings("trusted_proxies", checks.address_block)
+    made = _http_network(name, section.table("http"), base) if "http" in section else NetworkConfig(name, None)
     dicom = _dicom_defaults(section.table("dicom"))
     section.raw("http")
     links = section.strings("middleware")
     section.finish()
-    return NetworkConfig(name, http, dicom, proxies, links)
+    return replace(made, dicom=dicom, middleware=links)
+
+
+def _http_network(name: str, section: Section, base: Path) -> NetworkConfig:
+    secured = tls.server(section.table("tls"), base) if "tls" in section else None
+    default = NetworkConfig(name, None).hsts_max_age_secs
+    hsts_secs = section.integer("hsts_max_age_secs", default, 0, 10 * default)
+    section.raw("tls")
+    proxies = section.strings("trusted_proxies", checks.address_block)
+    listener = _listener(section)
+    if secured is None:
+        _check_plain(section, listener)
+    return NetworkConfig(name, listener, trusted_proxies=proxies, tls=secured, hsts_max_age_secs=hsts_secs)
+
+
+def _check_plain(section: Section, listener: HttpListener) -> None:
+    if "hsts_max_age_secs" in section:
+        section.warn("hsts_max_age_secs", "it has no effect without a table tls")
+    address = listener.bind_address
+    if section.sound and checks.is_ip_address(address) and not checks.is_loopback(address):
+        text = "what is asked and answered here crosses the network as it is: add a table tls, or use 127.0.0.1"
+        section.warn("bind_address", text)
 
 
 def _listener(section: Section) -> HttpListener:
@@ -112,6 +128,10 @@ def limits(section: Section) -> LimitsConfig:
         max_body_bytes=section.integer("max_body_bytes", default.max_body_bytes, 1_000, 1_000 * _GB),
         max_connections=section.integer("max_connections", default.max_connections, 1, 100_000),
         request_timeout_secs=section.number("request_timeout_secs", default.request_timeout_secs, 1, _DAY_SECS),
+        head_timeout_secs=section.number("head_timeout_secs", default.head_timeout_secs, 1, _HOUR_SECS),
+        min_bytes_per_sec=section.integer("min_bytes_per_sec", default.min_bytes_per_sec, 0, 1_000_000),
+        max_head_bytes=section.integer("max_head_bytes", default.max_head_bytes, 1_000, 1_000_000),
+        max_header_fields=section.integer("max_header_fields", default.max_header_fields, 10, 10_000),
     )
     section.finish()
     return result
@@ -154,7 +174,10 @@ def supervision(section: Section) -> SupervisionConfig:
     """``[supervision]``: keys and defaults are those of the model; a default that is whole stays a whole number."""
     defaults = SupervisionConfig()
     values: dict[str, float] = {}
+    confine = section.flag("confine_children", defaults.confine_children)
     for spec in fields(SupervisionConfig):
+        if spec.name == "confine_children":
+            continue
         low, high = _SUPERVISION_RANGES[spec.name]
         default = getattr(defaults, spec.name)
         if isinstance(default, int):
@@ -164,7 +187,7 @@ def supervision(section: Section) -> SupervisionConfig:
     if section.sound and values["backoff_initial_secs"] > values["backoff_max_secs"]:
         section.problem("backoff_initial_secs", "more than backoff_max_secs", "raise backoff_max_secs or lower this")
     section.finish()
-    return SupervisionConfig(**values)  # type: ignore[arg-type]
+    return SupervisionConfig(**values, confine_children=confine)  # type: ignore[arg-type]
 
 
 def spool(section: Section) -> SpoolConfig:

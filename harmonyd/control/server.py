@@ -17,7 +17,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.config.model import ControlConfig
+from harmonyd.config.daemon import ControlConfig
 from harmonyd.control import calls
 from harmonyd.control.api import Controlled, LogView
 from harmonyd.control.daemon_methods import DaemonMethods, LogMethods, SystemMethods

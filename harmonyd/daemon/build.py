@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,26 +10,20 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
-from harmonyd.audit.api import no_audit
 from harmonyd.cache.cache import SeriesCache
 from harmonyd.commitment.books import Books
-from harmonyd.config.asking import are_asked
 from harmonyd.config.model import (
     Config,
-    DicomBackendOptions,
-    DicomEndpointOptions,
-    DicomwebEndpointOptions,
     EndpointConfig,
-    HttpEndpointOptions,
     HttpListener,
     NetworkConfig,
     PipelineConfig,
 )
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
+from harmonyd.daemon.named import LONG_RUNNING, asked_backends, dicom_endpoints, is_dimse, listeners, origins
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import find_tools
-from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.dimse.native.engine import NativeEngine
 from harmonyd.metrics.endpoint import metrics_route
 from harmonyd.metrics.metrics import Metrics
@@ -39,13 +33,12 @@ from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.limiting import LimitState
 from harmonyd.operations.describing import with_operations
 from harmonyd.operations.endpoint import LongRunningEndpoint
-from harmonyd.operations.operation import Owner
 from harmonyd.operations.registry import Operations
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
-from harmonyd.services.dicom.backend import DicomBackend, move_receiver
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.committing import CommitmentMeans
 from harmonyd.services.dicom.fan_out import FanOut
@@ -66,8 +59,6 @@ KEPT = "received"
 """Name of the backend that keeps the objects of a pipeline without one."""
 
 
-LONG_RUNNING = ("http", "dicomweb")
-"""Services whose requests may be answered later, where dicom backends answer them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +128,7 @@ class Builder:
         resources: Mapping[str, Resource],
         cache: SeriesCache,
         metrics: Metrics,
+        witness: Witness,
     ) -> None:
         self._reactor = reactor
         self._supervisor = supervisor
@@ -148,11 +140,25 @@ class Builder:
         self._resources = resources
         self._cache = cache
         self._metrics = metrics
+        self._witness = witness
         self._limits = LimitState(reactor.seconds, metrics.limited)
-        self._audit = no_audit
-        self.guard = Guard(reactor, self._in_thread, self._audit)
         books = Books(folders.storage, self._in_thread)
         self.commitment = CommitmentMeans(reactor, books, Commitments(reactor, self._in_thread))
+        self.guard = Guard(reactor, self._in_thread, witness.audit)
+        self._endpoint_resources = registry.EndpointResources(reactor.seconds, self._codecs)
+        self._made_codecs: Any = None
+
+    def _codecs(self) -> Any:
+        if self._made_codecs is None:
+            from harmonyd.services.dicomweb.codec_pool import Codecs  # with pydicom, which takes its time
+
+            self._made_codecs = Codecs(self._in_thread)
+        return self._made_codecs
+
+    async def stop(self) -> None:
+        """End what was made for all endpoints together."""
+        if self._made_codecs is not None:
+            await self._made_codecs.close()
 
     def all(self, config: Config) -> Parts:
         """Every part. Raises ``HarmonydError``, ``ToolMissing`` among them."""
@@ -174,10 +180,14 @@ class Builder:
 
     def _dcmtk(self) -> DcmtkEngine:
         storage, scratch = self._folders.storage, self._folders.run / "dcmtk"
-        return DcmtkEngine(self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch)
+        told = self._witness.refused
+        return DcmtkEngine(
+            self._reactor, self._supervisor, find_tools(), storage=storage, scratch=scratch, on_refusal=told
+        )
 
     def _native(self) -> NativeEngine:
-        return NativeEngine(self._reactor, storage=self._folders.storage, why=problem_text)
+        storage, told = self._folders.storage, self._witness.refused
+        return NativeEngine(self._reactor, storage=storage, why=problem_text, on_refusal=told)
 
     def backends(
         self, config: Config, engines: Engines, unchanged: Mapping[str, Backend]
@@ -191,6 +201,7 @@ class Builder:
             self._in_thread,
             self._cache,
             self._metrics.operations,
+            self._witness,
             self._spool.returned,
             self.commitment.commitments,
         )
@@ -215,7 +226,7 @@ class Builder:
 
     def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
         resources = middleware_registry.Resources(
-            self._reactor, self._in_thread, self._audit, self.guard, self._limits
+            self._reactor, self._in_thread, self._witness.audit, self.guard, self._limits
         )
         return [middleware_registry.build(config.middleware[name], resources) for name in names]
 
@@ -225,7 +236,9 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self.commitment)
+        return DicomEndpoint(
+            name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness, self.commitment
+        )
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]
@@ -244,13 +257,16 @@ class Builder:
 
     def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
         """What serves an HTTP network."""
-        routes, health = self.routes(config, network.name, pipelines), self.health_on(config, network.name)
+        routes, health = self.routes(config, network.name, pipelines), self.open_health_on(config, network.name)
         return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests)
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network, behind its middleware."""
         chain = tuple(self._chain(config, config.networks[network].middleware))
-        return [replace(route, chain=chain) for route in self._routes(config, network, pipelines)]
+        routes = self._routes(config, network, pipelines)
+        if chain and (health := self.health_on(config, network)) is not None:
+            routes += health_routes(health, is_guarded=True).values()
+        return [replace(route, chain=chain) for route in routes]
 
     def _routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         routes = [
@@ -275,17 +291,17 @@ class Builder:
         health = self.health_on(config, network)
         probes = health_routes(health).values() if health is not None else ()
         everything = [*routes, *probes]
-        return documentation(config.id, everything, _origins(config, network), compresses=config.web.compression)
+        return documentation(config.id, everything, origins(config, network), compresses=config.web.compression)
 
     def _route(self, config: Config, item: PipelineConfig, endpoint: EndpointConfig, pipeline: Pipeline) -> Route:
         route = Route(
-            registry.HTTP_ENDPOINTS[endpoint.service](endpoint),
+            registry.HTTP_ENDPOINTS[endpoint.service](endpoint, self._endpoint_resources),
             pipeline.handle,
             compresses=config.web.compression,
             described=described(config, item, endpoint),
             identify=pipeline.identify,
         )
-        if endpoint.service not in LONG_RUNNING or not _is_dimse(config, item):
+        if endpoint.service not in LONG_RUNNING or not is_dimse(config, item):
             return route
         return replace(
             route,
@@ -297,93 +313,6 @@ class Builder:
         """What /livez and /readyz of a network tell; None where they are not served."""
         return self._health if config.telemetry.network in (None, network) else None
 
-
-def _origins(config: Config, network: str) -> list[str]:
-    """Whose pages may read what DICOMweb endpoints of a network answer."""
-    named = (name for item in config.pipelines.values() if network in item.networks for name in item.endpoints)
-    found = (config.endpoints[name].options for name in named)
-    return sorted({each for item in found if isinstance(item, DicomwebEndpointOptions) for each in item.cors_origins})
-
-
-def dicom_endpoints(config: Config) -> dict[str, tuple[DicomEndpointOptions, str]]:
-    """Of each endpoint that receives with DICOM, by name: its options, and the pipeline it belongs to."""
-    return {
-        name: (options, pipeline.name)
-        for pipeline in config.pipelines.values()
-        for name in pipeline.endpoints
-        if isinstance(options := config.endpoints[name].options, DicomEndpointOptions)
-    }
-
-
-def long_running(config: Config) -> frozenset[Owner]:
-    """The endpoints whose requests may be answered later: what they ask for goes to dicom backends and nowhere else.
-
-    An HTTP server behind a pipeline has paths and preferences of its own.
-    """
-    return frozenset(
-        Owner(name, options.path_prefix)
-        for pipeline in config.pipelines.values()
-        if _is_dimse(config, pipeline)
-        for name in pipeline.endpoints
-        if config.endpoints[name].service in LONG_RUNNING
-        and isinstance(options := config.endpoints[name].options, HttpEndpointOptions)
-    )
-
-
-def _is_dimse(config: Config, pipeline: PipelineConfig) -> bool:
-    services = {config.backends[name].service for name in pipeline.backends}
-    return "dicom" in services and services <= {"dicom", "storage"}
-
-
-def asked_backends(config: Config) -> frozenset[str]:
-    """Names of the backends that somebody can ask for something: over HTTP, or with C-FIND, C-GET or C-MOVE."""
-    return frozenset(
-        backend
-        for pipeline in config.pipelines.values()
-        if any(_asks(config.endpoints[name]) for name in pipeline.endpoints)
-        for backend in pipeline.backends
-    )
-
-
-def _asks(endpoint: EndpointConfig) -> bool:
-    options = endpoint.options
-    if isinstance(options, DicomEndpointOptions):
-        return are_asked(options.services)
-    return endpoint.service in registry.HTTP_ENDPOINTS
-
-
-def receiving_backends(config: Config) -> list[DicomBackendOptions]:
-    """The backends that may have a kept receiver for C-MOVE."""
-    found = (config.backends[name].options for name in sorted(asked_backends(config)))
-    return [item for item in found if isinstance(item, DicomBackendOptions) and item.store_scp != "transient"]
-
-
-def move_receivers(config: Config) -> dict[str, list[MoveReceiver]]:
-    """By engine, the kept receivers for C-MOVE that there may be."""
-    receivers: dict[str, list[MoveReceiver]] = {}
-    for options in receiving_backends(config):
-        receivers.setdefault(options.engine, []).append(move_receiver(options))
-    return receivers
-
-
-def listeners(config: Config) -> dict[HttpListener, str]:
-    """Where HTTP is served, and the name of the network."""
-    return {network.http: network.name for network in config.networks.values() if network.http is not None}
-
-
-def operations_by_backend(backends: Iterable[Backend]) -> dict[str, frozenset[str]]:
-    """By name of a backend, the ids of operations that run."""
-    running: dict[str, frozenset[str]] = {}
-    for backend in backends:
-        if isinstance(backend, DicomBackend):
-            running[backend.name] = running.get(backend.name, frozenset()) | backend.active
-    return running
-
-
-def active_operations(backends: Iterable[Backend]) -> dict[Path, frozenset[str]]:
-    """By folder of artifacts, the ids of operations that run."""
-    active: dict[Path, frozenset[str]] = {}
-    for backend in backends:
-        if isinstance(backend, DicomBackend):
-            active[backend.storage] = active.get(backend.storage, frozenset()) | backend.active
-    return active
+    def open_health_on(self, config: Config, network: str) -> Health | None:
+        """The same, for a network that has no middleware: one that has serves them among its routes."""
+        return None if config.networks[network].middleware else self.health_on(config, network)

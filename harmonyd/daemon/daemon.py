@@ -20,19 +20,14 @@ from harmonyd.control.cache import CacheMethods, CacheResource
 from harmonyd.control.management import Management, Resource
 from harmonyd.control.server import ControlServer
 from harmonyd.control.spool import SpoolResource
+from harmonyd.daemon.audited import DaemonAudit
 from harmonyd.daemon.backends import OperatedBackends
-from harmonyd.daemon.build import (
-    Builder,
-    Folders,
-    active_operations,
-    dicom_endpoints,
-    long_running,
-    operations_by_backend,
-)
+from harmonyd.daemon.build import Builder, Folders
 from harmonyd.daemon.certificates import CertificateWatch
 from harmonyd.daemon.draining import associations_end
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
 from harmonyd.daemon.manager import ServiceManager
+from harmonyd.daemon.named import active_operations, dicom_endpoints, long_running, operations_by_backend
 from harmonyd.daemon.operated import Operated
 from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.spans import Spans
@@ -42,6 +37,7 @@ from harmonyd.metrics.metrics import Metrics
 from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
 from harmonyd.privacy import Privacy
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.spool.spool import DurableSpool
 from harmonyd.supervision.process import in_thread
 from harmonyd.supervision.runner import ProcessSupervisor
@@ -82,7 +78,7 @@ class Daemon:
         self.manager = ServiceManager(
             reactor, notifier or Notifier(None), self.supervisor, config.supervision.startup_deadline_secs
         )
-        self.health = Health()
+        self.health = Health(reactor.seconds)
         load = load or partial(configuration.load, config.path)
         self._reloader = ConfigReloader(
             reactor, load, lambda: self.config, self._take_over, self._begin_restart, self.manager
@@ -107,6 +103,7 @@ class Daemon:
             "cache": CacheResource(self.cache),
         }
         documents = self._management.documents
+        self._audit = DaemonAudit(reactor, config)
         self._metrics = Metrics(reactor, config, self._sources())
         self._builder = Builder(
             reactor,
@@ -119,6 +116,7 @@ class Daemon:
             resources,
             self.cache,
             self._metrics,
+            Witness(self._audit.trail, self._audit.batches),
         )
         self._parts = self._builder.all(config)
         self._disk = DiskWritable(reactor, config.storage.path)
@@ -138,6 +136,7 @@ class Daemon:
         """
         self.manager.starting()
         self._lock.take()
+        await self._audit.start()
         await self._spans.configure(self.config)
         await self._control.start()
         await self.supervisor.start()
@@ -154,6 +153,7 @@ class Daemon:
         for endpoint in self._parts.dicom_endpoints:
             await endpoint.start()
         await self._look_for_untaken()
+        self.health.watch(self._reactor)
         for front_end in self._parts.front_ends:
             await front_end.start()
         self._retention.start(RETENTION_INTERVAL_SECS).addErrback(
@@ -162,6 +162,7 @@ class Daemon:
         self._certificates.start()
         self.manager.listening()
         self._reloader.open()
+        self._audit.up(self.config, self._parts.all_backends)
         self._log.info("{id} is up", id=self.config.id)
 
     async def reload(self) -> None:
@@ -182,6 +183,7 @@ class Daemon:
         self._metrics.configure(new)
         Privacy.names = frozenset(new.backends)
         await self._spans.configure(new)
+        self._audit.configure(new)
         try:
             await takeover.finish()
         finally:
@@ -238,8 +240,10 @@ class Daemon:
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])
         self._metrics.stop()
-        await self._all([self.operations.close])
+        self.health.unwatch()
+        await self._all([self.operations.close, self._builder.stop])
         await self._all([parts.engines.close, self._control.stop, self._spans.stop])
+        await self._audit.stop(self.config, parts.all_backends)
         self.manager.close()
         self._lock.release()
         self._log.info("{id} has stopped", id=self.config.id)
@@ -275,6 +279,7 @@ class Daemon:
             self.operations.figures,
             self._http_load,
             lambda: self.health.ready()[0],
+            self._audit.trail.figures,
             self._backends.nodes,
             lambda: self._builder.guard.alarms.refused,
         )
@@ -313,7 +318,7 @@ class Daemon:
         storage = self.config.storage
         return artifacts.clean(
             folder,
-            now=time.time(),
+            now=min(time.time(), self._reactor.seconds()),  # a clock that was set makes nothing older
             max_age_secs=storage.retention_max_age_secs,
             max_bytes=storage.retention_max_bytes,
             in_use=in_use,

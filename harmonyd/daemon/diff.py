@@ -15,12 +15,12 @@ from harmonyd.config.model import (
     PipelineConfig,
 )
 from harmonyd.control.api import Changes
-from harmonyd.daemon.build import asked_backends, dicom_endpoints, listeners, receiving_backends
+from harmonyd.daemon.named import asked_backends, dicom_endpoints, listeners, receiving_backends
 from harmonyd.services.dicom.inbound import scp_config
 
 _SETTINGS = (
     *("id", "storage", "limits", "logging", "supervision", "spool", "operations", "cache", "management", "telemetry"),
-    *("web",),
+    *("web", "audit"),
 )
 _RESTART = "restart harmonyd to use this"
 
@@ -57,14 +57,17 @@ def _named(config: Config) -> dict[str, object]:
     return {
         **{f"storescp:{name}": scp_config(name, options) for name, (options, _) in dicom_endpoints(config).items()},
         **{f"storescp:incoming-{port}": aets for port, aets in _open_receivers(config).items()},
-        **{
-            f"network:{name}": (listener, config.networks[name].trusted_proxies, _links(config, name))
-            for listener, name in listeners(config).items()
-        },
+        **{f"network:{name}": (listener, *_over_http(config, name)) for listener, name in listeners(config).items()},
         **{f"backend:{name}": (backend, name in asked) for name, backend in backends.items()},
         **{f"pipeline:{name}": _pipeline(config, pipeline) for name, pipeline in config.pipelines.items()},
         **{f"settings:{name}": getattr(config, name) for name in _SETTINGS},
     }
+
+
+def _over_http(config: Config, name: str) -> tuple[object, ...]:
+    network = config.networks[name]
+    hsts_secs = network.hsts_max_age_secs if network.tls is not None else 0
+    return network.trusted_proxies, _links(config, name), network.tls, hsts_secs
 
 
 def _links(config: Config, network: str) -> object:

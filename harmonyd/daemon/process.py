@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from harmonyd import config as configuration
 from harmonyd.config.model import Config
 from harmonyd.daemon.again import hold_signals, start_again, take_signals
+from harmonyd.daemon.clock import use_steady_clock
 from harmonyd.daemon.daemon import Daemon
 from harmonyd.errors import HarmonydError
 from harmonyd.telemetry import journal
@@ -26,6 +27,8 @@ from harmonyd.telemetry.notify import Notifier
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
+FOR_NOBODY_ELSE = 0o027
+"""What the modes of new files and folders never have: anything for others, and writing for the group."""
 
 _log = Logger(namespace="harmonyd.daemon")
 Main = Callable[[Daemon, Any], Awaitable[int | None]]
@@ -48,6 +51,7 @@ def run(config_path: Path, main: Main | None = None, adapt: Callable[[Config], C
     ``main`` is awaited once the daemon has started; a number it returns ends the process with that status.
     ``adapt`` changes the configuration that was read.
     """
+    os.umask(os.umask(FOR_NOBODY_ELSE) | FOR_NOBODY_ELSE)  # before the first file; children inherit it
     faulthandler.enable(2)  # systemd's watchdog ends us with SIGABRT: say where each thread hangs
     notifier = Notifier.from_environment(os.environ)
     try:
@@ -81,6 +85,7 @@ def _run_reactor(
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
+    use_steady_clock(reactor)
     status = EXIT_OK
     try:
         daemon = Daemon(config, reactor, load, notifier)

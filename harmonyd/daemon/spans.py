@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from harmonyd import tracing
-from harmonyd.config.model import Config, TracingConfig
+from harmonyd.config.daemon import TracingConfig
+from harmonyd.config.model import Config
 
 if TYPE_CHECKING:
     from harmonyd.telemetry.spans import OtelTracer

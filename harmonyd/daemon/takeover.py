@@ -16,8 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import Config
-from harmonyd.daemon.build import Builder, Parts, asked_backends
+from harmonyd.daemon.build import Builder, Parts
 from harmonyd.daemon.engines import engines_in
+from harmonyd.daemon.named import asked_backends
 from harmonyd.daemon.takeover_dicom import DicomTakeover, Grace
 from harmonyd.daemon.takeover_http import HttpTakeover
 from harmonyd.errors import HarmonydError

@@ -10,7 +10,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from harmonyd.config.model import Config
-from harmonyd.daemon.build import Builder, Parts, dicom_endpoints, listeners, move_receivers, receiving_backends
+from harmonyd.daemon.build import Builder, Parts
+from harmonyd.daemon.named import dicom_endpoints, listeners, move_receivers, receiving_backends
 from harmonyd.errors import HarmonydError
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.dicom.inbound import DicomEndpoint, scp_config

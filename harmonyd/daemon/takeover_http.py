@@ -8,10 +8,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from harmonyd.config.model import Config, HttpListener
-from harmonyd.daemon.build import Builder, Parts, listeners
+from harmonyd.daemon.build import Builder, Parts
+from harmonyd.daemon.named import listeners
 from harmonyd.errors import HarmonydError
 from harmonyd.pipeline.pipeline import Pipeline
+from harmonyd.tls_port import ServerConnections
 from harmonyd.web.front_end import HttpFrontEnd
+from harmonyd.web.secure import connections_for
 
 
 class HttpTakeover:
@@ -24,12 +27,14 @@ class HttpTakeover:
         self._parts = parts
         self._new = new
         self._bound: dict[HttpListener, HttpFrontEnd] = {}
+        self._secured: dict[HttpListener, ServerConnections | None] = {}
         self._interrupted: list[HttpFrontEnd] = []
         self._removed: list[HttpFrontEnd] = []
 
     async def prepare(self, pipelines: Mapping[str, Pipeline]) -> None:
-        """Bind new listeners. Raises ``CannotBind`` or OSError; call ``undo`` then."""
+        """Read certificates, bind new listeners. Raises ``HarmonydError`` or OSError; call ``undo`` then."""
         for listener, name in listeners(self._new).items():
+            self._secured[listener] = connections_for(self._new.networks[name].tls)
             if listener not in self._parts.listeners:
                 await self._make_room(listener)
                 front_end = self._builder.front_end(self._new, self._new.networks[name], pipelines)
@@ -61,8 +66,8 @@ class HttpTakeover:
             front_end = parts.listeners.get(listener)
             if front_end is not None:
                 routes = self._builder.routes(new, name, pipelines)
-                health, proxies = self._builder.health_on(new, name), new.networks[name].trusted_proxies
-                front_end.serve(name, routes, new.limits, health, proxies)
+                health = self._builder.open_health_on(new, name)
+                front_end.serve(new.networks[name], routes, new.limits, health, self._secured.get(listener))
         self._removed = [front_end for listener, front_end in parts.listeners.items() if listener not in wanted]
         known = parts.listeners | self._bound
         parts.listeners = {listener: known[listener] for listener in wanted}

@@ -35,6 +35,7 @@ def instance_of(path: Path, header: InstanceHeader) -> Instance:
         header.size_bytes,
         header.study_instance_uid,
         header.series_instance_uid,
+        header.patient_id,
     )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.logger import Logger
 
+from harmonyd.dimse.associate import Rejection, printable
 from harmonyd.errors import Unavailable
 
 PAUSE_SECS = 1.0
 _ACCEPTS = 32
+_OF_STRANGERS = (Rejection.CALLED_AE_TITLE_NOT_RECOGNIZED, Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED)
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Explain = Callable[[int, OSError], str]
@@ -22,6 +25,25 @@ Explain = Callable[[int, OSError], str]
 def explain(port: int, error: OSError) -> str:
     """Without a look at who holds it."""
     return f"port {port} cannot be used: {error.strerror}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A caller that did not prove to be one that may call. What it says of itself is printable."""
+
+    peer: str
+    port: int
+    text: str
+    calling_aet: str = ""
+    called_aet: str = ""
+
+
+OnRefusal = Callable[[Refusal], None]
+"""Learns of each. Called in the reactor's thread; must return at once, and not raise."""
+
+
+def unheard(refusal: Refusal) -> None:
+    """Nobody wants to know."""
 
 
 class Acceptor:
@@ -34,9 +56,16 @@ class Acceptor:
         self.bind_addr = bind_addr
         self.port = port
         """0 until it listens: any that is free."""
+        self.on_refusal: OnRefusal = unheard
         self._reactor = reactor
         self._sock: socket.socket | None = None
         self._resume_call: Any = None
+
+    def tell_of(self, rejection: Rejection, calling_aet: str, called_aet: str, peer: str) -> None:
+        """An association was rejected: on account of who asked for it, or for another reason."""
+        if rejection in _OF_STRANGERS:
+            calling, called = printable(calling_aet), printable(called_aet)
+            self.on_refusal(Refusal(peer, self.port, rejection.text, calling, called))
 
     def greet(self, sock: socket.socket, address: Any) -> None:
         """Here is a connection. When it raises, the socket is closed; OSError: the peer is gone already."""

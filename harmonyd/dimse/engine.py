@@ -183,6 +183,7 @@ class Instance:
     study_instance_uid: str = ""
     """Empty where the data set has none."""
     series_instance_uid: str = ""
+    patient_id: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from harmonyd.dimse.engine import Association, Instance, QueryModel, RemoteNode
 from harmonyd.dimse.normalized import NormalizedAnswer, NormalizedAsked
+from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.status import PENDING
 
 FIND, GET, MOVE, STORE = "find", "get", "move", "store"
@@ -86,6 +87,10 @@ class Retrieval(Protocol):
     @property
     def missed_uids(self) -> tuple[str, ...]:
         """SOP Instance UIDs of these, where they are known."""
+        ...
+
+    def told(self, header: InstanceHeader, problem: str) -> None:
+        """An object was sent on, or was not: ``problem`` says why."""
         ...
 
     async def aclose(self) -> None:

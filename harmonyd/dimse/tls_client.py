@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -22,8 +21,7 @@ from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import EngineFailed, TlsFailed
 from harmonyd.dimse.tls_failures import NOT_PINNED, NOT_THE_ADDRESS, NOT_THE_NAME, Trouble, tls_failure
 from harmonyd.tls import CIPHERS, TlsClient, expected_name, fingerprint, is_address
-
-OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
+from harmonyd.tls_port import OPTIONS, said, stamp
 
 
 class Verdict:
@@ -104,13 +102,6 @@ class ClientCreator:
         return made
 
 
-def stamp(file: Path | None) -> tuple[int, int, int] | None:
-    if file is None:
-        return None
-    found = file.stat()
-    return found.st_mtime_ns, found.st_ino, found.st_size
-
-
 def _stamps(settings: TlsClient) -> tuple[object, ...]:
     return tuple(stamp(file) for file in (settings.ca_file, settings.cert_file, settings.key_file))
 
@@ -144,14 +135,6 @@ def _context(settings: TlsClient, _stamps: object) -> SSL.Context:
 def _judge(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, _ok: int) -> bool:
     verdict: Verdict = connection.get_app_data().wrappedProtocol.verdict
     return verdict.judge(certificate, code, depth)
-
-
-def said(error: Exception) -> str:
-    """OpenSSL's last word is its most special one."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    reasons = [entry[-1] for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-    return str(reasons[-1]) if reasons else ""
 
 
 def tls_problem(

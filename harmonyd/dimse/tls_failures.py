@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import CertificateRefused, DimseTimeout, OurCertificateRefused, TlsFailed
 from harmonyd.dimse.failures import node_text
 from harmonyd.tls import TlsClient, expected_name
+from harmonyd.tls_port import handshake_problem, is_tls
 
 NOT_THE_NAME, NOT_THE_ADDRESS = 62, 64
 """OpenSSL's codes for a certificate of somebody else, as the next ones."""
@@ -16,18 +16,12 @@ NOT_PINNED = -1
 """Ours."""
 _NOT_YET, _EXPIRED = 9, 10
 _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
-_INBOUND_REFUSED = {
-    _EXPIRED: "its certificate (or one of its authorities') has expired",
-    _NOT_YET: "its certificate is not valid yet: check both clocks",
-    **dict.fromkeys(_UNKNOWN_ISSUER, "its certificate is from no authority in ca_file"),
-}
 _CERTIFICATE_ALERTS = {
     *("unknown ca", "bad certificate", "certificate unknown", "certificate expired", "certificate revoked"),
     *("unsupported certificate", "access denied", "decrypt error"),
 }
 _NOT_TLS = ("wrong version number", "packet length too long", "not ssl", "http request", "record layer failure")
 _OLD = ("unsupported protocol", "wrong ssl version", "no protocols available", "unexpected message version")
-_TLS_RECORD = re.compile(rb"[\x14-\x16]\x03[\x00-\x04]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +66,7 @@ def tls_failure(remote: RemoteNode, trouble: Trouble) -> TlsFailed:
 
 def speaks_tls(remote: RemoteNode, first_bytes: bytes) -> TlsFailed | None:
     """The error for an answer in TLS to what we said without; None when it is none."""
-    if not _TLS_RECORD.match(first_bytes):
+    if not is_tls(first_bytes):
         return None
     return TlsFailed(
         f"{node_text(remote)} answers with TLS, and the backend does not use it",
@@ -205,31 +199,14 @@ def _said(reason: str) -> tuple[str, str]:
 
 
 def inbound_problem(raw_bytes: bytes, reason: str, verify_code: int) -> str:
-    """Why somebody who connected to a TLS port of ours has no secure connection, for the log.
-
-    ``raw_bytes``: how it began; ``reason``: OpenSSL's, empty when the connection was closed, or its time was over;
-    ``verify_code``: why its certificate is not trusted.
-    """
-    reason, alert = _said(reason)
+    """As ``handshake_problem``, for a port on which DICOM is spoken."""
     if raw_bytes[:2] == b"\x01\x00":
         return "it speaks DICOM without TLS, and this port is for TLS alone: set up TLS there, or use another port"
-    if raw_bytes and not _TLS_RECORD.match(raw_bytes):
-        return "what it sent is not TLS, and this port is for TLS alone"
-    if verify_code:
-        return _INBOUND_REFUSED.get(verify_code, f"its certificate cannot be trusted (OpenSSL error {verify_code})")
-    if "did not return a certificate" in reason:
-        return "it has shown no certificate, and require_client_certificate wants one"
-    if alert in _CERTIFICATE_ALERTS:
-        return f"it does not accept our certificate (alert: {alert}): it has to trust the authority of cert_file"
-    if any(text in reason for text in _OLD):
-        return "it speaks no version of TLS that is allowed here"
-    if "no shared cipher" in reason:
-        return "it has no cipher suite in common with us"
-    return f"its TLS handshake failed: {reason}" if reason else "it did not end its TLS handshake"
+    return handshake_problem(raw_bytes, reason, verify_code)
 
 
 def inbound_plain_problem(first_bytes: bytes) -> str:
     """What is wrong with who connected to a port of ours without TLS; empty when it is nothing of this kind."""
-    if not _TLS_RECORD.match(first_bytes):
+    if not is_tls(first_bytes):
         return ""
     return "it speaks TLS, and this port does not: give it a table tls, or switch TLS off there"

@@ -9,8 +9,9 @@ from pathlib import Path
 from harmonyd import __version__
 from harmonyd import config as configuration
 from harmonyd.config.model import Config, DicomBackendOptions
-from harmonyd.daemon.build import Folders, asked_backends
+from harmonyd.daemon.build import Folders
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
+from harmonyd.daemon.named import asked_backends
 from harmonyd.daemon.process import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK
 from harmonyd.doctor.case import Case, case_of
 from harmonyd.doctor.output import Table, backend_json, summary

@@ -43,6 +43,11 @@ def _tls(config: Config) -> Iterator[tuple[str, str, TlsClient | TlsServer]]:
     for name, endpoint in config.endpoints.items():
         if isinstance(receiving := endpoint.options, DicomEndpointOptions) and receiving.tls is not None:
             yield "endpoint", name, receiving.tls
+    for name, network in config.networks.items():
+        if network.http is not None and network.tls is not None:
+            yield "network", name, network.tls
+    if config.audit.syslog is not None:
+        yield "audit", "syslog", config.audit.syslog.tls
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,15 @@ _ALL = (
     Family("harmonyd_async_operations_kept", "gauge", "Ended, waiting for their result to be fetched."),
     Family("harmonyd_async_result_bytes", "gauge", "Size of their results on disk."),
     Family("harmonyd_async_watchers", "gauge", "Open event streams."),
+    # audit
+    Family("harmonyd_audit_messages_total", "counter", "Audit messages written."),
+    Family("harmonyd_audit_delivered_total", "counter", "Audit messages that the collector has."),
+    Family("harmonyd_audit_dropped_total", "counter", "Audit messages that there was no room for.", ("where",)),
+    Family("harmonyd_audit_backlog_messages", "gauge", "Audit messages that wait on disk for the collector."),
+    Family("harmonyd_audit_backlog_bytes", "gauge", "Their size."),
+    Family("harmonyd_audit_oldest_age_seconds", "gauge", "Age of the oldest of them."),
+    Family("harmonyd_audit_last_delivery_timestamp_seconds", "gauge", "When the collector took the last."),
+    Family("harmonyd_audit_connected", "gauge", "1 while there is a connection to the collector."),
     # certificates
     Family("harmonyd_certificate_expiry_timestamp_seconds", "gauge", "When the first in the file expires.", _FILE),
     Family("harmonyd_certificate_unreadable", "gauge", "1 when there is nothing usable in the file.", _FILE),

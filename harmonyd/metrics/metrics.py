@@ -87,7 +87,7 @@ class Metrics:
 
     async def _scrape(self) -> bytes:
         found = Found()
-        add_state(found, self._sources)
+        add_state(found, self._sources, self._reactor.seconds())
         parts = (self._add_spool(found), self._add_certificates(found))
         await gatherResults([Deferred.fromCoroutine(part) for part in parts])
         text: bytes = await in_thread(self._reactor, generate_latest, _Everything(self._registry, found.families))

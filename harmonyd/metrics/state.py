@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmonyd import __version__
+from harmonyd.audit.api import AuditFigures
 from harmonyd.control.api import Child
 from harmonyd.metrics.families import Found
 from harmonyd.services.dicom.breaker import State as BreakerState
@@ -29,14 +30,15 @@ class Sources:
     http: Callable[[], tuple[int, int]]
     """Requests that are being answered, open connections."""
     is_ready: Callable[[], bool]
+    audit: Callable[[], AuditFigures]
     nodes: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
     """DICOM backends by name, as ``services.dicom.backend.DicomBackend.figures`` tells them."""
     refused: Callable[[], Mapping[tuple[str, str], int]] = dict
     """Requests that middleware for identity refused, by its type and a reason; both are words of ours."""
 
 
-def add_state(found: Found, sources: Sources) -> None:
-    """All that is known at once."""
+def add_state(found: Found, sources: Sources, now: float) -> None:
+    """All that is known at once. ``now``: seconds since the epoch."""
     found.add("harmonyd_build_info", 1, __version__, platform.python_version())
     found.add("harmonyd_ready", sources.is_ready())
     requests, connections = sources.http()
@@ -52,6 +54,20 @@ def add_state(found: Found, sources: Sources) -> None:
     found.add("harmonyd_async_operations_kept", later["kept"])
     found.add("harmonyd_async_result_bytes", later["bytes"])
     found.add("harmonyd_async_watchers", later["watchers"])
+    _add_audit(found, sources.audit(), now)
+
+
+def _add_audit(found: Found, audit: AuditFigures, now: float) -> None:
+    found.add("harmonyd_audit_messages_total", audit.written)
+    found.add("harmonyd_audit_delivered_total", audit.delivered)
+    for where, count in audit.dropped.items():
+        found.add("harmonyd_audit_dropped_total", count, where)
+    found.add("harmonyd_audit_backlog_messages", audit.waiting)
+    found.add("harmonyd_audit_backlog_bytes", audit.waiting_bytes)
+    age = 0.0 if audit.oldest_at is None else max(0.0, now - audit.oldest_at)
+    found.add("harmonyd_audit_oldest_age_seconds", age)
+    found.add("harmonyd_audit_last_delivery_timestamp_seconds", audit.delivered_at)
+    found.add("harmonyd_audit_connected", audit.connected)
 
 
 def _add_children(found: Found, children: Iterable[Child]) -> None:

@@ -14,7 +14,6 @@ from harmonyd.middleware.auth.api_key import ApiKey
 from harmonyd.middleware.auth.authorize import Authorize
 from harmonyd.middleware.auth.basic import BasicAuth
 from harmonyd.middleware.auth.guard import Guard
-from harmonyd.middleware.auth.jwt_auth import JwtAuth
 from harmonyd.middleware.auth.peers import CallingAet, ClientCertificate
 from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.json_extractor import JsonExtractor
@@ -42,6 +41,12 @@ class Resources:
     """What limits of callers have counted so far."""
 
 
+def _jwt_auth(config: MiddlewareConfig, given: Resources) -> Middleware:
+    from harmonyd.middleware.auth.jwt_auth import JwtAuth  # with Twisted's HTTP client, which takes its time
+
+    return JwtAuth(config.name, config.options, given.guard)
+
+
 MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middleware]] = {
     "passthru": lambda config, _: Passthru(config.name),
     **dict.fromkeys(("dicomweb_bridge", "dicomweb"), lambda config, _: Passthru(config.name)),  # see config.dicomweb
@@ -51,7 +56,7 @@ MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middlewar
     "metadata_transform": lambda config, _: MetadataTransform(config.name, config.options),
     "metadata": lambda config, _: Metadata(config.name, config.options),
     "basic_auth": lambda config, given: BasicAuth(config.name, config.options, given.guard),
-    **dict.fromkeys(("jwt_auth", "jwtauth"), lambda config, given: JwtAuth(config.name, config.options, given.guard)),
+    **dict.fromkeys(("jwt_auth", "jwtauth"), _jwt_auth),
     "api_key": lambda config, given: ApiKey(config.name, config.options, given.guard),
     "client_certificate": lambda config, given: ClientCertificate(config.name, config.options, given.guard),
     "calling_aet": lambda config, given: CallingAet(config.name, config.options, given.guard),

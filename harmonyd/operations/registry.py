@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from harmonyd.config.model import OperationsConfig
+from harmonyd.config.daemon import OperationsConfig
 from harmonyd.errors import Gone, NotFound, StorageFull, Unavailable
 from harmonyd.operations.events import Watchers, within
 from harmonyd.operations.folder import ResultFolder

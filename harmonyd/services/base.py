@@ -32,6 +32,8 @@ class HttpRequest:
     query: Mapping[str, list[str]]
     body: Body
     caller: Caller
+    is_secure: bool = False
+    """Whether it came over TLS, as far as we end it."""
     trace: Trace | None = None
     """The span that the work for it is part of."""
     subject: Subject | None = None

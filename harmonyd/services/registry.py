@@ -19,6 +19,7 @@ from harmonyd.config.model import (
 )
 from harmonyd.dimse.engine import EnginesByName
 from harmonyd.services.base import AskingEndpoint, Backend, HttpEndpoint
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.metering import UNMETERED, Meter
@@ -41,23 +42,35 @@ class Resources:
     """Runs blocking work in the reactor's thread pool."""
     cache: SeriesCache | None = None
     meter: Meter = UNMETERED
+    witness: Witness = Witness()  # noqa: RUF009 - it is frozen
     returned: Callable[[str], None] = lambda name: None
     commitments: Commitments | None = None
     """Told the name of a dicom backend whose node answers again."""
 
 
-def _http_endpoint(config: EndpointConfig) -> HttpEndpoint:
+@dataclass(frozen=True, slots=True)
+class EndpointResources:
+    """What endpoints for HTTP clients are built from."""
+
+    seconds: Callable[[], float]
+    """The reactor's clock."""
+    codecs: Callable[[], Any]
+    """The processes that decode pixels (``dicomweb.codec_pool.Codecs``); made when somebody asks for them."""
+
+
+def _http_endpoint(config: EndpointConfig, _resources: EndpointResources) -> HttpEndpoint:
     return HttpServiceEndpoint(config.name, cast(HttpEndpointOptions, config.options))
 
 
-def _echo_endpoint(config: EndpointConfig) -> HttpEndpoint:
+def _echo_endpoint(config: EndpointConfig, _resources: EndpointResources) -> HttpEndpoint:
     return EchoEndpoint(config.name, cast(HttpEndpointOptions, config.options))
 
 
-def _dicomweb_endpoint(config: EndpointConfig) -> AskingEndpoint:
+def _dicomweb_endpoint(config: EndpointConfig, resources: EndpointResources) -> AskingEndpoint:
     from harmonyd.services.dicomweb.endpoint import DicomwebEndpoint  # with pydicom's readers, which take their time
 
-    return DicomwebEndpoint(config.name, cast(DicomwebEndpointOptions, config.options))
+    options = cast(DicomwebEndpointOptions, config.options)
+    return DicomwebEndpoint(config.name, options, resources.seconds, resources.codecs())
 
 
 def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
@@ -71,6 +84,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         has_retrievers=config.name in resources.asked_backends,
         cache=resources.cache,
         meter=resources.meter,
+        witness=resources.witness,
         returned=resources.returned,
         commitments=resources.commitments,
     )
@@ -83,14 +97,15 @@ def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
 
 
 def _storage_backend(config: BackendConfig, resources: Resources) -> Backend:
-    return StorageBackend(config.name, cast(StorageBackendOptions, config.options).path, resources.in_thread)
+    folder = cast(StorageBackendOptions, config.options).path
+    return StorageBackend(config.name, folder, resources.in_thread, resources.witness)
 
 
 def _echo_backend(config: BackendConfig, _resources: Resources) -> Backend:
     return EchoBackend(config.name)
 
 
-HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig], HttpEndpoint | AskingEndpoint]] = {
+HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig, EndpointResources], HttpEndpoint | AskingEndpoint]] = {
     "http": _http_endpoint,
     "dicomweb": _dicomweb_endpoint,
     "echo": _echo_endpoint,

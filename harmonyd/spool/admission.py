@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.spool.journal import Totals
 from harmonyd.spool.layout import Layout, free_bytes
 from harmonyd.spool.threads import in_thread

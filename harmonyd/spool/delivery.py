@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.errors import HarmonydError
 from harmonyd.privacy import said
 from harmonyd.spool.api import Delivered, Deliverer, Entry, Failed, Held, Result, Untried

@@ -67,7 +67,8 @@ class SpoolFolder:
     def retry(self, ids: Sequence[int] | None = None) -> int:
         """As ``Spool.retry``; a running daemon begins within 5 seconds."""
         with self._journal.transaction():
-            return people.retry(self._journal, ids, time.time())
+            # The daemon's clock may be behind ours, when that was set forward since it started.
+            return people.retry(self._journal, ids, time.time(), due=0.0)
 
     def discard(self, ids: Sequence[int]) -> int:
         """As ``Spool.discard``."""

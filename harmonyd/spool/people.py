@@ -89,20 +89,21 @@ _WAITING = _OUTSTANDING.format("deliveries_study", "d.state = 'WAITING'")
 _ASIDE = _OUTSTANDING.format("deliveries_aside", "d.state = 'QUARANTINED' AND d.state <> 'WAITING'")
 
 
-def retry(journal: Journal, ids: Sequence[int] | None, now: float) -> int:
+def retry(journal: Journal, ids: Sequence[int] | None, now: float, due: float | None = None) -> int:
     """Make these due now, with all attempts and all time before them; None: all that wait or were given up.
 
-    Returns how many deliveries that concerns.
+    ``due``: when, if not ``now``. Returns how many deliveries that concerns.
     """
-    which = _retry_all(journal, now) if ids is None else _retry_some(journal, ids, now)
+    due = now if due is None else due
+    which = _retry_all(journal, now, due) if ids is None else _retry_some(journal, ids, now, due)
     for queue in {queue for queue, _ in which}:
         journal.set_away(queue, "")
         if ids is None or _keeps_order(journal, queue):
-            journal.hold(queue, now)
+            journal.hold(queue, due)
     return sum(count for _, count in which)
 
 
-def _retry_some(journal: Journal, ids: Sequence[int], now: float) -> list[tuple[int, int]]:
+def _retry_some(journal: Journal, ids: Sequence[int], now: float, due: float) -> list[tuple[int, int]]:
     concerned = []
     for id_ in ids:
         sql = "SELECT queue FROM deliveries WHERE entry = ? AND state IN ('WAITING', 'QUARANTINED')"
@@ -110,21 +111,21 @@ def _retry_some(journal: Journal, ids: Sequence[int], now: float) -> list[tuple[
             journal.db.execute(
                 "UPDATE deliveries SET attempts = CASE state WHEN 'WAITING' THEN attempts ELSE 0 END, since = ?,"
                 " due = ?, state = 'WAITING' WHERE queue = ? AND entry = ?",
-                (now, now, queue, id_),
+                (now, due, queue, id_),
             )
             concerned.append((queue, 1))
     return concerned
 
 
-def _retry_all(journal: Journal, now: float) -> list[tuple[int, int]]:
+def _retry_all(journal: Journal, now: float, due: float) -> list[tuple[int, int]]:
     counts = [(queue.id, queue.waiting + queue.quarantined) for queue in journal.queues() if queue.backend]
     journal.db.execute(
         "UPDATE deliveries SET attempts = 0, since = ?, due = ?, state = 'WAITING'"
         " WHERE state = 'QUARANTINED' AND state <> 'WAITING'",
-        (now, now),
+        (now, due),
     )
     for queue, _ in counts:
-        journal.cap_due(queue, now)
+        journal.cap_due(queue, due)
     return [(queue, count) for queue, count in counts if count]
 
 

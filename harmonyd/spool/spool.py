@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.errors import HarmonydError, StorageFull
 from harmonyd.spool import people
 from harmonyd.spool.admission import SpoolAdmission

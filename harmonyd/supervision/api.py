@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from harmonyd.landlock import Rights
+
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
@@ -33,6 +35,8 @@ class OnceSpec:
     """Kept with the exit record; lines beyond it still reach ``on_line``."""
     stdin: int | None = None
     """A descriptor that the child gets as its standard input; None: it finds that at its end."""
+    rights: Rights | None = None
+    """None: those of the daemon."""
     log_pipe: bool = False
     """Give the child a third pipe, descriptor 3, whose lines count as output: for programs that close the others."""
 
@@ -87,6 +91,8 @@ class KeptSpec:
     """Called AE title of the readiness probe's C-ECHO."""
     env: Mapping[str, str] = field(default_factory=dict)
     on_line: Callable[[bytes], None] | None = None
+    rights: Rights | None = None
+    """None: those of the daemon."""
     association_timeout_secs: float = 300.0
     """A child that is busy, and about which nothing moved this long, counts as hung."""
 

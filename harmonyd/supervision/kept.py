@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision import reasons, states
 from harmonyd.supervision.api import ExitRecord, KeptSpec
 from harmonyd.supervision.backoff import Backoff

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twisted.logger import Logger, LogLevel
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.privacy import Privacy
 from harmonyd.telemetry.ring import RingBuffer
 

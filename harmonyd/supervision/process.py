@@ -18,6 +18,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from harmonyd.landlock import Rights
 from harmonyd.supervision.api import ExitRecord
 from harmonyd.supervision.lines import LineSplitter
 from harmonyd.supervision.spawn import spawn
@@ -84,11 +85,17 @@ class ChildProcess(ProcessProtocol):
     # --- starting and signalling
 
     def start(
-        self, argv: Sequence[str], env: Mapping[str, str], *, stdin: int | None = None, log_pipe: bool = False
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        stdin: int | None = None,
+        log_pipe: bool = False,
+        rights: Rights | None = None,
     ) -> None:
         """Start it as ``spawn`` does. Raises ``SpawnError``; the callbacks can come before this returns."""
         self._started_at = self._reactor.seconds()
-        spawn(self._reactor, self, argv, env, stdin=stdin, log_pipe=log_pipe)
+        spawn(self._reactor, self, argv, env, stdin=stdin, log_pipe=log_pipe, rights=rights)
         self.log.debug("{child} started as pid {pid}", child=self.name, pid=self.pid, **self._log_fields)
 
     @property

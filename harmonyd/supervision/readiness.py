@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ProbeFailed
 from harmonyd.supervision.ports import established, open_sockets, owned_by_session

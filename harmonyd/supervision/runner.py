@@ -13,7 +13,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd import landlock
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision import leftovers
 from harmonyd.supervision.api import ExitRecord, KeptChild, KeptSpec, OnceSpec
 from harmonyd.supervision.errors import SpawnError
@@ -73,6 +74,15 @@ class ProcessSupervisor:
         """End what a crashed run left behind, and start the watcher. Call it before the first child is started."""
         await self.end_leftovers()
         self._guard.start()
+        self._say_what_confines()
+
+    def _say_what_confines(self) -> None:
+        if not self._config.confine_children:
+            self.log.warn("children may do all that harmonyd may: confine_children in [supervision] is false")
+        elif not landlock.abi():
+            self.log.warn("children are held by limits only: the kernel offers no Landlock, or harmonyd may not use it")
+        else:
+            self.log.info("children are confined with Landlock, version {version}", version=landlock.abi())
 
     async def end_leftovers(self) -> list[str]:
         """KILL kept children of a run that crashed, if they still match its record; return their names."""
@@ -181,10 +191,11 @@ class ProcessSupervisor:
 
     def _start(self, process: ChildProcess, spec: OnceSpec | KeptSpec) -> None:
         self._guard.start()
+        rights = spec.rights if self._config.confine_children else None
         if isinstance(spec, OnceSpec):
-            process.start(spec.argv, spec.env, stdin=spec.stdin, log_pipe=spec.log_pipe)
+            process.start(spec.argv, spec.env, stdin=spec.stdin, log_pipe=spec.log_pipe, rights=rights)
         else:
-            process.start(spec.argv, spec.env)
+            process.start(spec.argv, spec.env, rights=rights)
         if not process.gone:
             self._guard.add(process.pid, process.start_ticks)
             process.forget = partial(self._guard.remove, process.pid)

@@ -1,8 +1,8 @@
 """Starting one process: checks first, own session, explicit environment, death with the daemon.
 
 Twisted has no argument for a new session, and ``setpgid`` after exec fails, so every command line is prefixed with
-``setpriv --pdeathsig KILL -- setsid``: same pid, and pid = process group = session. The death signal follows the thread
-that spawned: start children from the reactor's thread only.
+``setpriv --pdeathsig KILL --no-new-privs -- setsid``: same pid, and pid = process group = session. The death signal
+follows the thread that spawned: the reactor's, or the child's own (``supervision.launch``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 
 from twisted.internet.protocol import ProcessProtocol
 
+from harmonyd.landlock import Rights
 from harmonyd.supervision.errors import SpawnError, UnusableProgram
+from harmonyd.supervision.launch import Launched, limit
 
 BASE_ENV: Mapping[str, str] = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TCP_NODELAY": "1"}
 """Without TCP_NODELAY DCMTK leaves Nagle's algorithm on, and each message costs about 40 ms."""
@@ -25,7 +27,7 @@ BASE_ENV: Mapping[str, str] = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TCP_
 @cache
 def session_prefix() -> tuple[str, ...]:
     """The start of every command line. Raises ``UnusableProgram`` where util-linux is missing."""
-    return (_helper("setpriv"), "--pdeathsig", "KILL", "--", _helper("setsid"))
+    return (_helper("setpriv"), "--pdeathsig", "KILL", "--no-new-privs", "--", _helper("setsid"))
 
 
 def _helper(name: str) -> str:
@@ -70,13 +72,14 @@ def spawn(
     *,
     stdin: int | None = None,
     log_pipe: bool = False,
+    rights: Rights | None = None,
 ) -> None:
     """Start ``argv`` with stdout and stderr as pipes to ``protocol``, and stdin at end of file, or ``stdin`` as such.
 
-    ``log_pipe``: descriptor 3 is a pipe to ``protocol`` as well.
+    ``log_pipe``: descriptor 3 is a pipe to ``protocol`` as well. ``rights``: what it may do; None: what we may.
 
     Raises ``SpawnError`` when the system will not start it now, ``UnusableProgram`` when it never will. The protocol
-    may hear of the exit before this returns. There is no working directory argument: one would make Twisted fork.
+    may hear of the exit before this returns.
     """
     check_argv(argv)
     command = [*session_prefix(), *argv]
@@ -85,7 +88,10 @@ def spawn(
     if log_pipe:
         descriptors[3] = "r"
     try:
-        reactor.spawnProcess(protocol, command[0], command, env=child_env(env), childFDs=descriptors)
+        if rights is None:
+            limit(reactor.spawnProcess(protocol, command[0], command, env=child_env(env), childFDs=descriptors).pid)
+        else:
+            Launched(reactor, protocol, command, child_env(env), descriptors, rights, Path(argv[0]))
     except (OSError, ValueError) as error:
         raise SpawnError(f"{argv[0]} could not be started: {error}") from error
     finally:

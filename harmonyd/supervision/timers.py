@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.base import DelayedCall
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision.states import Timer
 
 

@@ -7,8 +7,10 @@ gateway to all the others out of service.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,24 @@ class CheckResult:
     detail: str
 
 
-class Health:
-    """The checks that together decide readiness. A check is cheap and never blocks."""
+WATCHED_SECS = 5.0
+_ALL = ""
 
-    def __init__(self) -> None:
+
+class Health:
+    """The checks that together decide readiness. A check is cheap and never blocks.
+
+    ``now`` gives seconds since the epoch.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._checks: dict[str, Callable[[], CheckResult]] = {}
         self._stopping = False
+        self._now = now
+        self._began_at = now()
+        self._since: dict[str, tuple[bool, float]] = {}
+        """By name of a check, what it says and since when; ``_ALL``: all of them together."""
+        self._watching = LoopingCall(self.ready)
 
     def add_check(self, name: str, fn: Callable[[], CheckResult]) -> None:
         """Make readiness depend on ``fn``; one that raises counts as failed. Raises ``ValueError`` for a taken name."""
@@ -48,16 +62,49 @@ class Health:
         """Be not ready from now on, so that whoever balances the load turns elsewhere."""
         self._stopping = True
 
-    def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Return whether all checks pass, and the JSON body that says so."""
+    def watch(self, clock: Any) -> None:
+        """Look every few seconds, so that it is known since when something is as it is. ``IReactorTime``."""
+        self._watching.clock = clock
+        self._watching.start(WATCHED_SECS)
+
+    def unwatch(self) -> None:
+        """Look only when asked."""
+        if self._watching.running:
+            self._watching.stop()
+
+    def ready(self, *, verbose: bool = False) -> tuple[bool, dict[str, Any]]:
+        """Return whether all checks pass, and the JSON body that says so; ``verbose``: and since when."""
         results = {name: _run(name, fn) for name, fn in self._checks.items()}
         if self._stopping:
             results["shutdown"] = CheckResult(False, "shutting down")
-        return _report(results)
+        ok, report = _report(results)
+        self._note(ok, results)
+        if verbose:
+            report["since"] = _utc(self._since[_ALL][1])
+            for name, told in report["checks"].items():
+                told["since"] = _utc(self._since[name][1])
+        return ok, report
 
-    def live(self) -> tuple[bool, dict[str, Any]]:
+    def live(self, *, verbose: bool = False) -> tuple[bool, dict[str, Any]]:
         """Return that the process works: it answers, which is all that restarting it could mend."""
-        return _report({})
+        ok, report = _report({})
+        return ok, report | ({"since": _utc(self._began_at)} if verbose else {})
+
+    def _note(self, ok: bool, results: dict[str, CheckResult]) -> None:
+        was_ok, _ = self._since.get(_ALL, (ok, 0.0))
+        now = self._now()
+        for name, is_ok in {_ALL: ok, **{name: result.ok for name, result in results.items()}}.items():
+            if name not in self._since or self._since[name][0] != is_ok:
+                self._since[name] = is_ok, now
+        if was_ok and not ok and not self._stopping:
+            failed = "; ".join(f"{name}: {result.detail}" for name, result in results.items() if not result.ok)
+            _log.warn("not ready: {failed}", failed=failed)
+        elif ok and not was_ok:
+            _log.info("ready")
+
+
+def _utc(secs: float) -> str:
+    return datetime.fromtimestamp(secs, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _report(results: dict[str, CheckResult]) -> tuple[bool, dict[str, Any]]:

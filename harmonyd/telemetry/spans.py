@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.span import TraceState
 
 from harmonyd import __version__
-from harmonyd.config.model import TracingConfig
+from harmonyd.config.daemon import TracingConfig
 from harmonyd.tracing import Attribute, Trace
 
 __all__ = ["OtelTracer"]

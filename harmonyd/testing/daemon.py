@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPMessage, HTTPResponse
+from http.client import HTTPConnection, HTTPMessage, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,10 +51,15 @@ class RunningDaemon:
         env: Mapping[str, str] | None = None,
         ready_secs: float = 30.0,
         command: Sequence[str] = COMMAND,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``config``: a config.toml, or the folder that holds one. ``env`` is added to our own environment."""
+        """``config``: a config.toml, or the folder that holds one. ``env`` is added to our own environment.
+
+        ``tls``: how to talk to its first HTTP network when that is one of HTTPS. It may be changed later.
+        """
         self.config = (config / "config.toml" if config.is_dir() else config).absolute()
         self.host, self.port = http_address(self.config)
+        self.tls = tls
         self._argv = [*command, "--config", str(self.config)]
         self._env = {**os.environ, **(env or {})}
         self._ready_secs = ready_secs
@@ -152,7 +158,7 @@ class RunningDaemon:
 
     @property
     def base_url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -205,6 +211,8 @@ class RunningDaemon:
 
     def connect(self, timeout_secs: float = 30.0) -> HTTPConnection:
         """A connection, for tests that read slowly or leave early."""
+        if self.tls is not None:
+            return HTTPSConnection(self.host, self.port, timeout=timeout_secs, context=self.tls)
         return HTTPConnection(self.host, self.port, timeout=timeout_secs)
 
     def send(

@@ -24,6 +24,7 @@ from harmonyd.envelope import Body, Occasion, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import MethodNotAllowed, NotFound, Unavailable
 from harmonyd.services.base import Ask, AskingEndpoint, ChoosesBackend, HttpRequest
 from harmonyd.telemetry.health import Health
+from harmonyd.tls_port import ServerConnections
 from harmonyd.web.access import begin_span, end_span, log_access
 from harmonyd.web.compressing import compressed
 from harmonyd.web.fields import merged
@@ -32,9 +33,11 @@ from harmonyd.web.listening import listen
 from harmonyd.web.network_chain import identified
 from harmonyd.web.problem import is_ours, problem
 from harmonyd.web.proxies import TrustedProxies
+from harmonyd.web.refusing import plain_answer
 from harmonyd.web.request import Request
 from harmonyd.web.route import Route
 from harmonyd.web.router import Router, parse_query, segments_of, split_target
+from harmonyd.web.secure import Door, connections_for
 from harmonyd.web.site import Site
 from harmonyd.web.stream import ClientStalled, send
 
@@ -125,10 +128,11 @@ class HttpFrontEnd:
         health: Health | None,
         measured: Measured = lambda endpoint, status, secs: None,
     ) -> None:
-        """Raises ``ValueError`` for equal prefixes."""
+        """Raises ``ValueError`` for equal prefixes, ``Unavailable`` when the certificates cannot be used."""
         if network.http is None:
             raise ValueError(f"network {network.name!r} has no HTTP listener")
         self.limits = limits
+        self.hsts_max_age_secs = network.hsts_max_age_secs
         self.proxies = TrustedProxies(network.trusted_proxies)
         self.stopping = False
         self._reactor = reactor
@@ -137,6 +141,8 @@ class HttpFrontEnd:
         self._listener = network.http
         self._router = _router(routes, health)
         self._site = Site(reactor, self)
+        self._door = Door(reactor, self._site, plain_answer)
+        self._door.use(connections_for(network.tls))
         self._listening: Any = None
         self._grace_is_over = False
         self._refusal = "harmonyd is shutting down."
@@ -145,19 +151,23 @@ class HttpFrontEnd:
 
     def serve(
         self,
-        network_name: str,
+        network: NetworkConfig,
         routes: Sequence[Route],
         limits: LimitsConfig,
         health: Health | None,
-        trusted_proxies: Sequence[str] = (),
+        secured: ServerConnections | None = None,
     ) -> None:
         """Answer by these the requests that come from now on. Those that run, and all connections, go on.
+
+        ``secured``: the TLS of connections that come from now on.
 
         Raises ``ValueError`` for equal prefixes, and changes nothing then.
         """
         self._router = _router(routes, health)
-        self._network_name = network_name
-        self.proxies = TrustedProxies(trusted_proxies)
+        self._network_name = network.name
+        self._door.use(secured)
+        self.hsts_max_age_secs = network.hsts_max_age_secs
+        self.proxies = TrustedProxies(network.trusted_proxies)
         self.limits = limits
         self._site.timeOut = limits.request_timeout_secs
 
@@ -176,9 +186,9 @@ class HttpFrontEnd:
     async def start(self) -> None:
         """Listen. Raises ``PortTaken`` or ``CannotBind``."""
         backlog = min(self.limits.max_connections, _MAX_BACKLOG)
-        self._listening = await listen(self._reactor, self._listener, self._site, backlog)
+        self._listening = await listen(self._reactor, self._listener, self._door, backlog)
         where = self._listening.getHost()
-        said = "network {name} listens on {host} port {port}"
+        said = "network {name} listens on {host} port {port}" + (" with TLS" if self._door.is_secure else "")
         self._log.info(said, name=self._network_name, host=where.host, port=where.port)
 
     async def stop_accepting(self) -> None:
@@ -338,7 +348,9 @@ class HttpFrontEnd:
             answer = await endpoint.answer(envelope, await ask(envelope))
         if match.target.compresses:
             answer = compressed(answer, request.fields())
-        await send(request, answer, clock=self._reactor, stall_secs=self.limits.request_timeout_secs)
+        limits = self.limits
+        at_least = {"stall_secs": limits.request_timeout_secs, "least_bytes": limits.least_bytes}
+        await send(request, answer, clock=self._reactor, **at_least)
 
     def _failed(self, request: Request, exc: Exception, exchange: _Exchange) -> None:
         operation = exchange.operation

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.web import http
@@ -18,7 +19,7 @@ from harmonyd.config.model import LimitsConfig
 from harmonyd.envelope import Body
 from harmonyd.errors import BadRequest, HarmonydError
 from harmonyd.services.base import HttpRequest
-from harmonyd.subject import Caller
+from harmonyd.subject import Caller, PeerCertificate
 from harmonyd.tracing import Trace, note, parse
 from harmonyd.web.proxies import TrustedProxies
 from harmonyd.web.route import Route
@@ -28,10 +29,12 @@ from harmonyd.web.upload import MEMORY_BYTES, UploadBody
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
-__all__ = ["Front", "Request", "request_id"]
+__all__ = ["Front", "Request", "hsts", "request_id"]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"(application/json|[^;]*\+json)\s*(;.*)?", re.IGNORECASE)
+_REASONS = {each.value: each.phrase.encode("ascii") for each in HTTPStatus}
+"""Twisted knows no 429 and no 431."""
 SERVER = f"harmonyd/{__version__}"
 
 
@@ -39,6 +42,7 @@ class Front(Protocol):
     """What a request needs of the front end it arrived at."""
 
     limits: LimitsConfig
+    hsts_max_age_secs: int
     proxies: TrustedProxies
     stopping: bool
 
@@ -53,6 +57,12 @@ class Front(Protocol):
     def connection_closed(self) -> None:
         """Take note that there is one connection less."""
         ...
+
+
+def hsts(front: Front, *, is_secured: bool) -> dict[str, str]:
+    """Return what has browsers come over TLS the next time, too (RFC 6797); never told without TLS (section 7.2)."""
+    secs = front.hsts_max_age_secs if is_secured else 0
+    return {"Strict-Transport-Security": f"max-age={secs}"} if secs else {}
 
 
 def request_id(given: str = "") -> str:
@@ -70,6 +80,9 @@ class Request(http.Request):
     def __init__(self, channel: Any, *_: object) -> None:
         super().__init__(channel)
         self.front: Front = channel.factory.front
+        # Twisted takes the channel away at the end of the answer.
+        self._is_secured: bool = channel.is_secured
+        self._certificate: PeerCertificate | None = channel.certificate
         self.id = ""
         self.trace: Trace | None = None
         """Of the client, and from ``process`` on our span in it."""
@@ -110,6 +123,11 @@ class Request(http.Request):
         self.requestHeaders.removeHeader(b"expect")
         self._asks = asks and version == b"HTTP/1.1"
         return True
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the body has arrived."""
+        return self._body.received_bytes if self._body is not None else 0
 
     @property
     def is_awaited(self) -> bool:
@@ -180,6 +198,7 @@ class Request(http.Request):
             query=self.query,
             body=body,
             caller=self.caller(),
+            is_secure=self._is_secured,
             trace=self.trace,
         )
 
@@ -187,11 +206,14 @@ class Request(http.Request):
         """Where the request comes from: the one before the proxies that are trusted."""
         peer = str(getattr(self.client, "host", ""))
         values = self.requestHeaders.getRawHeaders(b"x-forwarded-for", [])
-        return Caller(self.front.proxies.origin(peer, b",".join(values).decode("latin-1")))
+        origin = self.front.proxies.origin(peer, b",".join(values).decode("latin-1"))
+        # A proxy's certificate is not that of who asks through it.
+        is_others = self.front.proxies.speaks_for_others(peer, has_field=bool(values))
+        return Caller(origin, None if is_others else self._certificate)
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""
-        self.setResponseCode(status)
+        self.setResponseCode(status, _REASONS.get(status))
         self.is_overtaken = self.is_overtaken or not self.is_whole
         # What an earlier attempt at an answer set goes; whether the connection stays was decided before.
         connection = ["close"] if self.is_overtaken else self.responseHeaders.getRawHeaders("connection", [])
@@ -201,6 +223,8 @@ class Request(http.Request):
         self.responseHeaders.setRawHeaders("Server", [SERVER])
         self.responseHeaders.setRawHeaders("Date", [http.datetimeToString()])
         self.responseHeaders.setRawHeaders("X-Request-ID", [self.id])
+        for name, value in hsts(self.front, is_secured=self._is_secured).items():
+            self.responseHeaders.setRawHeaders(name, [value])
         if length is not None:
             self.responseHeaders.setRawHeaders("Content-Length", [str(length)])
 

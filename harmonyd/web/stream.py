@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import array
-import fcntl
-import termios
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +14,12 @@ from zope.interface import implementer
 
 from harmonyd.errors import HarmonydError
 from harmonyd.services.base import HttpAnswer
+from harmonyd.web.pace import taken_bytes
 
 if TYPE_CHECKING:
     from harmonyd.web.request import Request
 
-__all__ = ["BrokenAnswer", "ClientStalled", "close_stream", "send", "unread_bytes"]
+__all__ = ["BrokenAnswer", "ClientStalled", "close_stream", "send"]
 
 # A message is framed by us, hop by hop (RFC 9110 section 7.6.1); what an upstream server said about that is its matter.
 _FRAMING = frozenset(
@@ -47,12 +45,14 @@ class ClientStalled(Exception):
     """The client stopped reading; nobody is there to be told."""
 
 
-async def send(request: Request, answer: HttpAnswer, *, clock: Any, stall_secs: float) -> None:
+async def send(
+    request: Request, answer: HttpAnswer, *, clock: Any, stall_secs: float, least_bytes: float = 1
+) -> None:
     """Write ``answer`` and finish ``request``; ``answer.chunks`` is closed in any case.
 
     Raises whatever ``answer.chunks`` raises. Until ``request.startedWriting`` another answer can still be given: the
-    head is not written before the first chunk is there. Raises ``ClientStalled`` when nothing was read for
-    ``stall_secs``.
+    head is not written before the first chunk is there. Raises ``ClientStalled`` when less than ``least_bytes`` were
+    read in ``stall_secs``.
     """
     chunks = answer.chunks
     try:
@@ -61,7 +61,7 @@ async def send(request: Request, answer: HttpAnswer, *, clock: Any, stall_secs: 
         headers = {name: value for name, value in answer.headers.items() if name.lower() not in _FRAMING}
         request.start(answer.status, headers, _length(request, answer, first))
         if body is not None:
-            await _copy(request, first, body, answer.length, _Gate(request, clock, stall_secs))
+            await _copy(request, first, body, answer.length, _Gate(request, clock, stall_secs, least_bytes))
         request.finish()
     finally:
         await close_stream(chunks)
@@ -114,19 +114,23 @@ async def close_stream(chunks: AsyncIterator[bytes] | None) -> None:
 
 @implementer(IPushProducer)
 class _Gate:
-    """Closed while the transport's buffer is full; gives up when the client reads nothing for ``stall_secs``."""
+    """Closed while the transport's buffer is full; gives up on a client that reads too little in ``stall_secs``."""
 
-    def __init__(self, request: Request, clock: Any, stall_secs: float) -> None:
+    def __init__(self, request: Request, clock: Any, stall_secs: float, least_bytes: float) -> None:
+        self._channel = request.channel
         self._transport = request.channel.transport
         self._clock = clock
         self._stall_secs = stall_secs
+        self._least_bytes = max(least_bytes, 1)
         self._is_paused = False
         self._waiter: Deferred[None] | None = None
         self._timer: Any = None
-        self._unread: int | None = None
+        self._taken_bytes: int | None = None
 
     async def passed(self) -> None:
         """Wait until more may be written. Raises ``ClientStalled``."""
+        if self._is_paused:
+            self._channel.await_reader()
         while self._is_paused:
             self._waiter = Deferred()
             self._watch()
@@ -146,6 +150,7 @@ class _Gate:
         """Take note that the buffer is empty (``IPushProducer``)."""
         self._is_paused = False
         self.close()
+        self._channel.go_on_without()
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.called:
             waiter.callback(None)
@@ -155,27 +160,17 @@ class _Gate:
 
     def _watch(self) -> None:
         self.close()
-        self._unread = unread_bytes(self._transport)
+        self._taken_bytes = taken_bytes(self._transport)
         self._timer = self._clock.callLater(self._stall_secs, self._check)
 
     def _check(self) -> None:
         # The buffer empties in big steps (the kernel takes more only when a third of its own is free), so that a client
-        # which reads slowly but steadily shows only in the kernel's queue.
+        # which reads slowly but steadily shows only in what its kernel has acknowledged.
         self._timer = None
-        before = self._unread
-        if before is not None and unread_bytes(self._transport) != before:
+        before, now = self._taken_bytes, taken_bytes(self._transport)
+        if before is not None and now is not None and now - before >= self._least_bytes:
             self._watch()
             return
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.called:
-            waiter.errback(ClientStalled(f"the client read nothing for {self._stall_secs:g} s"))
-
-
-def unread_bytes(transport: Any) -> int | None:
-    """Return how much the kernel holds that the peer has not acknowledged (SIOCOUTQ, tcp(7)); None when not known."""
-    queued = array.array("i", [0])
-    try:
-        fcntl.ioctl(transport.getHandle().fileno(), termios.TIOCOUTQ, queued)
-    except (AttributeError, OSError, ValueError):
-        return None
-    return queued[0]
+            waiter.errback(ClientStalled(f"the client read next to nothing for {self._stall_secs:g} s"))

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from harmonyd.cache.cache import SeriesCache, Source
 from harmonyd.cache.key import Key
-from harmonyd.config.model import CacheConfig
+from harmonyd.config.daemon import CacheConfig
 from harmonyd.dimse.artifacts import folder_of
 from harmonyd.dimse.engine import Instance
 from harmonyd.dimse.streams import Mailbox

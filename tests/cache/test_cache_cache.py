@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from harmonyd.cache import cache as module
 from harmonyd.cache.entry import Entry
 from harmonyd.cache.key import Key
-from harmonyd.config.model import CacheConfig
+from harmonyd.config.daemon import CacheConfig
 from harmonyd.errors import HarmonydError, NotFound, StorageFull, Unavailable
 
 CONFIG = CacheConfig(min_free_bytes=1)

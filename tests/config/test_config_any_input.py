@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmonyd.config import ConfigError, load
-from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions, SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
+from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 from harmonyd.testing.config_files import to_toml
 
 KEYS = sorted(

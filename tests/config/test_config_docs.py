@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harmonyd.config import ConfigError, load
-from harmonyd.config.model import CacheConfig, LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.daemon import CacheConfig, OperationsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.model import LimitsConfig
 
 PAGE = (Path(__file__).parents[2] / "docs/configuration.md").read_text("utf-8")
 WRONG_PIPELINES = {
@@ -80,7 +81,9 @@ def test_the_sample_of_mistakes_is_real(write):
 def test_documented_defaults_are_those_of_the_model(model):
     """Each key of [limits] and [supervision] is in a table with its default."""
     for key in model.__slots__:
-        assert f"| `{key}` | `{getattr(model, key):.15g}` |" in PAGE
+        value = getattr(model, key)
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:.15g}"
+        assert f"| `{key}` | `{shown}` |" in PAGE
 
 
 def test_documented_defaults_of_operations():

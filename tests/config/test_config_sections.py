@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harmonyd.config.model import CacheConfig, LimitsConfig, OperationsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.daemon import CacheConfig, OperationsConfig, SpoolConfig, SupervisionConfig
+from harmonyd.config.model import LimitsConfig
 
 PROXY = '[proxy]\nid = "x"\n'
 NETWORK = '[network.n.http]\nbind_address = "127.0.0.1"\nbind_port = 8080\n[network.d.dicom]\nbind_port = 11112\n'

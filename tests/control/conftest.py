@@ -13,7 +13,7 @@ import pytest_twisted
 from control_kit import Client
 from twisted.internet.defer import Deferred
 
-from harmonyd.config.model import ControlConfig
+from harmonyd.config.daemon import ControlConfig
 from harmonyd.control.server import ControlServer
 from harmonyd.testing.control import FakeDaemon
 

@@ -13,7 +13,7 @@ from harmonyd.config import load
 from harmonyd.config.model import Config
 from harmonyd.control.api import Changes
 from harmonyd.daemon import diff
-from harmonyd.daemon.build import listeners
+from harmonyd.daemon.named import listeners
 from harmonyd.testing.config_files import write_config
 
 Change = Callable[..., Config]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.engine import MoveReceiver, OperationContext, RemoteNode

@@ -15,7 +15,7 @@ from pynetdicom.association import Association
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.dimse.dcmtk.deliveries import UNASKED
 from harmonyd.dimse.dcmtk.listeners import Listeners
 from harmonyd.dimse.dcmtk.log_config import support_files, write_support_files

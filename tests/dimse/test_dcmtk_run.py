@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,25 @@ import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.dimse.dcmtk.run import MAX_BATCH, Toolbox, ToolRun
-from harmonyd.dimse.engine import OperationContext
+from harmonyd.dimse.engine import OperationContext, RemoteNode
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.errors import DeadlinePassed, Unavailable
+from harmonyd.supervision.api import OnceSpec
 from harmonyd.supervision.errors import SpawnError
+from harmonyd.supervision.once import Once
 from harmonyd.supervision.runner import ProcessSupervisor
 
+REMOTE = RemoteNode("peer", "PEER", "127.0.0.1", 104, "US")
 Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+class Lenient(ProcessSupervisor):
+    """Lets children do what we may: unlike DCMTK's programs, a shell starts others."""
+
+    def run_once(self, spec: OnceSpec) -> Once:
+        return super().run_once(replace(spec, rights=None))
 
 
 class Bench:
@@ -30,7 +41,7 @@ class Bench:
     def __init__(self, reactor: Any, folder: Path) -> None:
         self.reactor = reactor
         self.folder = folder
-        self.supervisor = ProcessSupervisor(reactor, SupervisionConfig(), folder / "log", folder / "run")
+        self.supervisor = Lenient(reactor, SupervisionConfig(), folder / "log", folder / "run")
         self.box = Toolbox(reactor, self.supervisor, {}, folder, folder, folder, False)
         self.runs: list[ToolRun] = []
 
@@ -46,7 +57,7 @@ class Bench:
     async def start(self, run: ToolRun, script: str) -> None:
         """Start a shell in the folder of the run."""
         text = f"cd {shlex.quote(str(self.folder_of(run)))}; {script}"
-        await run.start(["/bin/sh", "-c", text])
+        await run.start_to(REMOTE, lambda _: ["/bin/sh", "-c", text])
 
 
 @pytest.fixture
@@ -180,7 +191,7 @@ async def test_program_that_cannot_start(bench: Bench) -> None:
     slots = AssociationSlots(bench.reactor, "node", 1, 0)
     run = bench.run(slots=slots)
     with pytest.raises(SpawnError):
-        await run.start(["/nowhere/findscu"])
+        await run.start_to(REMOTE, lambda _: ["/nowhere/findscu"])
     await run.close()
     await slots.acquire(bench.reactor.seconds() + 1.0)
 

@@ -45,7 +45,7 @@ def spooled(daemon: RunningDaemon) -> list[Path]:
     spool = storage(daemon) / "spool"
     return [
         Path(folder, name)
-        for part in ("objects", "incoming", "receiving")
+        for part in ("incoming", "receiving", "objects")  # in the order of their way: none slips past
         for folder, _, names in os.walk(spool / part)
         for name in names
     ]

@@ -71,6 +71,9 @@ def test_readiness_does_not_depend_on_a_pacs(gateway: RunningDaemon) -> None:
     checks = {name: check["ok"] for name, check in answer.json()["checks"].items()}
     assert checks == {"storage": True, "children": True, "receiving": True}
     assert detail_of(answer) == ("0 running" if NATIVE else "1 running")
+    told = gateway.http("GET", "/readyz?verbose").json()
+    assert all(each["since"].endswith("Z") for each in (told, *told["checks"].values()))
+    assert gateway.http("GET", "/livez?verbose").json()["since"] <= told["since"]
     assert gateway.http("POST", "/dicom/echo").status == 502
     assert readiness(gateway).status == 200
 

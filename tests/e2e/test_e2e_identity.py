@@ -323,8 +323,25 @@ def test_paths_about_harmonyd(site: Site, path: str) -> None:
     assert status("admin") == 200
     assert status(basic("ops", PASSWORD)) == 200
     assert status({"X-API-Key": "wrong"}) in (401, 429)
-    for probe in ("/livez", "/readyz"):
-        assert site.ask("GET", probe, port=site.guarded_port).status == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_probes(site: Site, path: str) -> None:
+    """On a network with middleware they need nothing and tell what is well; folders and children need a role."""
+
+    def asked(query: str, who: Any, port: int) -> Any:
+        answer = site.ask("GET", path + query, who, port=port, address="127.0.0.4")
+        return answer.status if answer.status != 200 else answer.json()["checks"].get("storage", {}).keys()
+
+    more = {"ok"} if path == "/readyz" else set()
+    told = {"ok", "detail"} if path == "/readyz" else set()
+    for query in ("", "?verbose=0", "?verbose&verbose=false", "/"):
+        assert asked(query, None, site.guarded_port) == more
+        assert asked(query, None, site.daemon.port) == told
+    for query in ("?verbose", "?verbose=1", "/?verbose", "?%76erbose=yes", "?verbose=0&verbose"):
+        assert asked(query, None, site.guarded_port) == 401
+        assert asked(query, "finder", site.guarded_port) == 403
+        assert asked(query, "admin", site.guarded_port) == (told and told | {"since"})
 
 
 def test_a_network_limits_its_pipelines(site: Site) -> None:

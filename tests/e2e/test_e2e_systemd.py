@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from systemd_kit import ENVIRONMENT, PYTHON, ROOT, SOCKET, UNIT, UNITS, Host, exposure, installed
 
+from harmonyd.landlock import abi
 from harmonyd.testing.data import demo_files
 from harmonyd.testing.processes import wait_until
 from harmonyd.testing.systemd import SystemdBox
@@ -143,6 +144,15 @@ def test_children_inherit_nothing_of_the_service(host: Host) -> None:
     child = host.box.path(f"/proc/{host.child()}/fd")
     files = [str(descriptor.readlink()) for descriptor in child.iterdir()]
     assert sum(name.startswith("socket:") for name in files) == 1  # its own listener
+
+
+def test_children_are_confined_hardened(host: Host) -> None:
+    """The unit leaves harmonyd the means to hold its children: limits, and Landlock where the kernel has it."""
+    limits = host.box.run("cat", f"/proc/{host.child()}/limits").stdout
+    found = {line[:26].strip(): line[26:].split()[0] for line in limits.splitlines()[1:]}
+    assert (found["Max core file size"], found["Max open files"], found["Max processes"]) == ("0", "1024", "0")
+    told = "children are confined with Landlock" if abi() else "children are held by limits only"
+    assert told in host.log()
 
 
 def test_the_journal_has_priorities(host: Host) -> None:

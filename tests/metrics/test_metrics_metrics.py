@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import Clock
 
 from harmonyd import config
+from harmonyd.audit.api import AuditFigures
 from harmonyd.dimse.errors import DimseFailure, RemoteUnreachable
 from harmonyd.errors import BadRequest, HarmonydError, NotFound, Unavailable
 from harmonyd.metrics import metrics
@@ -233,7 +234,9 @@ async def test_a_disk_that_hangs_costs_only_its_part(
     hanging = Asked()
     cache = {"entries": 1, "instances": 2, "bytes": 3, "max_bytes": 4, "retrieving": 5}
     later = {"running": 7, "kept": 8, "bytes": 9, "watchers": 10}
-    sources = Sources(list, hanging, lambda: cache, lambda: {"kept": 6}, lambda: later, lambda: (11, 12), lambda: False)
+    sources = Sources(
+        list, hanging, lambda: cache, lambda: {"kept": 6}, lambda: later, lambda: (11, 12), lambda: False, AuditFigures
+    )
     made = metrics.Metrics(reactor, given, sources)
     for _ in range(2):
         text = (await made.text()).decode("utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.spool.api import Delivered, Entry, Failed, NewEntry, Result
 from harmonyd.spool.journal import Journal, NewRow
 from harmonyd.spool.layout import Layout, new_name

@@ -10,7 +10,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 from spool_kit import CONFIG, ENDPOINT, Pacs, away, received, take
 
-from harmonyd.config.model import SpoolConfig
+from harmonyd.config.daemon import SpoolConfig
 from harmonyd.errors import StorageFull
 from harmonyd.spool.admission import Ballast, SpoolAdmission
 from harmonyd.spool.backoff import wait_secs

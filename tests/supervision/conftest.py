@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.probe import associate_rq
 from harmonyd.supervision.runner import ProcessSupervisor

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.backoff import Backoff
 from harmonyd.supervision.logs import RotatedFile

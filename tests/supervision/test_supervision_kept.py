@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision import leftovers
 from harmonyd.supervision.api import KeptSpec
 from harmonyd.supervision.errors import ChildNotReady, ProbeFailed

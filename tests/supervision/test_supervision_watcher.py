@@ -28,7 +28,7 @@ import json, sys
 from pathlib import Path
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from harmonyd.config.model import SupervisionConfig
+from harmonyd.config.daemon import SupervisionConfig
 from harmonyd.supervision.api import KeptSpec, OnceSpec
 from harmonyd.supervision.runner import ProcessSupervisor
 

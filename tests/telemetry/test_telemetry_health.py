@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from harmonyd.telemetry.health import CheckResult, DiskWritable, Health
+from harmonyd.telemetry.health import WATCHED_SECS, CheckResult, DiskWritable, Health
 
 
 def good() -> CheckResult:
@@ -35,6 +35,34 @@ def test_one_failed_check_is_enough() -> None:
     health.add_check("two", lambda: CheckResult(False, "ill"))
     ok, body = health.ready()
     assert (ok, body["status"], body["checks"]["two"]["detail"]) == (False, "not ready", "ill")
+
+
+def test_since_when() -> None:
+    """Each check, and all of them, with when they last changed, which is noted without being asked."""
+    clock = Clock()
+    says = CheckResult(True, "well")
+    health = Health(clock.seconds)
+    health.add_check("one", good)
+    health.add_check("two", lambda: says)
+    health.watch(clock)
+    clock.pump([WATCHED_SECS] * 12)
+    says = CheckResult(False, "ill")
+    clock.pump([WATCHED_SECS] * 12)
+    assert "since" not in str(health.ready())
+    assert health.ready(verbose=True) == (False, {
+        "status": "not ready",
+        "checks": {
+            "one": {"ok": True, "detail": "well", "since": "1970-01-01T00:00:00Z"},
+            "two": {"ok": False, "detail": "ill", "since": "1970-01-01T00:01:05Z"},
+        },
+        "since": "1970-01-01T00:01:05Z",
+    })  # fmt: skip
+    says = CheckResult(True, "well again")
+    clock.advance(1)
+    assert health.ready(verbose=True)[1]["since"] == "1970-01-01T00:02:01Z"
+    assert health.live(verbose=True)[1]["since"] == "1970-01-01T00:00:00Z"
+    health.unwatch()
+    assert clock.getDelayedCalls() == []
 
 
 def test_a_check_that_raises_has_failed(logged_failures: object) -> None:

@@ -14,7 +14,7 @@ from harmonyd.telemetry import journal
 PROGRAM = """
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from harmonyd.config.model import LoggingConfig
+from harmonyd.config.daemon import LoggingConfig
 from harmonyd.telemetry.logging import start_logging
 
 start_logging(LoggingConfig(level="debug", format="{form}"))

@@ -14,7 +14,7 @@ from pydicom import Dataset
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.config.model import LoggingConfig
+from harmonyd.config.daemon import LoggingConfig
 from harmonyd.telemetry.logging import LogFileError, start_logging, stop_logging
 
 Lines = Callable[[], list[str]]

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from harmonyd import tracing
-from harmonyd.config.model import TracingConfig
+from harmonyd.config.daemon import TracingConfig
 from harmonyd.telemetry.spans import OtelTracer
 from harmonyd.tracing import Trace
 

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.telemetry.health import Health
+from harmonyd.tls import TlsServer
 from harmonyd.web.front_end import HttpFrontEnd, Route
 
 Serve = Callable[..., Awaitable[HttpFrontEnd]]
@@ -27,8 +28,10 @@ def serve() -> Iterator[Serve]:
         limits: LimitsConfig | None = None,
         health: Health | None = None,
         address: str = "127.0.0.1",
+        tls: TlsServer | None = None,
+        hsts_max_age_secs: int = 0,
     ) -> HttpFrontEnd:
-        network = NetworkConfig("default", HttpListener(address, 0))
+        network = NetworkConfig("default", HttpListener(address, 0), tls=tls, hsts_max_age_secs=hsts_max_age_secs)
         front_end = HttpFrontEnd(reactor, network, list(routes), limits or LimitsConfig(), health)
         await front_end.start()
         running.append(front_end)

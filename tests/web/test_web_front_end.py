@@ -6,10 +6,12 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.supervision.ports import command_line
 from harmonyd.telemetry.health import CheckResult, Health
+from harmonyd.testing.certificates import Authority
 from harmonyd.web.front_end import HttpFrontEnd
 from harmonyd.web.listening import CannotBind, PortTaken
 
@@ -134,24 +137,37 @@ ACTIVATED = """
     from harmonyd.telemetry.health import Health
     from harmonyd.web.front_end import HttpFrontEnd
 
-    network = NetworkConfig("n", HttpListener("systemd:web", 0))
+    from pathlib import Path
+    from harmonyd.tls import TlsServer
+    tls = TlsServer(Path(sys.argv[2]), Path(sys.argv[3])) if len(sys.argv) > 2 else None
+    network = NetworkConfig("n", HttpListener("systemd:web", 0), tls=tls)
     front_end = HttpFrontEnd(reactor, network, [], LimitsConfig(), Health())
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(front_end.start()))
     reactor.run()
 """
 
 
-@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+@pytest.mark.parametrize(
+    ("family", "host", "tls"), [(socket.AF_INET, "127.0.0.1", True), (socket.AF_INET6, "::1", False)]
+)
 @pytest_twisted.ensureDeferred
-async def test_a_socket_from_systemd(family: socket.AddressFamily, host: str) -> None:
-    """A socket that was passed by name is adopted, IPv4 or IPv6, and serves."""
+async def test_a_socket_from_systemd(family: socket.AddressFamily, host: str, tls: bool, tmp_path: Path) -> None:
+    """A socket that was passed by name is adopted, IPv4 or IPv6, and serves, with TLS or without."""
+    ca = Authority(tmp_path)
+    own = ca.issue("server")
+    context = ssl.create_default_context(cafile=str(ca.cert))
     with socket.socket(family) as passed:
         passed.bind((host, 0))
         passed.listen()
-        command = [sys.executable, "-c", textwrap.dedent(ACTIVATED), str(passed.fileno())]
+        files = [str(own.cert), str(own.key)] if tls else []
+        command = [sys.executable, "-c", textwrap.dedent(ACTIVATED), str(passed.fileno()), *files]
         child = await deferToThread(subprocess.Popen, command, pass_fds=[passed.fileno()])
         try:
-            with await deferToThread(socket.create_connection, (host, passed.getsockname()[1]), 30) as client:
+            where = host, passed.getsockname()[1]
+            client: socket.socket = await deferToThread(socket.create_connection, where, 30)
+            if tls:
+                client = await deferToThread(context.wrap_socket, client, server_hostname=host)
+            with client:
                 client.sendall(b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
                 assert (await deferToThread(client.recv, 65536)).startswith(b"HTTP/1.1 200 ")
         finally:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web_kit import ask, route, say_hello
 
-from harmonyd.config.model import LimitsConfig
+from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.web.proxies import TrustedProxies
 
 BLOCKS = ("10.0.0.0/8", "127.0.0.1", "2001:db8::/32")
@@ -60,7 +60,8 @@ async def test_the_address_that_endpoints_see(serve: Any) -> None:
     made = route(say_hello)
     front_end = await serve(made)
     await ask(front_end.port, "GET", "/", x_forwarded_for="198.51.100.7")
-    front_end.serve("default", [made], LimitsConfig(), None, ("127.0.0.0/8",))
+    network = NetworkConfig("default", HttpListener("127.0.0.1", 1), trusted_proxies=("127.0.0.0/8",))
+    front_end.serve(network, [made], LimitsConfig(), None)
     await ask(front_end.port, "GET", "/", x_forwarded_for="203.0.113.9, 198.51.100.7")
     seen = made.endpoint.seen  # type: ignore[attr-defined]
     assert [each.caller.address for each in seen] == ["127.0.0.1", "198.51.100.7"]

@@ -12,9 +12,11 @@ from twisted.internet.threads import deferToThread
 from web_kit import route, say_hello
 
 from harmonyd.bodies import BytesBody
-from harmonyd.config.model import LimitsConfig
+from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.telemetry.health import Health
+
+NETWORK = NetworkConfig("default", HttpListener("127.0.0.1", 1))
 
 
 class Gate:
@@ -47,7 +49,7 @@ async def test_new_routes_serve_an_open_connection(serve: Any) -> None:
     front_end = await serve(route(say_hello, "/old"), health=Health())
     client = client_of(front_end)
     assert (await deferToThread(ask, client, "/old"))[0] == 200
-    front_end.serve("default", [route(say_hello, "/new")], LimitsConfig(), None)
+    front_end.serve(NETWORK, [route(say_hello, "/new")], LimitsConfig(), None)
     found = [(await deferToThread(ask, client, path))[0] for path in ("/old", "/new", "/livez")]
     assert found == [404, 200, 404]
     client.close()
@@ -61,7 +63,7 @@ async def test_a_request_ends_on_the_route_it_came_in_by(serve: Any) -> None:
     client = client_of(front_end)
     answer = deferToThread(ask, client, "/old")
     await gate.reached
-    front_end.serve("default", [], LimitsConfig(), None)
+    front_end.serve(NETWORK, [], LimitsConfig(), None)
     ended = Deferred.fromCoroutine(front_end.present_requests_end())
     assert not ended.called
     gate.open.callback(None)
@@ -75,7 +77,7 @@ async def test_equal_prefixes_change_nothing(serve: Any) -> None:
     """Routes that contradict each other are refused as a whole."""
     front_end = await serve(route(say_hello, "/old"))
     with pytest.raises(ValueError, match="two routes"):
-        front_end.serve("default", [route(say_hello, "/a"), route(say_hello, "/a")], LimitsConfig(), None)
+        front_end.serve(NETWORK, [route(say_hello, "/a"), route(say_hello, "/a")], LimitsConfig(), None)
     client = client_of(front_end)
     assert (await deferToThread(ask, client, "/old"))[0] == 200
     client.close()

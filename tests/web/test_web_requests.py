@@ -169,7 +169,7 @@ async def test_many_pipelined_requests(serve: Any) -> None:
 async def test_what_is_not_http_is_400(serve: Any) -> None:
     """A malformed request gets a problem detail with an id, not silence."""
     front_end = await serve(route(say_hello))
-    for raw in (b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n", b"GET /" + b"a" * 40_000):
+    for raw in (b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"):
         head, body = split(await talk(front_end.port, raw))
         assert head.startswith(b"HTTP/1.1 400 ")
         assert json.loads(body)["request_id"].encode() in head

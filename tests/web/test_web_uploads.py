@@ -208,7 +208,7 @@ async def test_a_slow_client_is_waited_for(serve: Any) -> None:
     """One that sends a little before each time limit is heard to its end."""
     from twisted.internet import reactor
 
-    front_end = await serve(route(measure), limits=LimitsConfig(request_timeout_secs=1))
+    front_end = await serve(route(measure), limits=LimitsConfig(request_timeout_secs=1, min_bytes_per_sec=10))
     with await deferToThread(connected, front_end.port, head(CHUNKED, CLOSE)) as client:
         for _ in range(8):
             await send(client, chunk(b"slow"))

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harmonyd.dimse.accepting import OnRefusal, unheard
 from harmonyd.dimse.dcmtk import find, retrieve, store
 from harmonyd.dimse.dcmtk.echo import echo
 from harmonyd.dimse.dcmtk.listeners import Listeners
@@ -55,13 +56,14 @@ class DcmtkEngine:
         storage: Path,
         scratch: Path,
         max_unasked_bytes: int = 1000**3,
+        on_refusal: OnRefusal = unheard,
     ) -> None:
         log_config, dictionary = support_files(scratch)
         verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
         self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose)
         self._storage = storage
         self._quarantine = storage / "quarantine"
-        self._listeners = Listeners(self._box)
+        self._listeners = Listeners(self._box, on_refusal)
         self._quota = Quota(self._box, self._quarantine, max_unasked_bytes)
         self._receivers = Receivers(self._box, storage, self._quarantine, self._listeners, self._quota)
 

@@ -25,6 +25,7 @@ from harmonyd.dimse.dcmtk.store_log import StoreLog
 from harmonyd.dimse.dcmtk.wire import Wire
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.part10 import DamagedFile, check_complete
+from harmonyd.landlock import Rights
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
 from harmonyd.waiters import Waiters
 
@@ -126,6 +127,7 @@ class InboundAssociation:
             max_output_bytes=MAX_LOG_BYTES,
             stdin=self._sock.fileno(),
             log_pipe=True,
+            rights=Rights(reads=(self._box.scratch,), writes=(self.folder,)),
         )
         self._child = self._box.supervisor.run_once(spec)
         self._child.exited.addCallback(self._exited)

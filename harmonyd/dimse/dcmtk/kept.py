@@ -17,6 +17,7 @@ from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.run import Toolbox
 from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.dimse.quarantine import Quota
+from harmonyd.landlock import Rights
 from harmonyd.supervision.api import KeptChild, KeptSpec
 from harmonyd.supervision.errors import SpawnError
 
@@ -66,8 +67,9 @@ class KeptReceiver:
             association_timeout_secs=300.0,
         )
         port, aet = receiver.port, receiver.destination_aet
+        rights = Rights(writes=(self.folder,), listens=(port,))
         self.child = self._box.supervisor.keep(
-            KeptSpec("storescp", self._name, tuple(command), port, aet, on_line=self._line)
+            KeptSpec("storescp", self._name, tuple(command), port, aet, on_line=self._line, rights=rights)
         )
 
     async def _stop_child(self) -> None:

@@ -144,6 +144,7 @@ class AssociationListener(Acceptor):
             calling=printable(request.calling_aet), peer=handshake.peer, called=printable(request.called_aet),
             text=rejection.text, port=self.port,
         )  # fmt: skip
+        self.tell_of(rejection, request.calling_aet, request.called_aet, handshake.peer)
 
     def _judge(self, request: AssociateRequest, peer: str) -> Receiving | Rejection:
         if not request.protocol_version & 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from harmonyd.dimse.accepting import OnRefusal, unheard
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.deliveries import Host, MoveDeliveries
 from harmonyd.dimse.dcmtk.inetd import Receiving
@@ -56,8 +57,9 @@ class Title:
 class Listeners:
     """Opens a port with the first who receives there, closes it with the last."""
 
-    def __init__(self, box: Toolbox) -> None:
+    def __init__(self, box: Toolbox, on_refusal: OnRefusal = unheard) -> None:
         self._box = box
+        self._on_refusal = on_refusal
         self._titles: dict[Place, Title] = {}
         self._open: dict[tuple[str, int], AssociationListener] = {}
 
@@ -126,6 +128,7 @@ class Listeners:
     def _listening(self, place: Place, title: Title, tls: TlsServer | None, folder: Path) -> AssociationListener:
         address = place.bind_addr, place.port
         listener = self._open.get(address) or AssociationListener(self._box, *address)
+        listener.on_refusal = self._on_refusal
         listener.secure(tls)
         if address not in self._open:
             listener.open(folder)

@@ -89,7 +89,8 @@ def move(
 
                     if delivery is not None:
                         delivery.listen(run.offer)
-                    await run.start_to(remote, command, small_dictionary=not own)
+                    listens = (receiver.port,) if own else ()
+                    await run.start_to(remote, command, small_dictionary=not own, listens=listens)
                     stream.folder = folder
                     async with aclosing(_instances(box, run, intake, folder, delivery)) as instances:
                         async for instance in instances:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from harmonyd.dimse.dcmtk.tools import Tool
 from harmonyd.dimse.dcmtk.tunnel import Tunnel, open_tunnel
 from harmonyd.dimse.engine import OperationContext, Query, RemoteNode
 from harmonyd.dimse.waiting import deadline_passed
+from harmonyd.landlock import Rights
 from harmonyd.progress import UNWATCHED
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec, Supervisor
 from harmonyd.tracing import NO_SPAN, begin
@@ -30,6 +31,8 @@ _log = Logger()
 GATHER_SECS = 0.01
 """Files that arrive in quick succession are handed on together, at most this much later: a thread's turn and a write
 each cost more than a record."""
+DNS_PORT = 53
+"""Over TCP, where an answer is too long for a datagram."""
 MAX_BATCH = 250
 """Files handed on at once: what is made of them is in memory together."""
 
@@ -127,28 +130,30 @@ class ToolRun:
         remaining = max(0.0, op.deadline - box.reactor.seconds())
         self._deadline_call: Any = box.reactor.callLater(remaining, self._expire)
 
-    async def start(self, argv: Sequence[str], *, small_dictionary: bool = False) -> None:
-        """Start the program once a slot is free.
-
-        Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, and ``OSError`` for the folder.
-        """
-        await self._begin()
-        self._spawn(argv, small_dictionary)
-
     async def start_to(
-        self, remote: RemoteNode, command: Callable[[RemoteNode], Sequence[str]], *, small_dictionary: bool = False
+        self,
+        remote: RemoteNode,
+        command: Callable[[RemoteNode], Sequence[str]],
+        *,
+        small_dictionary: bool = False,
+        reads: Iterable[Path] = (),
+        listens: Sequence[int] = (),
     ) -> None:
-        """The same for a program that connects to a node: ``command`` makes its command line for what is to be called.
+        """Start, once a slot is free, what ``command`` makes for the node that is to be called.
 
-        A node with TLS is connected to first, so this raises what ``connecting.connect`` does, too.
+        It may connect there, and read and listen as is said. With TLS the node is connected to first.
+        Raises ``SpawnError``, ``Unavailable``, ``DeadlinePassed``, ``OSError`` for the folder, and with TLS what
+        ``connecting.connect`` does.
         """
         await self._begin()
-        if remote.tls is None:
-            self._spawn(command(remote), small_dictionary)
-            return
-        self._tunnel = await open_tunnel(self._box.reactor, remote, self._op.deadline)
-        child = self._spawn(command(self._tunnel.node), small_dictionary)
-        self._tunnel.admit(child, self._line_fields["child"])
+        if remote.tls is not None:
+            self._tunnel = await open_tunnel(self._box.reactor, remote, self._op.deadline)
+            remote = self._tunnel.node
+        written = (self._folder,) if self._folder is not None else ()
+        rights = Rights((self._box.scratch, *reads), written, (remote.port, DNS_PORT), tuple(listens))
+        child = self._spawn(command(remote), small_dictionary, rights)
+        if self._tunnel is not None:
+            self._tunnel.admit(child, self._line_fields["child"])
 
     async def _begin(self) -> None:
         self._op.steps.queued()
@@ -162,7 +167,7 @@ class ToolRun:
             if self._watched:
                 self._watch = FolderWatch(self._box.reactor, self._folder, self.offer)
 
-    def _spawn(self, argv: Sequence[str], small_dictionary: bool) -> OnceChild:
+    def _spawn(self, argv: Sequence[str], small_dictionary: bool, rights: Rights) -> OnceChild:
         self.argv = tuple(argv)
         name = Path(argv[0]).name
         env = {"DCMDICTPATH": str(self._box.small_dictionary)} if small_dictionary else {}
@@ -174,7 +179,7 @@ class ToolRun:
         }
         self._span = begin(f"child {name}", self._op.trace, harmonyd__child=child)
         self._line_fields = {**log_fields, "child": child}
-        spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line)
+        spec = OnceSpec(child, tuple(argv), env, log_fields=log_fields, on_line=self._line, rights=rights)
         try:
             self._child = started = self._box.supervisor.run_once(spec)
         except BaseException as error:

@@ -25,6 +25,7 @@ from harmonyd.dimse.engine import Admission, Arrival, Association, ObjectHandler
 from harmonyd.dimse.leftovers import LOOK_SECS, find_leftovers, folders_in, holds_files
 from harmonyd.dimse.part10 import InstanceHeader, claimed_uid
 from harmonyd.dimse.taking import Taking
+from harmonyd.landlock import Rights
 from harmonyd.supervision.api import KeptChild, KeptSpec
 
 SWEEP_SECS = 10.0
@@ -139,7 +140,15 @@ class DcmtkStoreScp:
             if told is not None:
                 told(line)
 
-        spec = KeptSpec("storescp", config.name, tuple(command), config.port, config.local_aet, on_line=on_line)
+        spec = KeptSpec(
+            "storescp",
+            config.name,
+            tuple(command),
+            config.port,
+            config.local_aet,
+            on_line=on_line,
+            rights=Rights(reads=(self._box.scratch,), writes=(self._incoming,), listens=(config.port,)),
+        )
         return self._box.supervisor.keep(spec)
 
     async def _take_leftovers(self) -> None:

@@ -70,7 +70,7 @@ async def _run(
     tool = box.tools["storescu"].path
     try:
         profile.write_text(association_profile(headers), encoding="ascii")
-        await run.start_to(remote, lambda node: argv.storescu(tool, box.log_config, node, profile, files))
+        await run.start_to(remote, lambda node: argv.storescu(tool, box.log_config, node, profile, files), reads=files)
         await run.finish()
     except (DeadlinePassed, DimseError) as error:
         failed = error

@@ -9,7 +9,7 @@ import time
 from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.errors import EngineFailed, TlsFailed
 from harmonyd.dimse.tls_failures import NOT_PINNED, Trouble, handshake_timeout, tls_failure
-from harmonyd.tls import CIPHERS, TlsClient, expected_name, fingerprint
+from harmonyd.tls import TlsClient, client_context, expected_name, fingerprint
 
 
 def secured(sock: socket.socket, remote: RemoteNode, settings: TlsClient, give_up_at: float) -> ssl.SSLSocket:
@@ -44,27 +44,13 @@ def failure_of(remote: RemoteNode, error: OSError, *, certificate_accepted: bool
 
 
 def _context(remote: RemoteNode, settings: TlsClient) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(CIPHERS)
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.hostname_checks_common_name = False
-    if settings.pinned_sha256:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
     try:
-        if settings.ca_file is not None:
-            context.load_verify_locations(settings.ca_file)
-        else:
-            context.load_default_certs()
-        if settings.cert_file is not None:
-            context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+        return client_context(settings)
     except OSError as error:
         raise EngineFailed(
             f"The certificates of backend {remote.name} cannot be used: {error.strerror or error}",
             hint="harmonyd check says more; files must be replaced together.",
         ) from error
-    return context
 
 
 def certificate_of(sock: socket.socket, remote: RemoteNode, settings: TlsClient, timeout_secs: float) -> bytes | None:

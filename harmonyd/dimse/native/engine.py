@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmonyd.dimse.accepting import Explain, explain
+from harmonyd.dimse.accepting import Explain, OnRefusal, explain, unheard
 from harmonyd.dimse.engine import (
     Admission,
     Instance,
@@ -42,10 +42,16 @@ class NativeEngine:
     """
 
     def __init__(
-        self, reactor: Any, *, storage: Path, max_unasked_bytes: int = 1000**3, why: Explain = explain
+        self,
+        reactor: Any,
+        *,
+        storage: Path,
+        max_unasked_bytes: int = 1000**3,
+        why: Explain = explain,
+        on_refusal: OnRefusal = unheard,
     ) -> None:
         means = self._means = Means(reactor, AssociationPool(reactor), storage)
-        self._listeners = Listeners(reactor, why)
+        self._listeners = Listeners(reactor, why, on_refusal)
         self._quota = Quota(means, means.quarantine, max_unasked_bytes)
         self._ports = MovePorts(means, storage, means.quarantine, self._listeners, self._quota)
 

@@ -15,7 +15,7 @@ from twisted.internet.tcp import Server
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.dimse.accepting import Acceptor
+from harmonyd.dimse.accepting import Acceptor, Refusal
 from harmonyd.dimse.associate import Rejection, printable
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.native import connection as connections
@@ -137,6 +137,8 @@ class AssociationListener(Acceptor):
         say = self._log.warn if problem else self._log.info
         say("{peer} connected to port {port}, and asked for no association: {why}",
             peer=connection.peer, port=self.port, why=problem or why)  # fmt: skip
+        if problem:
+            self.on_refusal(Refusal(connection.peer, self.port, problem))
 
     def _requested(self, connection: Connection, request: core.AssociateRequest) -> None:
         answer = self._judge(request, connection.peer)
@@ -149,6 +151,7 @@ class AssociationListener(Acceptor):
             calling=printable(request.calling_aet), peer=connection.peer, called=printable(request.called_aet),
             text=answer.text, port=self.port,
         )  # fmt: skip
+        self.tell_of(answer, request.calling_aet, request.called_aet, connection.peer)
 
     def _judge(self, request: core.AssociateRequest, peer: str) -> Receiver | Rejection:
         owner = self.owners.get(request.called_aet)

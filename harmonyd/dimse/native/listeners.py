@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harmonyd.dimse.accepting import Explain, explain
+from harmonyd.dimse.accepting import Explain, OnRefusal, explain, unheard
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.deliveries import MoveDeliveries
@@ -56,8 +56,9 @@ class Title:
 class Listeners:
     """Opens a port with the first who receives there, closes it with the last."""
 
-    def __init__(self, reactor: Any, why: Explain = explain) -> None:
+    def __init__(self, reactor: Any, why: Explain = explain, on_refusal: OnRefusal = unheard) -> None:
         """``why`` puts into words why one cannot listen on a port."""
+        self._on_refusal = on_refusal
         self._reactor = reactor
         self._why = why
         self._titles: dict[Place, Title] = {}
@@ -138,6 +139,7 @@ class Listeners:
     def _listening(self, place: Place, title: Title, tls: TlsServer | None) -> AssociationListener:
         address = place.bind_addr, place.port
         listener = self._open.get(address) or AssociationListener(self._reactor, *address)
+        listener.on_refusal = self._on_refusal
         listener.secure(tls)
         if address not in self._open:
             listener.listen(self._why)

@@ -21,8 +21,8 @@ from harmonyd.dimse.native.inbound import Ended, InboundSession, Stopped, error_
 from harmonyd.dimse.native.ongoing import Ongoing
 from harmonyd.dimse.native.sending import Outgoing
 from harmonyd.dimse.native.sub_operations import CannotSend, Count, Target
-from harmonyd.dimse.part10 import DamagedFile, read_header
-from harmonyd.dimse.serving import Asked, Handler, NotServed
+from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, read_header
+from harmonyd.dimse.serving import Asked, Handler, NotServed, Retrieval
 from harmonyd.dimse.status import CANCEL, CANNOT_PERFORM, PENDING, SOME_FAILED, UNABLE_TO_PROCESS
 from harmonyd.dimse.wire import written
 
@@ -74,7 +74,7 @@ class Retrieving:
             try:
                 async for instance in retrieval:
                     with ongoing.finishing():
-                        await self._one(target, instance, count)
+                        await self._one(target, instance, count, retrieval)
                     responses.tell()
                 count.missed(retrieval.missed, retrieval.missed_uids, "the PACS could not deliver all")
             finally:
@@ -88,16 +88,25 @@ class Retrieving:
             responses.end()
             await target.close()
 
-    async def _one(self, target: Target, instance: Instance, count: Count) -> None:
+    async def _one(self, target: Target, instance: Instance, count: Count, retrieval: Retrieval) -> None:
         uid = instance.sop_instance_uid
+        header: InstanceHeader | None = None
+        problem = "the association ended before it was answered"
         try:
             header = await self.means.in_thread(read_header, instance.path)
             status = await target.store(Outgoing(instance.path, header))
         except (CannotSend, DamagedFile, OSError) as error:
-            count.not_sent(uid, str(error))
-            self._log.warn("{uid} is not sent: {why}", uid=uid, why=str(error))
+            problem = str(error)
+            count.not_sent(uid, problem)
+            self._log.warn("{uid} is not sent: {why}", uid=uid, why=problem)
+        except NotServed as error:
+            problem = error.comment or problem
+            raise
         else:
-            count.answered(uid, status)
+            problem = count.answered(uid, status)
+        finally:
+            if header is not None:
+                retrieval.told(header, problem)
 
     def _respond(
         self,

@@ -64,15 +64,18 @@ class Count:
         total = self.retrieval.total if self.retrieval is not None else None
         return None if total is None else max(0, total - self.done)
 
-    def answered(self, sop_instance_uid: str, status: int) -> None:
-        """One was sent."""
+    def answered(self, sop_instance_uid: str, status: int) -> str:
+        """One was sent; return why it was not taken, or nothing."""
         match category(status):
             case StatusCategory.SUCCESS:
                 self.completed += 1
             case StatusCategory.WARNING:
                 self.warning += 1
             case _:
-                self.not_sent(sop_instance_uid, f"the receiver answered with status 0x{status:04X}")
+                why = f"the receiver answered with status 0x{status:04X}"
+                self.not_sent(sop_instance_uid, why)
+                return why
+        return ""
 
     def not_sent(self, sop_instance_uid: str, why: str) -> None:
         """One could not be sent, or was not taken."""

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from harmonyd.cache.cache import SeriesCache, Source
 from harmonyd.cache.key import Key
+from harmonyd.cache.results import KeptResults
 from harmonyd.commitment.api import Reference, Report
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
@@ -41,6 +42,7 @@ from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
+from harmonyd.services.dicom.auditing import Sent, Witness
 from harmonyd.services.dicom.commit_request import parse_commit, summary_of
 from harmonyd.services.dicom.commitments import Commitments, needs_native, new_transaction_uid
 from harmonyd.services.dicom.guard import Guard
@@ -50,12 +52,14 @@ from harmonyd.services.dicom.managed import ManagedBody
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
 from harmonyd.services.dicom.node import remote_node
 from harmonyd.services.dicom.objects import ObjectBody
+from harmonyd.services.dicom.outcomes import reason_of
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
+from harmonyd.services.dicom.running import Running
+from harmonyd.services.dicom.selectivity import TooBroad
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
-from harmonyd.tracing import begin
 
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
@@ -94,25 +98,27 @@ class DicomBackend:
         has_retrievers: bool,
         cache: SeriesCache | None = None,
         meter: Meter = UNMETERED,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
         commitments: Commitments | None = None,
     ) -> None:
         """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
         self.name = name
         self.options = options
-        self.active: set[str] = set()
         self.storage = options.storage_dir or storage
         self._engine = engine
         self._reactor = reactor
         self._has_retrievers = has_retrievers
         self._cache = cache
-        self._meter = meter
+        self._witness = witness
         self._commitments = commitments
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
+        self._running = Running(self.remote, options, reactor, self._slots, self.guard, meter, self._in_thread)
+        self.active = self._running.active
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
@@ -150,6 +156,8 @@ class DicomBackend:
                 return await self._step(request, hold)
             return await self._perform(operation, request, document, hold)
         except HarmonydError as error:
+            if isinstance(error, TooBroad):
+                self.too_broad(request, error)
             error.extra.setdefault("operation", operation)
             error.extra.setdefault("backend", self.name)
             if operation == "move" and isinstance(error, DimseError):
@@ -157,16 +165,23 @@ class DicomBackend:
                 error.extra.setdefault("incoming_store_port", self.receiver.port)
             raise
 
+    def too_broad(self, request: RequestEnvelope, error: TooBroad) -> None:
+        """Audit a query that the selectivity of this backend does not let pass."""
+        self._witness.too_broad(self.remote, request, error)
+
     def _hold(self, operation: str, request: RequestEnvelope) -> Hold | None:
         """What limits the request; None: nothing. Raises ``Forbidden`` and ``Unauthorized``."""
         limits = request.permit.limits(operation, self.name) if request.permit is not None else UNLIMITED
-        return Hold(limits, self._seen, partial(self._found, request)) if limits else None
+        if not limits:
+            return None
+        refused = partial(self._witness.out_of_bounds, self.remote, request, operation)
+        return Hold(limits, self._seen, partial(self._found, request), refused)
 
     async def _found(self, request: RequestEnvelope, query: Query) -> list[dict[str, Any]]:
         """The matches of a question of our own, asked on behalf of a request."""
         asking = request.part(progress=UNWATCHED)
         async with (
-            self._recorded("find", asking) as (op, summary),
+            self._running.recorded("find", asking) as (op, summary),
             aclosing(self._engine.find(self.remote, query, op)) as stream,
         ):
             found = [json.loads(match.json) async for match in stream]
@@ -189,17 +204,21 @@ class DicomBackend:
         return await self._perform(operation, request, document)
 
     async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
-        """Store inbound objects over one association; what middleware made of some goes by itself."""
+        """Store inbound objects over one association.
+
+        What middleware made of some goes by itself, and so does what somebody sent who may not store everything.
+        """
         try:
             await self.guard.admit_delivery()
         except HarmonydError as error:
             return [error, *[NotTried("The PACS is not asked now") for _ in requests[1:]]]
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
-        if not paths or len(paths) < len(requests):
+        if not paths or len(paths) < len(requests) or any(self._is_limited(request) for request in requests):
             return [await self._answer(request) for request in requests]
-        async with self._recorded("store", requests[0]) as (op, summary):
-            async with self._changing() as studies:
-                answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, studies)
+        sent = self._witness.store(self.remote, requests[0])
+        async with self._running.recorded("store", requests[0]) as (op, summary):
+            async with self._changing(sent):
+                answers = await store_objects(self._engine, self.remote, paths, op, self._in_thread, sent)
             failed_at = [answer for answer in answers if isinstance(answer, Exception)]
             summary.update(success=not failed_at, complete=not failed_at, stored=len(answers) - len(failed_at))
             if failed_at:
@@ -207,7 +226,15 @@ class DicomBackend:
             if len(failed_at) == len(answers):
                 summary["outcome"] = outcome_of_error(failed_at[0])
             self.guard.note(failed_at[0] if len(failed_at) == len(answers) else None)
+        for request, answer in zip(requests, answers, strict=True):
+            if not isinstance(answer, NotTried):
+                problem = reason_of(answer) if isinstance(answer, Exception) else ""
+                sent.told(request, request.metadata.get("sop_instance_uid", ""), problem)
         return answers
+
+    def _is_limited(self, request: RequestEnvelope) -> bool:
+        """Whether its study has to be looked at before; the pipeline has looked at what is allowed at all."""
+        return request.permit is not None and bool(request.permit.limits("store", self.name))
 
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
         try:
@@ -229,7 +256,8 @@ class DicomBackend:
             return await self._commit(request, document, media_type, hold)
         build = partial(dicom_request.build_query, request, document, operation, self.options)
         query, shows = await hold.query(build) if hold is not None else (build(), None)
-        kept = self._begin(operation, request)
+        begins = self._witness.query if operation in _QUESTIONS else self._witness.retrieve
+        kept = self._running.begin(operation, request, audited=begins(self.remote, request, query))
         if operation in _QUESTIONS:
             # What is shown to a caller is looked at as JSON where not all may be.
             as_received = shows is None and isinstance(request.body, IdentifierBody)
@@ -249,7 +277,8 @@ class DicomBackend:
     ) -> ResponseEnvelope:
         async def perform(key: Key, id_: str | None, storage: Path | None, progress: Progress) -> Results:
             query = dicom_request.build_query(request, document_for(key), operation, self.options)
-            kept = self._begin(operation, request, id_, storage)
+            audited = self._witness.retrieve(self.remote, request, query)
+            kept = self._running.begin(operation, request, id_, storage, audited)
             kept = replace(kept, op=replace(kept.op, progress=progress))
             response = await self._retrieve(kept, JSON, query)
             assert response.results is not None
@@ -258,7 +287,10 @@ class DicomBackend:
         source = Source(operation, new_id, perform, request.progress)
         fresh = wants_fresh(request)
         ahead = request.metadata.get(AHEAD) != "false" and self._runs_several_retrieves
-        return ResponseEnvelope(results=await cache.retrieve(asked, source, fresh=fresh, ahead=ahead))
+        results = await cache.retrieve(asked, source, fresh=fresh, ahead=ahead)
+        if isinstance(results, KeptResults):
+            results.on_read = partial(self._witness.read, request, asked.study, results)
+        return ResponseEnvelope(results=results)
 
     @property
     def _runs_several_retrieves(self) -> bool:
@@ -277,6 +309,7 @@ class DicomBackend:
 
         def record(instance: Instance) -> InstanceRecord:
             kept.arrived_object(instance.sop_instance_uid, instance.size_bytes)
+            kept.audited.arrived(instance)
             return InstanceRecord(instance, self._in_thread)
 
         return await self._respond(kept, media_type, "instances", stream, record, once=once)
@@ -290,7 +323,7 @@ class DicomBackend:
             raise Forbidden("A step cannot be held to the attributes that a rule names")
         if not isinstance(engine, NormalizedEngine):
             raise needs_native()
-        async with self._recorded(dicom_request.STEPS, request) as (op, summary):
+        async with self._running.recorded(dicom_request.STEPS, request) as (op, summary):
             answer = await engine.normalized(self.remote, body.outgoing(request), op)
             comment = answer.comment or None
             outcome_of(dicom_request.STEPS, answer.status, comment, SubOperations(), self.remote)
@@ -307,7 +340,7 @@ class DicomBackend:
         if hold is not None:
             raise Forbidden("A storage commitment cannot be held to the attributes that a rule names")
         references = await asked.resolved(partial(self._found, request))
-        async with self._recorded(dicom_request.COMMIT, request) as (op, summary):
+        async with self._running.recorded(dicom_request.COMMIT, request) as (op, summary):
             deadline = min(op.deadline, self._reactor.seconds() + asked.wait_secs)
             uid = new_transaction_uid()
             try:
@@ -339,7 +372,7 @@ class DicomBackend:
         )
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
-        async with self._recorded("echo", request) as (op, _):
+        async with self._running.recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
             self.guard.note(None, "echo")
         remote = self.remote
@@ -359,11 +392,12 @@ class DicomBackend:
         try:
             if (request.protocol, request.method) == ("dicom", "C-STORE"):
                 await self.guard.admit_delivery()
-            async with self._recorded("store", request) as (op, summary):
+            sent = self._witness.store(self.remote, request)
+            async with self._running.recorded("store", request, sent) as (op, summary):
                 store = store_each if request.metadata.get(EACH) == "true" else store_request
-                async with self._changing() as studies:
+                async with self._changing(sent):
                     results = await store(
-                        self._engine, self.remote, request, op, self.storage, self._in_thread, studies, admit=admit
+                        self._engine, self.remote, request, op, self.storage, self._in_thread, sent, admit=admit
                     )
                 summary.update(results.summary())
                 self.guard.note(None)
@@ -374,38 +408,14 @@ class DicomBackend:
         return ResponseEnvelope(results=results)
 
     @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[set[str]]:
-        """What is stored changes studies, whatever comes of it; they are to be added to the set."""
-        studies: set[str] = set()
+    async def _changing(self, sent: Sent) -> AsyncIterator[None]:
+        """What is stored changes studies, whatever comes of it."""
         try:
-            yield studies
+            yield
         finally:
-            self._seen.forget(studies)
+            self._seen.forget(sent.studies)
             if self._cache is not None:
-                self._cache.invalidate(studies)
-
-    @asynccontextmanager
-    async def _recorded(
-        self, operation: str, request: RequestEnvelope
-    ) -> AsyncIterator[tuple[OperationContext, dict[str, Any]]]:
-        """An operation that has ended when the block ends; the summary may be filled in there."""
-        record = self._begin(operation, request)
-        summary: dict[str, Any] = {}
-        try:
-            yield record.op, summary
-        except BaseException as error:
-            summary.update(failed(error))
-            self.guard.note(error, operation)
-            raise
-        finally:
-            record.measure.arrived(summary.get("stored", 0), 0)
-            await self._ended(record, summary, None)
-
-    async def _ended(self, record: OperationRecord, summary: Mapping[str, Any], folder: Path | None) -> None:
-        try:
-            await record.end(self._reactor.seconds(), summary, folder, self._in_thread)
-        finally:
-            self.active.discard(record.op.id)
+                self._cache.invalidate(sent.studies)
 
     async def _respond(
         self,
@@ -422,7 +432,7 @@ class DicomBackend:
         async def closed(summary: Mapping[str, Any]) -> None:
             if once and stream.folder is not None:
                 await self._in_thread(shutil.rmtree, stream.folder, True)
-            await self._ended(kept, summary, None if once else stream.folder)
+            await self._running.ended(kept, summary, None if once else stream.folder)
 
         try:
             first = await anext(aiter(stream), None)
@@ -444,38 +454,6 @@ class DicomBackend:
             operation, media_type, items_key, stream, first, record, with_debug=_debugging(), closed=closed
         )
         return ResponseEnvelope(results=results)
-
-    def _begin(
-        self, operation: str, request: RequestEnvelope, id_: str | None = None, storage: Path | None = None
-    ) -> OperationRecord:
-        self.guard.admit(operation)
-        now = self._reactor.seconds()
-        deadline = now + self.options.operation_timeout_secs
-        if request.deadline is not None:
-            deadline = min(deadline, request.deadline)
-        measure = self._meter.begin(self.name, operation)
-        span = begin(
-            f"DIMSE {operation} {self.name}",
-            request.trace,
-            "client",
-            harmonyd__backend=self.name,
-            harmonyd__operation=operation,
-            harmonyd__engine=self.options.engine,
-            harmonyd__request=request.id,
-        )
-        op = OperationContext(
-            id_ or request.operation_id or new_id(),
-            request.id,
-            deadline,
-            self.options.max_results,
-            storage=storage or self.options.storage_dir,
-            slots=self._slots,
-            progress=request.progress,
-            steps=measure.steps,
-            trace=span.trace,
-        )
-        self.active.add(op.id)
-        return OperationRecord(operation, self.remote, op, now, measure, span)
 
     async def _own_echo(self) -> None:
         """That nobody asked for, and that is in no record."""

@@ -18,8 +18,10 @@ from harmonyd.envelope import RequestEnvelope
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.at_once import deliver_one
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.committing import CommitmentMeans, Committing
 from harmonyd.services.dicom.forwarding import Forwarding
+from harmonyd.services.dicom.inbound_audit import InboundWitness
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.services.dicom.questions import Questions
@@ -62,6 +64,7 @@ class DicomEndpoint:
         spool: Spool,
         in_thread: InThread,
         own: Backend | None = None,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
         commitment: CommitmentMeans | None = None,
     ) -> None:
         """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint.
@@ -72,6 +75,7 @@ class DicomEndpoint:
         self._options = options
         self._pipeline = pipeline
         self._own = own
+        self._inbound = InboundWitness(name, witness.batches)
         self._started: Backend | None = None
         """Of its own."""
         self._in_thread = in_thread
@@ -88,6 +92,7 @@ class DicomEndpoint:
             lambda request: self._pipeline.handle(request),
             in_thread,
             options,
+            witness,
             self._committing,
             commitment.commitments if commitment is not None else None,
         )
@@ -180,7 +185,8 @@ class DicomEndpoint:
             harmonyd__count=len(arrivals),
         )
         try:
-            await self._spool.take(self.name, entries, list(self._pipeline.backends))
+            with self._inbound.receiving(arrivals):
+                await self._spool.take(self.name, entries, list(self._pipeline.backends))
             await self._note(arrivals)
         except BaseException as error:
             span.end(type(error).__name__)
@@ -191,7 +197,8 @@ class DicomEndpoint:
         """See ``ObjectHandler``. To all backends at once; what some of them have is not taken back from them."""
         new, began = _entry(arrival), time.time()
         entry = Entry(0, self.name, new.path, new.size_bytes, began, new.metadata, new.request_id)
-        await self._run(deliver_one(self._pipeline, entry, self._outcomes))
+        with self._inbound.receiving([arrival]):
+            await self._run(deliver_one(self._pipeline, entry, self._outcomes))
         await self._note([arrival])
 
     async def _note(self, arrivals: Sequence[Arrival]) -> None:
@@ -203,6 +210,7 @@ class DicomEndpoint:
         metadata = {**_metadata(association), "sop_instance_uid": uid, "study_instance_uid": ""}
         entry = NewEntry(path, await self._in_thread(_size, path), metadata, uuid.uuid4().hex)
         await self._spool.put_aside(self.name, entry, reason)
+        self._inbound.damaged(association, reason)
 
     # --- spool.api.Deliverer
 
@@ -250,6 +258,8 @@ class DicomEndpoint:
             for request in requests.values():
                 await request.body.close()
         outcomes.update(zip(requests, delivered, strict=True))
+        if getattr(pipeline.backends[backend], "is_http", False):
+            self._inbound.handed_on(backend, requests.values(), delivered)
         return [outcomes[number] for number in range(len(entries))]
 
     def _delivery_span(self, backend: str, requests: Sequence[RequestEnvelope]) -> Span:
@@ -324,6 +334,6 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         headers={"content-type": "application/dicom"},
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
-        caller=Caller(entry.metadata.get("peer_address", ""), None, entry.metadata.get("calling_aet", "")),
+        caller=Caller(entry.metadata.get("peer_address", ""), aet=entry.metadata.get("calling_aet", "")),
         trace=_trace(entry.metadata.get("association_id", "")),
     )

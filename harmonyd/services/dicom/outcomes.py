@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from harmonyd.dimse.engine import NotDelivered, Obstacle
 from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
 from harmonyd.dimse.status import StatusCategory, category
-from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
+from harmonyd.errors import DeadlinePassed, Forbidden, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, NotTried
 from harmonyd.privacy import said
 from harmonyd.services.dicom.guard import OutsideHours
@@ -48,7 +48,7 @@ def obstacle(error: Exception) -> NotDelivered:
     _say_our_fault(error)
     if isinstance(error, NotTried) or _is_away(error):
         return NotDelivered(Obstacle.AWAY, reason_of(error))
-    if isinstance(error, MiddlewareRefused):
+    if isinstance(error, MiddlewareRefused | Forbidden):
         return NotDelivered(Obstacle.REFUSED, reason_of(error))
     return NotDelivered(Obstacle.FAILED, reason_of(error), _status(error))
 

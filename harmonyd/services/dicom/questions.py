@@ -10,6 +10,7 @@ from harmonyd.dimse.normalized import ACTION, EVENT, NormalizedAnswer, Normalize
 from harmonyd.dimse.serving import STEPS, Asked, NotServed, Pending, Retrieval
 from harmonyd.dimse.status import UNKNOWN_DESTINATION, UNRECOGNIZED_OPERATION
 from harmonyd.services.base import Ask
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.committing import Committing
 from harmonyd.services.dicom.node import peer_node
@@ -26,6 +27,7 @@ class Questions:
         ask: Ask,
         in_thread: InThread,
         options: DicomEndpointOptions,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
         committing: Committing | None = None,
         commitments: Commitments | None = None,
     ) -> None:
@@ -37,6 +39,7 @@ class Questions:
         self._stepping = Stepping(ask, in_thread)
         self._committing = committing
         self._commitments = commitments
+        self._witness = witness
 
     def find(self, asked: Asked) -> AsyncGenerator[Pending, None]:
         """See ``Handler``."""
@@ -44,13 +47,18 @@ class Questions:
 
     async def retrieve(self, asked: Asked) -> Retrieval:
         """See ``Handler``."""
-        return await self._retrieving.retrieve(asked)
+        brought = await self._retrieving.retrieve(asked)
+        if asked.destination_aet in self.options.move_destinations:
+            to = self.destination(asked)
+            brought.passed_on = self._witness.passed_on(asked.association, to, brought.request_id)
+        return brought
 
     def destination(self, asked: Asked) -> RemoteNode:
         """See ``Handler``."""
         aet = asked.destination_aet
         known = self.options.move_destinations.get(aet)
         if known is None:
+            self._witness.unknown_destination(asked.association, aet)
             raise NotServed(UNKNOWN_DESTINATION, f"{aet or 'no AE title'} is no move destination here")
         return peer_node(aet, known, asked.association.called_aet)
 

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from harmonyd.dimse.engine import OperationContext, RemoteNode
 from harmonyd.errors import HarmonydError
 from harmonyd.privacy import said
+from harmonyd.services.dicom.auditing import UNAUDITED, Audited
 from harmonyd.services.dicom.metering import COMPLETE, Measure, outcome_of, outcome_of_error
 from harmonyd.tracing import NO_SPAN, Span
 
@@ -37,6 +38,7 @@ class OperationRecord:
     """Seconds since the epoch."""
     measure: Measure
     span: Span = NO_SPAN
+    audited: Audited = UNAUDITED
 
     def arrived(self, size_bytes: int) -> None:
         """One more result is taken."""
@@ -60,6 +62,7 @@ class OperationRecord:
         """Log the outcome; keep it beside ``folder`` if that is there. A failure to do so is only logged."""
         outcome = outcome_of(summary)
         self.measure.ended(outcome)
+        self.audited.ended(summary)
         counts = {f"harmonyd__{key}": summary[key] for key in _COUNTS if key in summary}
         self.span.end("" if outcome == COMPLETE else outcome, harmonyd__outcome=outcome, **counts)
         self._log_end(now, summary)

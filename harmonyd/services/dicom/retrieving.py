@@ -9,13 +9,14 @@ from typing import Any
 
 from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.engine import Instance
-from harmonyd.dimse.part10 import read_header
+from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.serving import Asked, NotServed
 from harmonyd.dimse.status import UNABLE_TO_PROCESS
 from harmonyd.envelope import Record, ReshapedRecord, ResponseEnvelope, Results
 from harmonyd.errors import NotFound
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.asked import ONCE, request_for
+from harmonyd.services.dicom.auditing import PassedOn, nobody_is_told
 from harmonyd.services.dicom.querying import InThread, answered, told_as_status
 from harmonyd.services.dicom.request import RETRIEVE
 
@@ -54,6 +55,7 @@ class Brought:
         self._response: ResponseEnvelope | None = None
         self._items: AsyncGenerator[Instance, None] | None = None
         self._count = 0
+        self.passed_on: PassedOn = nobody_is_told
 
     def begin(self, response: ResponseEnvelope) -> None:
         """Here is the answer."""
@@ -78,6 +80,10 @@ class Brought:
     def __aiter__(self) -> AsyncIterator[Instance]:
         self._items = self._instances()
         return self._items
+
+    def told(self, header: InstanceHeader, problem: str) -> None:
+        """See ``Retrieval``."""
+        self.passed_on(header, problem)
 
     async def aclose(self) -> None:
         """See ``Retrieval``."""

@@ -21,6 +21,7 @@ from harmonyd.errors import BadRequest, HarmonydError, UnsupportedMediaType
 from harmonyd.mediatypes import parse_media_type
 from harmonyd.multipart import read_parts
 from harmonyd.pipeline.errors import NotTried
+from harmonyd.services.dicom.auditing import Sent
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.results import FixedResults, store_members
 
@@ -37,14 +38,13 @@ async def store_request(
     op: OperationContext,
     storage: Path,
     in_thread: InThread,
-    studies: set[str] | None = None,
+    sent: Sent | None = None,
     now: Callable[[], float] = time.monotonic,
     admit: Admit | None = None,
 ) -> FixedResults:
     """Store what the body holds, once all of it is there: a slow client holds no association, and uses up no deadline.
 
-    ``studies`` gets the UIDs of those that the objects belong to, before any is sent, and ``admit`` raises for those
-    that must not be.
+    ``sent`` learns of all objects before any is sent, and of each answer; ``admit`` raises for those that must not be.
     Raises ``BadRequest`` for a part that is not DICOM, ``DimseFailure`` if all failed.
     """
     folder = storage / f"dcmtk_store_{op.id}"
@@ -53,19 +53,21 @@ async def store_request(
         began = now()
         files = await request_files(request, folder, in_thread)
         op = replace(op, deadline=op.deadline + now() - began)
-        await in_thread(_check, files, studies)
+        await in_thread(_check, files, sent)
         if admit is not None:
             await admit(files)
-        stored = await _store(engine.store(remote, files, op))
+        if sent is not None:
+            sent.begin()
+        stored = await _store(engine.store(remote, files, op), sent)
     finally:
         await in_thread(shutil.rmtree, folder, True)
     return FixedResults("store", "application/json", _summary(stored), stored)
 
 
-async def _store(stream: OperationStream[StoreResult]) -> list[StoreResult]:
+async def _store(stream: OperationStream[StoreResult], sent: Sent | None) -> list[StoreResult]:
     stored: list[StoreResult] = []
     try:
-        await _collect(stream, stored)
+        await _collect(stream, stored, sent)
     except HarmonydError as error:
         if stored:
             error.extra["instances"] = list(map(store_members, stored))
@@ -73,10 +75,12 @@ async def _store(stream: OperationStream[StoreResult]) -> list[StoreResult]:
     return stored
 
 
-async def _collect(stream: OperationStream[StoreResult], stored: list[StoreResult]) -> None:
+async def _collect(stream: OperationStream[StoreResult], stored: list[StoreResult], sent: Sent | None = None) -> None:
     try:
         async for result in stream:
             stored.append(result)
+            if sent is not None:
+                sent.answered(result)
     finally:
         await stream.aclose()
 
@@ -87,16 +91,16 @@ async def store_objects(
     paths: Sequence[Path],
     op: OperationContext,
     in_thread: InThread,
-    studies: set[str] | None = None,
+    offered: Sent | None = None,
 ) -> list[ResponseEnvelope | Exception]:
     """Store received objects over one association; one answer, or what was wrong, for each.
 
-    ``studies`` gets the UIDs of those that the objects belong to, before any is sent.
+    ``offered`` learns of all objects before any is sent.
 
     Where the association fails, the object it failed at is told the reason, and those after it were ``NotTried``. A
     file that cannot be read is nobody else's problem. Raises only ``CancelledError``.
     """
-    wrong: dict[Path, Exception] = await in_thread(_unreadable, paths, studies)
+    wrong: dict[Path, Exception] = await in_thread(_unreadable, paths, offered)
     sent = [path for path in paths if path not in wrong]
     stored: list[StoreResult] = []
     failure: Exception | None = None
@@ -111,7 +115,7 @@ async def store_objects(
     return [wrong[path] if path in wrong else next(answers) for path in paths]
 
 
-def _unreadable(paths: Sequence[Path], studies: set[str] | None) -> dict[Path, Exception]:
+def _unreadable(paths: Sequence[Path], offered: Sent | None) -> dict[Path, Exception]:
     wrong: dict[Path, Exception] = {}
     for path in paths:
         try:
@@ -122,8 +126,8 @@ def _unreadable(paths: Sequence[Path], studies: set[str] | None) -> dict[Path, E
             if not header.sop_instance_uid.isprintable():
                 # As in ``_check``: it would come back in the log of storescu.
                 wrong[path] = DamagedFile("its SOP Instance UID has control characters")
-            if studies is not None:
-                studies.add(header.study_instance_uid)
+            if offered is not None:
+                offered.offer(header)
     return wrong
 
 
@@ -206,7 +210,7 @@ async def request_files(request: RequestEnvelope, folder: Path, in_thread: InThr
     return [target]
 
 
-def _check(files: list[Path], studies: set[str] | None) -> None:
+def _check(files: list[Path], sent: Sent | None) -> None:
     for number, path in enumerate(files, 1):
         try:
             header = check_complete(path)
@@ -221,5 +225,5 @@ def _check(files: list[Path], studies: set[str] | None) -> None:
         if not header.sop_instance_uid.isprintable():
             # It comes back in the log of storescu, where a line break would begin a line of its own.
             raise BadRequest(f"Object {number} of {len(files)}: its SOP Instance UID has control characters")
-        if studies is not None:
-            studies.add(header.study_instance_uid)
+        if sent is not None:
+            sent.offer(header)

@@ -15,6 +15,7 @@ from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete, c
 from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, HarmonydError
+from harmonyd.services.dicom.auditing import Sent
 from harmonyd.services.dicom.results import FixedResults
 from harmonyd.services.dicom.storing import Admit, InThread, is_taken, request_files
 
@@ -42,14 +43,13 @@ async def store_each(
     op: OperationContext,
     storage: Path,
     in_thread: InThread,
-    studies: set[str] | None = None,
+    sent: Sent | None = None,
     now: Callable[[], float] = time.monotonic,
     admit: Admit | None = None,
 ) -> FixedResults:
     """Store what can be stored of the body over one association; one result for each object, in order.
 
-    ``studies`` gets the UIDs of those that the objects belong to, before any is sent, and ``admit`` raises for those
-    that must not be.
+    ``sent`` learns of all objects before any is sent, and of each answer; ``admit`` raises for those that must not be.
     The body is on disk before the association begins. Raises ``BadRequest`` for a body that is not well formed or
     empty, and what the operation raises where it failed before any object was answered.
     """
@@ -59,11 +59,13 @@ async def store_each(
         began = now()
         files = await request_files(request, folder, in_thread)
         objects = await in_thread(_looked_at, files, request.metadata.get(STUDY, ""))
-        if studies is not None:
-            studies.update(each.header.study_instance_uid for each in objects if each.header is not None)
         if admit is not None:
             await admit([each.path for each in objects if each.result is None])
-        await _send(engine, remote, objects, replace(op, deadline=op.deadline + now() - began))
+        if sent is not None:
+            for header in (each.header for each in objects if each.header is not None and each.result is None):
+                sent.offer(header)
+            sent.begin()
+        await _send(engine, remote, objects, replace(op, deadline=op.deadline + now() - began), sent)
     finally:
         await in_thread(shutil.rmtree, folder, True)
     results = [_told(each) for each in objects]
@@ -104,7 +106,9 @@ def _complaint(header: InstanceHeader) -> str:
     return ""
 
 
-async def _send(engine: Engine, remote: RemoteNode, objects: Sequence[_Object], op: OperationContext) -> None:
+async def _send(
+    engine: Engine, remote: RemoteNode, objects: Sequence[_Object], op: OperationContext, sent: Sent | None
+) -> None:
     """Send what has no result yet. Those that the association's end leaves without an answer say so."""
     waiting = [each for each in objects if each.result is None]
     if not waiting:
@@ -114,6 +118,8 @@ async def _send(engine: Engine, remote: RemoteNode, objects: Sequence[_Object], 
         async with aclosing(engine.store(remote, [each.path for each in waiting], op)) as results:
             async for result in results:
                 next(answered).result = result
+                if sent is not None:
+                    sent.answered(result)
     except HarmonydError as error:
         if not any(each.result is not None and each.result.status is not None for each in waiting):
             raise

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from twisted.python.runtime import seconds as clock_seconds
-
 from harmonyd.config.model import DicomwebEndpointOptions
 from harmonyd.errors import HarmonydError, MethodNotAllowed
 from harmonyd.services.base import Ask, HttpAnswer, HttpRequest
 from harmonyd.services.choosing import choose_backend
 from harmonyd.services.dicomweb import bulkdata, frames, instances, metadata, rendered, searching, storing
 from harmonyd.services.dicomweb.asking import AnsweredElsewhere, Asker
+from harmonyd.services.dicomweb.codec_pool import Codecs
 from harmonyd.services.dicomweb.cors import cors_headers, preflight
 from harmonyd.services.dicomweb.counted import Counted
 from harmonyd.services.dicomweb.exchange import Exchange
@@ -43,9 +42,10 @@ class DicomwebEndpoint:
     """Each resource has its own."""
 
     def __init__(
-        self, name: str, options: DicomwebEndpointOptions, seconds: Callable[[], float] = clock_seconds
+        self, name: str, options: DicomwebEndpointOptions, seconds: Callable[[], float], codecs: Codecs
     ) -> None:
         """``seconds`` is the reactor's clock."""
+        self._codecs = codecs
         self.name = name
         self.path_prefix = options.path_prefix
         self.public_prefix = options.public_url + options.path_prefix
@@ -74,7 +74,7 @@ class DicomwebEndpoint:
         handler = _handler(request.method, resource)
         asker = Asker(request, ask, self._seconds, self._options.search_timeout_secs)
         url = base_url(request, self._options.public_url)
-        exchange = Exchange(request, resource, asker, self._options, url, self._counted, self._images)
+        exchange = Exchange(request, resource, asker, self._options, url, self._counted, self._codecs, self._images)
         try:
             answer = await handler(exchange)
         except AnsweredElsewhere as answered:

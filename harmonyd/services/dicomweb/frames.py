@@ -8,6 +8,7 @@ from twisted.internet.threads import deferToThread
 
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import ANY, OCTETS, Accepted, Offer, accepted, not_acceptable
+from harmonyd.services.dicomweb.codec_pool import Codecs
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.pixel_file import PixelFile
 from harmonyd.services.dicomweb.results import Held, Part, multipart, one_instance
@@ -39,7 +40,7 @@ async def answer_frames(
     tag = await held.tag(exchange, content_type)
     if has_already(exchange.request, tag):
         return await not_modified(tag, close)
-    parts = _parts(image, frames, content_type, as_stored=as_stored)
+    parts = _parts(exchange.codecs, image, frames, content_type, as_stored=as_stored)
     if offer.multipart or len(frames) > 1:
         return await multipart(Offer(offer.essence, multipart=True), parts, close, tag)
     _, content = await anext(parts)
@@ -74,7 +75,10 @@ def chosen_form(image: PixelFile, ranges: Sequence[Accepted]) -> tuple[Offer, bo
 
 
 async def _parts(
-    image: PixelFile, frames: Sequence[int], content_type: str, *, as_stored: bool
+    codecs: Codecs, image: PixelFile, frames: Sequence[int], content_type: str, *, as_stored: bool
 ) -> AsyncGenerator[Part, None]:
     for frame in frames:
-        yield content_type, await deferToThread(image.stored if as_stored else image.octets, frame)
+        if as_stored or not image.is_compressed:
+            yield content_type, await deferToThread(image.stored if as_stored else image.octets, frame)
+        else:
+            yield content_type, await codecs.octets(image, frame)

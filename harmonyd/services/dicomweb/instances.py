@@ -15,10 +15,10 @@ from harmonyd.envelope import Record, Results
 from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb import metadata
 from harmonyd.services.dicomweb.accept import DICOM, ZIP, Offer, accepted, choose, syntaxes
+from harmonyd.services.dicomweb.codec_pool import Codecs
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.results import MappedResults, as_http, closing_on_error, retrieve
 from harmonyd.services.dicomweb.single import FilePiece, single, tag_of
-from harmonyd.services.dicomweb.transcoding import transcoded
 from harmonyd.services.http.dicom_answers import multipart_answer, single_answer
 from harmonyd.services.http.parts import file_of
 from harmonyd.services.http.zip_answer import zip_answer
@@ -48,7 +48,7 @@ async def answer(exchange: Exchange) -> HttpAnswer:
             if instances is not None and len(instances) == 1:
                 return await _file(exchange, kept, instances[0])
     if "*" not in wanted:
-        results = transcoding(results, wanted)
+        results = transcoding(results, wanted, exchange.codecs)
     async with closing_on_error(results):
         return as_http(await _WRITERS[offer](results))
 
@@ -76,13 +76,13 @@ class TranscodedRecord:
         return await self.original.json()
 
 
-def transcoding(results: Results, wanted: Sequence[str]) -> Results:
+def transcoding(results: Results, wanted: Sequence[str], codecs: Codecs) -> Results:
     """Return ``results`` in one of the transfer syntaxes ``wanted``; what was written for that is removed again."""
     made: deque[Path] = deque()
 
     async def convert(record: Record) -> Record:
         source = file_of(record)
-        path = await deferToThread(transcoded, source, wanted)
+        path = await codecs.transcoded(source, wanted)
         if path == source:
             return record
         made.append(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydicom import Dataset, dcmread
@@ -58,8 +57,9 @@ class PixelFile:
     Raises ``NotFound`` for an object without pixels and a frame that it does not have.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Any) -> None:
+        """``path``: or whatever else can be opened again and again, as a path can."""
+        self.path = path
         with judged(), path.open("rb") as file:
             whole = dcmread(file, stop_before_pixels=True)
             self._at = file.tell()
@@ -82,9 +82,9 @@ class PixelFile:
 
     def extent(self) -> tuple[int, int]:
         """Return where in the file the pixels begin, and how many bytes they are; for plain ones."""
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             length = self._seek(file)
-            return file.tell(), min(length, self._path.stat().st_size - file.tell())
+            return file.tell(), min(length, self.path.stat().st_size - file.tell())
 
     @property
     def weight(self) -> int:
@@ -111,7 +111,7 @@ class PixelFile:
 
     def stored(self, frame: int) -> bytes:
         """Return a compressed frame as it is stored."""
-        with judged(), self._path.open("rb") as file:
+        with judged(), self.path.open("rb") as file:
             self._seek(file)
             extended = self._extended_offsets()
             if self._frames is None:
@@ -158,7 +158,7 @@ class PixelFile:
         failures = []
         for plugin in self._plugins():
             try:
-                return self._decoded(dcmread(self._path) if deflated else self._path, frame - 1, plugin)
+                return self._decoded(frame - 1, plugin, inflate=deflated)
             except OSError:
                 raise
             except Exception as error:  # noqa: BLE001 - codecs raise anything for data that they cannot take
@@ -176,10 +176,12 @@ class PixelFile:
         rows, columns = int(self.ds.Rows), int(self.ds.Columns)
         return np.unpackbits(packed, count=rows * columns, bitorder="little").reshape(rows, columns)
 
-    def _decoded(self, source: Dataset | Path, index: int, plugin: str) -> Any:
+    def _decoded(self, index: int, plugin: str, *, inflate: bool) -> Any:
         from pydicom.pixels.utils import pixel_array
 
-        return pixel_array(source, index=index, decoding_plugin=plugin)
+        with self.path.open("rb") as file:
+            source = dcmread(file) if inflate else file
+            return pixel_array(source, index=index, decoding_plugin=plugin)
 
     def _plugins(self) -> list[str]:
         """GDCM can do all, but the others are more careful with data that is not right. "": there is no choice."""
@@ -212,10 +214,11 @@ class PixelFile:
 
     def _native(self, start: int, end: int) -> bytes:
         if self.syntax == DeflatedExplicitVRLittleEndian:
-            whole = dcmread(self._path)
+            with self.path.open("rb") as file:
+                whole = dcmread(file)
             data = next((bytes(whole[tag].value) for tag, _ in _KINDS if tag in whole), b"")[start:end]
         else:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 length = self._seek(file)
                 file.seek(start, 1)
                 data = file.read(max(0, min(end, length) - start))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from twisted.internet.threads import deferToThread
@@ -15,10 +14,11 @@ from harmonyd.services.base import HttpAnswer
 from harmonyd.services.dicomweb.accept import Accepted, Offer, accepted, choose
 from harmonyd.services.dicomweb.asking import Found
 from harmonyd.services.dicomweb.bulkdata import bulk_value
+from harmonyd.services.dicomweb.codec_pool import Codecs
 from harmonyd.services.dicomweb.entities import first_value
 from harmonyd.services.dicomweb.exchange import Exchange
 from harmonyd.services.dicomweb.pixel_file import PixelFile
-from harmonyd.services.dicomweb.rendering import JPEG, PNG, Rendering, parse_rendering, render
+from harmonyd.services.dicomweb.rendering import JPEG, PNG, Rendering, parse_rendering
 from harmonyd.services.dicomweb.results import (
     Held,
     Part,
@@ -98,9 +98,7 @@ async def _instance(exchange: Exchange, how: Rendering, ranges: Sequence[Accepte
         return await single(exchange.request, _DOCUMENT.essence, Data(data), tag, held.results.aclose)
 
 
-async def _frames_of(
-    exchange: Exchange, held: Held, frames: Sequence[int], how: Rendering, offer: Offer
-) -> HttpAnswer:
+async def _frames_of(exchange: Exchange, held: Held, frames: Sequence[int], how: Rendering, offer: Offer) -> HttpAnswer:
     close = held.results.aclose
     async with closing_on_error(held.results):
         tag = await held.tag(exchange, how, str(offer))
@@ -109,32 +107,33 @@ async def _frames_of(
         image = await exchange.images.open(held.path, is_kept=held.is_kept)
         image.require(frames)
         if offer.multipart:
-            return await multipart(offer, _pictures(image, frames, how, offer.essence), close, tag)
-        data = await deferToThread(render, image, frames[0], offer.essence, how)
+            pictures = _pictures(exchange.codecs, image, frames, how, offer.essence)
+            return await multipart(offer, pictures, close, tag)
+        data = await exchange.codecs.picture(image, frames[0], offer.essence, how)
         return await single(exchange.request, offer.essence, Data(data), tag, close)
 
 
 async def _all_of(exchange: Exchange, how: Rendering, offer: Offer) -> HttpAnswer:
     results = await retrieve(exchange)
-    return await multipart(offer, _pictures_of(results, how, offer.essence), results.aclose)
+    return await multipart(offer, _pictures_of(exchange.codecs, results, how, offer.essence), results.aclose)
 
 
-async def _pictures_of(results: Results, how: Rendering, media_type: str) -> AsyncGenerator[Part, None]:
+async def _pictures_of(codecs: Codecs, results: Results, how: Rendering, media_type: str) -> AsyncGenerator[Part, None]:
     async for record in results:
         try:
             image = await deferToThread(PixelFile, Path(file_of(record)))
         except NotFound:
             continue  # a report among the images
-        async for part in _pictures(image, range(1, image.frame_count + 1), how, media_type):
+        async for part in _pictures(codecs, image, range(1, image.frame_count + 1), how, media_type):
             yield part
     require_whole(results)
 
 
 async def _pictures(
-    image: PixelFile, frames: Sequence[int], how: Rendering, media_type: str
+    codecs: Codecs, image: PixelFile, frames: Sequence[int], how: Rendering, media_type: str
 ) -> AsyncGenerator[Part, None]:
     for frame in frames:
-        yield media_type, await deferToThread(partial(render, image, frame, media_type, how))
+        yield media_type, await codecs.picture(image, frame, media_type, how)
 
 
 async def _representative(exchange: Exchange) -> Mapping[str, str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from harmonyd.dimse.part10 import read_header
-from harmonyd.errors import NotAcceptable
+from harmonyd.errors import HarmonydError, NotAcceptable
 from harmonyd.privacy import said
 from harmonyd.services.dicomweb.codecs import INSTALL
 
@@ -22,7 +24,15 @@ MAX_BYTES = 1 << 30
 _HINT = f"{INSTALL} for the codecs, or accept transfer-syntax=*, which is as stored."
 
 
-def transcoded(source: Path, wanted: Sequence[str]) -> Path:
+def in_this_process(source: Path, target: Path, syntax: str) -> None:
+    """``write_as`` from file to file. Raises what that raises."""
+    with source.open("rb") as read, target.open("xb") as written:
+        write_as(read, written, syntax)
+
+
+def transcoded(
+    source: Path, wanted: Sequence[str], write: Callable[[Path, Path, str], None] = in_this_process
+) -> Path:
     """Return ``source`` where its transfer syntax is ``wanted``, else a new file beside it in the first that works.
 
     SOP Instance UIDs stay. Blocking. Raises ``NotAcceptable`` when none can be made, ``DamagedFile``, ``OSError``.
@@ -34,12 +44,12 @@ def transcoded(source: Path, wanted: Sequence[str]) -> Path:
     for uid in wanted:
         target = source.with_name(f"{source.name}.{uuid.uuid4().hex}.transcoded")
         try:
-            _write(source, target, UID(uid))
-        except OSError:
+            write(source, target, uid)
+        except Exception as error:
             target.unlink(missing_ok=True)
-            raise
-        except Exception as error:  # noqa: BLE001 - codecs and pydicom raise anything for data that they cannot take
-            target.unlink(missing_ok=True)
+            # Codecs and pydicom raise anything for data that they cannot take.
+            if isinstance(error, OSError | HarmonydError) and not isinstance(error, NotAcceptable):
+                raise
             reasons.append(f"{uid[:64]}: {said(error)[:200]}")
         else:
             return target
@@ -51,10 +61,12 @@ def transcoded(source: Path, wanted: Sequence[str]) -> Path:
     )
 
 
-def _write(source: Path, target: Path, uid: UID) -> None:
+def write_as(source: BinaryIO, target: BinaryIO, syntax: str) -> None:
+    """Write an object in another transfer syntax. Raises anything for what cannot be done."""
+    uid = UID(syntax)
     if not uid.is_transfer_syntax or uid in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
         raise ValueError("not a transfer syntax that can be made here")
-    if source.stat().st_size > MAX_BYTES:
+    if os.fstat(source.fileno()).st_size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")
     ds: Dataset = dcmread(source)
     stored = ds.file_meta.TransferSyntaxUID

@@ -55,6 +55,9 @@ class HttpBackend:
     max_batch = 8
     """Inbound objects that are sent at once."""
 
+    is_http = True
+    """What it gets leaves this machine, and is audited by who sends it there."""
+
     def __init__(self, name: str, options: HttpBackendOptions, reactor: Any) -> None:
         self.name = name
         self._options = options
