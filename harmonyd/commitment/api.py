@@ -99,7 +99,7 @@ class Forwarded:
     tries: int = 0
     """Transactions that came to nothing."""
     since: float = 0.0
-    """When it was stored, or asked about; seconds since the epoch."""
+    """When it was stored, or asked about, or is to be asked about again; seconds since the epoch."""
     reason: str = ""
     released: bool = False
     """The spool has let it go already."""

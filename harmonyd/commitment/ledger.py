@@ -228,13 +228,15 @@ class Ledger:
         rows = [self.db.execute(sql, (endpoint, backend, entry)).fetchone() for entry in entries]
         return {row[0]: _forwarded(row) for row in rows if row is not None}
 
-    def in_state(self, endpoint: str, backend: str, state: ForwardState, limit: int) -> list[Forwarded]:
-        """The oldest of them."""
+    def in_state(
+        self, endpoint: str, backend: str, state: ForwardState, limit: int, until: float = float("inf")
+    ) -> list[Forwarded]:
+        """The oldest of them, and none that is younger than ``until``."""
         sql = (
-            f"SELECT {_FORWARDED} FROM forwarded WHERE endpoint = ? AND backend = ? AND state = ?"
+            f"SELECT {_FORWARDED} FROM forwarded WHERE endpoint = ? AND backend = ? AND state = ? AND since <= ?"
             " ORDER BY since, entry LIMIT ?"
         )
-        return [_forwarded(row) for row in self.db.execute(sql, (endpoint, backend, str(state), limit))]
+        return [_forwarded(row) for row in self.db.execute(sql, (endpoint, backend, str(state), until, limit))]
 
     def backends_of(self, endpoint: str) -> list[str]:
         """Those that something was forwarded to."""

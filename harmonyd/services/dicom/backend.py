@@ -25,36 +25,31 @@ from harmonyd.dimse.engine import (
     Engine,
     Instance,
     Match,
-    MoveReceiver,
     OperationContext,
     OperationStream,
     Query,
-    SubOperations,
 )
 from harmonyd.dimse.errors import DimseError
-from harmonyd.dimse.failures import outcome_of
-from harmonyd.dimse.normalized import NormalizedEngine
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope, Results
-from harmonyd.errors import BadRequest, Forbidden, HarmonydError
+from harmonyd.errors import HarmonydError
 from harmonyd.permit import UNLIMITED
 from harmonyd.pipeline.errors import NotTried
 from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.auditing import Sent, Witness
-from harmonyd.services.dicom.commit_request import parse_commit, summary_of
-from harmonyd.services.dicom.commitments import Commitments, needs_native, new_transaction_uid
+from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.guard import Guard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
-from harmonyd.services.dicom.managed import ManagedBody
+from harmonyd.services.dicom.managing import Managing
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
-from harmonyd.services.dicom.node import remote_node
+from harmonyd.services.dicom.node import move_receiver, remote_node
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.outcomes import reason_of
 from harmonyd.services.dicom.record import OperationRecord, failed
-from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
+from harmonyd.services.dicom.results import DimseResults, InstanceRecord, MatchRecord, echoed, raise_for_nothing
 from harmonyd.services.dicom.running import Running
 from harmonyd.services.dicom.selectivity import TooBroad
 from harmonyd.services.dicom.storing import store_objects, store_request
@@ -64,17 +59,8 @@ from harmonyd.services.http.media import JSON, negotiate
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
 """For a C-ECHO of ours, beside the connect timeout."""
-STATUS = "dimse_status"
-"""Metadata of an answer: 0xHHHH, where there are several that are no failure."""
 _QUESTIONS = ("find", dicom_request.WORKLIST)
 T = TypeVar("T", Match, Instance)
-
-
-def move_receiver(options: DicomBackendOptions) -> MoveReceiver:
-    """Who receives what is moved for a backend."""
-    return MoveReceiver(
-        options.store_scp, options.move_destination_aet, options.incoming_store_port, options.incoming_store_tls
-    )
 
 
 class DicomBackend:
@@ -83,8 +69,7 @@ class DicomBackend:
     max_batch = 100
     """Inbound objects that are sent over one association."""
     holds_permits = True
-    queryable = True
-    """It can be asked what it has, with ``dimse_op`` find."""
+    queryable = True  # see holdings
     _log = Logger()
 
     def __init__(
@@ -111,7 +96,6 @@ class DicomBackend:
         self._has_retrievers = has_retrievers
         self._cache = cache
         self._witness = witness
-        self._commitments = commitments
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
         self.guard = Guard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
@@ -119,6 +103,7 @@ class DicomBackend:
         self.remote = remote_node(name, options)
         self._running = Running(self.remote, options, reactor, self._slots, self.guard, meter, self._in_thread)
         self.active = self._running.active
+        self._managing = Managing(self.remote, options, engine, reactor, self.guard, self._running, commitments)
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
@@ -153,7 +138,7 @@ class DicomBackend:
             if may_be_kept:
                 return await self._retrieve_any(operation, request, document)
             if operation == dicom_request.STEPS:
-                return await self._step(request, hold)
+                return await self._managing.step(request, is_held=hold is not None)
             return await self._perform(operation, request, document, hold)
         except HarmonydError as error:
             if isinstance(error, TooBroad):
@@ -253,7 +238,8 @@ class DicomBackend:
         if operation == "store":
             return await self._store(request)
         if operation == dicom_request.COMMIT:
-            return await self._commit(request, document, media_type, hold)
+            find = partial(self._found, request)
+            return await self._managing.commit(request, document, media_type, find, is_held=hold is not None)
         build = partial(dicom_request.build_query, request, document, operation, self.options)
         query, shows = await hold.query(build) if hold is not None else (build(), None)
         begins = self._witness.query if operation in _QUESTIONS else self._witness.retrieve
@@ -314,76 +300,16 @@ class DicomBackend:
 
         return await self._respond(kept, media_type, "instances", stream, record, once=once)
 
-    async def _step(self, request: RequestEnvelope, hold: Hold | None) -> ResponseEnvelope:
-        """N-CREATE or N-SET of a caller's (PS3.4 Annex F)."""
-        body, engine = request.body, self._engine
-        if not isinstance(body, ManagedBody):
-            raise BadRequest("MPPS is what modalities send to a dicom endpoint; there is none over HTTP")
-        if hold is not None:
-            raise Forbidden("A step cannot be held to the attributes that a rule names")
-        if not isinstance(engine, NormalizedEngine):
-            raise needs_native()
-        async with self._running.recorded(dicom_request.STEPS, request) as (op, summary):
-            answer = await engine.normalized(self.remote, body.outgoing(request), op)
-            comment = answer.comment or None
-            outcome_of(dicom_request.STEPS, answer.status, comment, SubOperations(), self.remote)
-            self.guard.note(None)
-            summary.update(success=True, complete=True)
-        metadata = {STATUS: f"0x{answer.status:04X}", "sop_instance_uid": answer.sop_instance_uid}
-        return ResponseEnvelope(metadata=metadata)
-
-    async def _commit(
-        self, request: RequestEnvelope, document: Any, media_type: str, hold: Hold | None
-    ) -> ResponseEnvelope:
-        """N-ACTION on behalf of a client, and the report (PS3.4 Annex J)."""
-        asked = parse_commit(document)
-        if hold is not None:
-            raise Forbidden("A storage commitment cannot be held to the attributes that a rule names")
-        references = await asked.resolved(partial(self._found, request))
-        async with self._running.recorded(dicom_request.COMMIT, request) as (op, summary):
-            deadline = min(op.deadline, self._reactor.seconds() + asked.wait_secs)
-            uid = new_transaction_uid()
-            try:
-                report = await self._ask_commitment(references, replace(op, deadline=deadline), uid)
-            except HarmonydError as error:
-                error.extra.setdefault("transaction_uid", uid)
-                raise
-            self.guard.note(None)
-            summary.update(summary_of(references, report))
-        return ResponseEnvelope(results=FixedResults(dicom_request.COMMIT, media_type, summary))
-
     async def commit(self, references: Sequence[Reference], op: OperationContext, transaction_uid: str) -> Report:
-        """Have the node commit to these, of our own accord. Raises as ``Commitments.ask`` does, and as the guard."""
+        """See ``Managing.ask``; of our own accord, so the guard is asked, too."""
         self.guard.admit(dicom_request.COMMIT)
-        return await self._ask_commitment(references, replace(op, slots=self._slots), transaction_uid)
-
-    async def _ask_commitment(
-        self, references: Sequence[Reference], op: OperationContext, transaction_uid: str
-    ) -> Report:
-        if self._commitments is None:
-            raise needs_native()
-        return await self._commitments.ask(
-            self._engine,
-            self.remote,
-            references,
-            op,
-            transaction_uid=transaction_uid,
-            hold_secs=self.options.commit_hold_secs,
-        )
+        return await self._managing.ask(references, replace(op, slots=self._slots), transaction_uid)
 
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._running.recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
             self.guard.note(None, "echo")
-        remote = self.remote
-        summary = {
-            "success": True,
-            "complete": True,
-            "remote_aet": remote.aet,
-            "host": remote.host,
-            "port": remote.port,
-        }
-        return ResponseEnvelope(results=FixedResults("echo", media_type, summary))
+        return ResponseEnvelope(results=echoed(self.remote, media_type))
 
     async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
         negotiate("store", request.headers.get("accept"))

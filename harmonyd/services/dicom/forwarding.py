@@ -186,15 +186,24 @@ class Forwarding:
                 raise
             if not items:
                 turns.release()
+                await self._later(backend)
                 return
             self._begin(self._in_turn(backend, items, turns))
+
+    async def _later(self, backend: str) -> None:
+        """What came to nothing has its time."""
+        state = ForwardState.STORED
+        left = await self._books.do(lambda ledger: ledger.in_state(self._endpoint, backend, state, 1))
+        if left:
+            wait = left[0].since - self._reactor.seconds()
+            self._schedule(backend, min(max(wait, QUIET_SECS), _AGAIN_SECS))
 
     async def _take(self, backend: str) -> list[Forwarded]:
         """Written down before it is asked, so that a report of any time finds its objects."""
         uid, now = new_transaction_uid(), self._reactor.seconds()
 
         def take(ledger: Ledger) -> list[Forwarded]:
-            found = ledger.in_state(self._endpoint, backend, ForwardState.STORED, MAX_TOGETHER)
+            found = ledger.in_state(self._endpoint, backend, ForwardState.STORED, MAX_TOGETHER, now)
             asked = [replace(item, state=ForwardState.ASKED, transaction_uid=uid, since=now) for item in found]
             if asked:
                 ledger.change(self._endpoint, backend, asked)
@@ -252,7 +261,8 @@ class Forwarding:
         given_up = [
             replace(item, state=ForwardState.FAILED, reason=why) for item in tried if item.tries >= MAX_TRIES
         ]
-        again = [replace(item, state=ForwardState.STORED) for item in tried if item.tries < MAX_TRIES]
+        later = now + _AGAIN_SECS
+        again = [replace(item, state=ForwardState.STORED, since=later) for item in tried if item.tries < MAX_TRIES]
         await self._books.do(lambda ledger: ledger.change(self._endpoint, backend, [*given_up, *again]))
         if again:
             self._schedule(backend, _AGAIN_SECS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harmonyd.config.asking import MoveDestination
 from harmonyd.config.model import DicomBackendOptions
-from harmonyd.dimse.engine import RemoteNode
+from harmonyd.dimse.engine import MoveReceiver, RemoteNode
 
 
 def remote_node(name: str, options: DicomBackendOptions) -> RemoteNode:
@@ -44,4 +44,11 @@ def peer_node(aet: str, known: MoveDestination, our_aet: str) -> RemoteNode:
         known.max_associations,
         _IDLE_SECS,
         known.tls,
+    )
+
+
+def move_receiver(options: DicomBackendOptions) -> MoveReceiver:
+    """Who receives what is moved for a backend."""
+    return MoveReceiver(
+        options.store_scp, options.move_destination_aet, options.incoming_store_port, options.incoming_store_tls
     )

@@ -11,8 +11,8 @@ from twisted.logger import Logger
 
 from harmonyd.dimse.normalized import NormalizedAnswer, NormalizedAsked
 from harmonyd.services.base import Ask
-from harmonyd.services.dicom.backend import STATUS
 from harmonyd.services.dicom.managed import envelope_for, text_of
+from harmonyd.services.dicom.managing import STATUS
 from harmonyd.services.dicom.querying import InThread, answered, told_as_status
 
 _HERE_BYTES = 16 * 1024
