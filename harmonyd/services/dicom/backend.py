@@ -40,7 +40,7 @@ from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.auditing import Sent, Witness
 from harmonyd.services.dicom.commitments import Commitments
-from harmonyd.services.dicom.guard import Guard
+from harmonyd.services.dicom.guard import PacsGuard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.managing import Managing
@@ -87,7 +87,7 @@ class DicomBackend:
         returned: Callable[[str], None] = lambda name: None,
         commitments: Commitments | None = None,
     ) -> None:
-        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
+        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``PacsGuard``."""
         self.name = name
         self.options = options
         self.storage = options.storage_dir or storage
@@ -97,7 +97,7 @@ class DicomBackend:
         self._cache = cache
         self._witness = witness
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
-        self.guard = Guard(name, options, reactor, self._own_echo, returned)
+        self.guard = PacsGuard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)

@@ -15,7 +15,7 @@ from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, Forbidden, HarmonydError
 from harmonyd.services.dicom.commit_request import Find, parse_commit, summary_of
 from harmonyd.services.dicom.commitments import Commitments, needs_native, new_transaction_uid
-from harmonyd.services.dicom.guard import Guard
+from harmonyd.services.dicom.guard import PacsGuard
 from harmonyd.services.dicom.managed import ManagedBody
 from harmonyd.services.dicom.request import COMMIT, STEPS
 from harmonyd.services.dicom.results import FixedResults
@@ -34,7 +34,7 @@ class Managing:
         options: DicomBackendOptions,
         engine: object,
         reactor: Any,
-        guard: Guard,
+        guard: PacsGuard,
         running: Running,
         commitments: Commitments | None,
     ) -> None:
