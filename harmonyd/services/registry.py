@@ -45,8 +45,8 @@ class Resources:
     meter: Meter = UNMETERED
     witness: Witness = Witness()  # noqa: RUF009 - it is frozen
     returned: Callable[[str], None] = lambda name: None
-    commitments: Commitments | None = None
     """Told the name of a dicom backend whose node answers again."""
+    commitments: Commitments | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,8 @@ def new_transaction_uid() -> str:
 def needs_native() -> BadRequest:
     """The error for a backend whose engine knows no DIMSE-N."""
     return BadRequest(
-        "The dcmtk engine of this backend knows no Storage Commitment and no MPPS",
-        hint='Set engine = "native" for the backend.',
+        "This backend knows no Storage Commitment and no MPPS",
+        hint='A dicom backend with engine = "native" does.',
     )
 
 

@@ -72,5 +72,5 @@ def envelope_for(asked: NormalizedAsked, text: bytes, request_id: str, **metadat
         },
         normalized=json.loads(text),
         id=request_id,
-        caller=Caller(address=association.peer, aet=association.calling_aet),
+        caller=Caller(association.peer, association.certificate, association.calling_aet),
     )
