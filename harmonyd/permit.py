@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from harmonyd.errors import Forbidden, Unauthorized
 from harmonyd.subject import Subject
 
-ACTIONS = ("echo", "find", "retrieve", "store", "forward", "manage")
+ACTIONS = ("echo", "find", "retrieve", "store", "commit", "mpps", "forward", "manage")
 """``forward`` is whatever an http or echo backend is asked; ``manage`` the paths that are about harmonyd itself."""
 ANYBODY, ANONYMOUS = "*", "anonymous"
 """Roles in rules: of everybody whose credentials were checked, and of those, too, who have none."""
-_ACTION_OF = {"get": "retrieve", "move": "retrieve"}
+_ACTION_OF = {"get": "retrieve", "move": "retrieve", "worklist": "find"}
 
 
 @dataclass(frozen=True, slots=True)
