@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
 from harmonyd.progress import UNTIMED, UNWATCHED, Progress, Steps
+from harmonyd.subject import PeerCertificate
 from harmonyd.tls import TlsClient, TlsServer
 from harmonyd.tracing import Trace
 
@@ -197,6 +198,8 @@ class Association:
     calling_aet: str
     peer: str = ""
     """IP address of the caller; empty where the receiver cannot know it (a storescp that listens itself)."""
+    certificate: PeerCertificate | None = None
+    """What it proved to hold, over TLS."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class DcmtkEngine:
     ) -> None:
         log_config, dictionary = support_files(scratch)
         verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
-        self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose)
+        self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose, on_refusal)
         self._storage = storage
         self._quarantine = storage / "quarantine"
         self._listeners = Listeners(self._box, on_refusal)

@@ -101,7 +101,7 @@ class Witness:
         batches = self.batches
         if batches is None:
             return nobody_is_told
-        caller = Caller(association.peer, aet=association.calling_aet)
+        caller = Caller(association.peer, association.certificate, association.calling_aet)
         there = Node(destination.aet, destination.aet, destination.host)
         way = Way(Node(aet=association.called_aet), there, request_id, caller, says_begin=True)
 
@@ -117,7 +117,7 @@ class Witness:
             AuditKind.SECURITY_ALERT,
             Outcome.MINOR_FAILURE,
             f"a C-MOVE to {aet or 'nobody'} is refused: it is no move destination here",
-            caller=Caller(association.peer, aet=association.calling_aet),
+            caller=Caller(association.peer, association.certificate, association.calling_aet),
             details={"alert": "restricted-function", "Called AE Title": association.called_aet},
         )
         self.audit(event)
@@ -152,6 +152,16 @@ class Witness:
             details={"alert": "node-authentication", "Called AE Title": refusal.called_aet},
         )
         self.audit(event)
+
+    def no_tls(self, network: str, address: str, why: str) -> None:
+        """There is no secure connection to an HTTP client, which may have shown a certificate of somebody else."""
+        text = f"A connection to network {network} was refused: {why}"
+        details = {"alert": "node-authentication", "network": network}
+        self.audit(
+            AuditEvent(
+                AuditKind.SECURITY_ALERT, Outcome.MINOR_FAILURE, text, caller=Caller(address), details=details
+            )
+        )
 
     def read(self, request: RequestEnvelope, study: str, results: Results, read: Sequence[Instance]) -> None:
         """What was in the cache, or came to it, has gone to who asked. A viewer asks for each slice by itself."""
