@@ -27,7 +27,7 @@ from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.services.dicom.questions import Questions
 from harmonyd.spool.api import Delivered, Entry, NewEntry, Result, Spool
 from harmonyd.subject import Caller, from_text, to_text
-from harmonyd.tracing import Span, Trace, begin, is_tracing, parse
+from harmonyd.tracing import Span, begin, of_association
 
 InThread = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
@@ -178,7 +178,7 @@ class DicomEndpoint:
         entries = [_entry(arrival) for arrival in arrivals]
         span = begin(
             f"receive {self.name}",
-            _trace(arrivals[0].association.id) if arrivals else None,
+            of_association(arrivals[0].association.id) if arrivals else None,
             "consumer",
             harmonyd__endpoint=self.name,
             harmonyd__association=arrivals[0].association.id if arrivals else "",
@@ -320,11 +320,6 @@ def _entry(arrival: Arrival) -> NewEntry:
     return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex, arrival.flushed)
 
 
-def _trace(association_id: str) -> Trace | None:
-    """All that came over one association is one trace, whose id is the association's, over restarts, too."""
-    return parse(f"00-{association_id}-{association_id[:16]}-01") if is_tracing() else None
-
-
 def _envelope(entry: Entry) -> RequestEnvelope:
     return RequestEnvelope(
         protocol="dicom",
@@ -340,5 +335,5 @@ def _envelope(entry: Entry) -> RequestEnvelope:
             from_text(entry.metadata.get("peer_certificate", "")),
             entry.metadata.get("calling_aet", ""),
         ),
-        trace=_trace(entry.metadata.get("association_id", "")),
+        trace=of_association(entry.metadata.get("association_id", "")),
     )

@@ -70,7 +70,6 @@ def _fields(asked: Asked | NormalizedAsked, request_id: str) -> dict[str, str]:
         "peer": known.peer,
         "association_id": known.id,
         "request": request_id,
-        "endpoint": known.called_aet,
     }
 
 
