@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from harmonyd import config as configuration
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.model import (
     Config,
     DicomBackendOptions,
@@ -108,6 +109,8 @@ def _folders(config: Config) -> Iterator[Finding]:
     for kind, configured in (("backend", config.backends), ("endpoint", config.endpoints)):
         for name in _used(config, f"{kind}s"):
             options = configured[name].options
+            if isinstance(options, DicomwebBackendOptions):
+                options = options.node
             if isinstance(options, DicomBackendOptions | DicomEndpointOptions) and options.storage_dir is not None:
                 folders[options.storage_dir] = f"storage_dir of {kind} {name}"
             elif isinstance(options, StorageBackendOptions):
@@ -208,6 +211,18 @@ def _probes(config: Config, tools: dict[str, Tool] | None) -> Iterator[Finding]:
             yield _native_probe(name, options)
         elif isinstance(options, DicomBackendOptions) and tools is not None:
             yield _probe(name, options, tools)
+        elif isinstance(options, DicomwebBackendOptions):
+            yield _archive_probe(name, options)
+
+
+def _archive_probe(name: str, options: DicomwebBackendOptions) -> Finding:
+    from harmonyd.doctor.archive import echo  # with Twisted's HTTP client, which takes its time
+
+    try:
+        echo(name, options, min(options.node.connect_timeout_secs, _PROBE_SECS))
+    except HarmonydError as error:
+        return Finding(False, f"backend {name}: {options.url} did not answer a search: {error.detail}; {error.hint}")
+    return Finding(True, f"backend {name}: {options.url} answered a search")
 
 
 def _native_probe(name: str, options: DicomBackendOptions) -> Finding:

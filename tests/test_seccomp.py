@@ -52,7 +52,7 @@ CALLS = {
 
 @pytest.mark.parametrize(("what", "left"), [("only_compute", ()), ("only_itself", OUTSIDE)])
 def test_nothing_reaches_another_process(what: str, left: tuple[str, ...]) -> None:
-    """Signals in each of the ways, limits, priority, shared memory, queues, keys: refused. Its own limits are its own."""
+    """Signals in each of the ways, limits, priority, queues, keys: refused. Its own limits are its own."""
     numbers = {machine: {name: by[machine] for name, by in CALLS.items()} for machine in ("x86_64", "aarch64")}
     done = subprocess.run(
         [sys.executable, "-c", TRIES, json.dumps(numbers), what], capture_output=True, check=True, env=dict(os.environ)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harmonyd.audit.api import Auditor
@@ -37,8 +39,19 @@ class Resources:
     audit: Auditor
     guard: Guard
     """Of the whole daemon: who fails at one place has failed at all."""
+    storage: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    """Where files are made, and kept, that are too big for memory."""
+    decode: Callable[[Path], Awaitable[Path]] | None = None
+    """Makes a file without compressed pixels, beside another one."""
     limits: LimitState = field(default_factory=lambda: LimitState(time.monotonic))
     """What limits of callers have counted so far."""
+
+
+def _rewriting() -> Any:
+    """Loads what few configurations need, and takes a moment."""
+    from harmonyd.middleware import rewriting_types
+
+    return rewriting_types
 
 
 def _jwt_auth(config: MiddlewareConfig, given: Resources) -> Middleware:
@@ -63,6 +76,8 @@ MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middlewar
     "authorize": lambda config, given: Authorize(config.name, config.options, given.guard),
     "route": lambda config, _: Route(config.name, config.options["rules"], config.options["otherwise"]),
     "rate_limit": lambda config, resources: RateLimit(config.name, config.options, resources.limits),
+    "rewrite": lambda config, given: _rewriting().rewrite(config, given),
+    "deidentify": lambda config, given: _rewriting().deidentify(config, given),
     "concurrency": lambda config, resources: Concurrency(config.name, config.options, resources.limits),
 }
 

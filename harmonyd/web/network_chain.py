@@ -19,6 +19,8 @@ async def identified(route: Route, request: HttpRequest) -> HttpRequest:
 
     Raises what the middleware raises, and ``Forbidden`` where ``route.action`` is not allowed.
     """
+    if route.shown:
+        request = replace(request, shown=route.shown)
     if not route.chain or (route.is_open is not None and route.is_open(request)):
         return request
     if _is_preflight(route, request):

@@ -61,13 +61,17 @@ def openapi(title: str, served: Iterable[tuple[str, Description]]) -> dict[str, 
     served = [(prefix, found) for prefix, found in served if found.operations]
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Schema] = {"Problem": PROBLEM}
+    schemes: dict[str, Schema] = {}
     statuses: set[int] = set()
     names = _Names()
     for prefix, found in served:
         schemas |= found.schemas
+        schemes |= found.schemes
         for item in found.operations:
             path = quote(prefix, safe="/:@!$&'()*+,;=~") + item.path or "/"
             made = _operation(item, found.tag, names.unique(f"{found.tag}_{item.name}"))
+            if found.security:
+                made["security"] = [{name: [] for name in sorted(way)} for way in found.security]
             paths.setdefault(path, {})[item.method.lower()] = made
             statuses.update(_problems(item))
     tags = {found.tag: found.text for _, found in served}
@@ -80,6 +84,7 @@ def openapi(title: str, served: Iterable[tuple[str, Description]]) -> dict[str, 
         "components": {
             "schemas": schemas,
             "responses": {f"Problem{status}": _problem(status) for status in sorted(statuses)},
+            **({"securitySchemes": schemes} if schemes else {}),
             "headers": {"RequestId": {"description": "The correlation id", "schema": {"type": "string"}}},
         },
     }
@@ -151,8 +156,10 @@ def _content(media: Media) -> dict[str, Any]:
 
 def _problem(status: int) -> dict[str, Any]:
     headers = _headers()
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = {"description": "Seconds", "schema": {"type": "string"}}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = {"description": "Which credentials will do", "schema": {"type": "string"}}
     return {
         "description": PROBLEMS[status],
         "headers": headers,

@@ -35,6 +35,8 @@ class Route:
     """What a permit of the network has to allow, where no pipeline looks at it."""
     chain: tuple[Middleware, ...] = ()
     """The middleware of the network."""
+    shown: tuple[str, ...] = ()
+    """Names of header fields in which credentials are shown, where the configuration chose them."""
     is_open: Callable[[HttpRequest], bool] | None = None
     """Tells of a request that it passes without that."""
 

@@ -24,7 +24,7 @@ from harmonyd.dimse.errors import (
 from harmonyd.errors import BadRequest, DeadlinePassed, NotFound, StorageFull, Unavailable
 from harmonyd.hours import Hours, parse_window
 from harmonyd.services.dicom.breaker import Breaker, State, Verdict, of_echo, of_operation
-from harmonyd.services.dicom.guard import CircuitOpen, Guard, OutsideHours
+from harmonyd.services.dicom.guard import CircuitOpen, OutsideHours, PacsGuard
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.spool.api import Failed
 
@@ -126,7 +126,7 @@ class Node:
         """How the machine's clock was set since the reactor's began."""
         self.asked: list[Deferred[None]] = []
         given = DicomBackendOptions("PACS", "pacs.example", 104, **{"breaker": BreakerOptions(3, 10, 30), **options})
-        self.guard = Guard("pacs", given, self.clock, self._echo, wall=self.wall)
+        self.guard = PacsGuard("pacs", given, self.clock, self._echo, wall=self.wall)
 
     def wall(self) -> float:
         return self.clock.seconds() + self.set_by
@@ -286,7 +286,7 @@ def test_the_spool_is_told_that_it_is_back() -> None:
     """Once, when it answers again; not while all is well."""
     told: list[str] = []
     node = Node()
-    node.guard = Guard("pacs", DicomBackendOptions("P", "p", 1), node.clock, node._echo, told.append)
+    node.guard = PacsGuard("pacs", DicomBackendOptions("P", "p", 1), node.clock, node._echo, told.append)
     node.guard.note(None, "echo")
     assert told == []
     for _ in range(5):

@@ -93,7 +93,7 @@ class Retrieving:
         header: InstanceHeader | None = None
         problem = "the association ended before it was answered"
         try:
-            header = await self.means.in_thread(read_header, instance.path)
+            header = _header(instance) or await self.means.in_thread(read_header, instance.path)
             status = await target.store(Outgoing(instance.path, header))
         except (CannotSend, DamagedFile, OSError) as error:
             problem = str(error)
@@ -117,7 +117,8 @@ class Retrieving:
         why: NotServed | None,
     ) -> None:
         status, comment = _final(count, why)
-        self._say_end(session, command, count, status, comment)
+        is_ours = why is None or not why.is_quoted
+        self._say_end(session, command, count, status, comment if is_ours else "")
         connection = session.connection
         if not connection.association.established:
             return
@@ -142,10 +143,26 @@ class Retrieving:
         )  # fmt: skip
 
 
+def _header(instance: Instance) -> InstanceHeader | None:
+    """As it was read when the file was checked."""
+    if not instance.data_set_at:
+        return None
+    return InstanceHeader(
+        instance.sop_class_uid,
+        instance.sop_instance_uid,
+        instance.transfer_syntax_uid,
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+        instance.patient_id,
+        instance.size_bytes,
+        data_set_at=instance.data_set_at,
+    )
+
+
 def _final(count: Count, why: NotServed | None) -> tuple[int, str]:
     """Status and comment; what could not be tried any more is counted."""
     if why is None:
-        return count.final_status(), count.why
+        return count.final_status(), count.why or count.doubt
     if why.status == CANCEL:
         return CANCEL, ""
     if not count.done:

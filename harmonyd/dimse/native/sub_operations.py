@@ -59,6 +59,11 @@ class Count:
         return self.completed + self.failed + self.warning
 
     @property
+    def doubt(self) -> str:
+        """See ``Retrieval``."""
+        return self.retrieval.doubt if self.retrieval is not None else ""
+
+    @property
     def remaining(self) -> int | None:
         """None while nobody knows how many there are."""
         total = self.retrieval.total if self.retrieval is not None else None
@@ -97,9 +102,9 @@ class Count:
             self.failed_uids.append(uid)
 
     def final_status(self) -> int:
-        """When all was tried (PS3.4 sections C.4.2.1.5 and C.4.3.1.4)."""
+        """When all was tried (PS3.4 sections C.4.2.1.5 and C.4.3.1.4). What may not be all is no Success either."""
         if not self.failed and not self.warning:
-            return SUCCESS
+            return SOME_FAILED if self.doubt else SUCCESS
         return SOME_FAILED if self.completed or self.warning else CANNOT_PERFORM
 
     def response(self, command: core.Command, status: int, comment: str | None = None) -> core.Command:

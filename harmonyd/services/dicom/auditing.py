@@ -153,6 +153,16 @@ class Witness:
         )
         self.audit(event)
 
+    def no_tls(self, network: str, address: str, why: str) -> None:
+        """There is no secure connection to an HTTP client, which may have shown a certificate of somebody else."""
+        text = f"A connection to network {network} was refused: {why}"
+        details = {"alert": "node-authentication", "network": network}
+        self.audit(
+            AuditEvent(
+                AuditKind.SECURITY_ALERT, Outcome.MINOR_FAILURE, text, caller=Caller(address), details=details
+            )
+        )
+
     def read(self, request: RequestEnvelope, study: str, results: Results, read: Sequence[Instance]) -> None:
         """What was in the cache, or came to it, has gone to who asked. A viewer asks for each slice by itself."""
         if self.batches is None:

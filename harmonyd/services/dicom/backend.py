@@ -39,7 +39,7 @@ from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.auditing import Sent, Witness
-from harmonyd.services.dicom.guard import Guard
+from harmonyd.services.dicom.guard import PacsGuard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
@@ -89,7 +89,7 @@ class DicomBackend:
         witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
+        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``PacsGuard``."""
         self.name = name
         self.options = options
         self.storage = options.storage_dir or storage
@@ -99,7 +99,7 @@ class DicomBackend:
         self._cache = cache
         self._witness = witness
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
-        self.guard = Guard(name, options, reactor, self._own_echo, returned)
+        self.guard = PacsGuard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)

@@ -22,7 +22,7 @@ from harmonyd.errors import HarmonydError, Unavailable
 from harmonyd.services.dicom.breaker import Breaker, State, Verdict, is_suspicious, of_echo, of_operation
 from harmonyd.waiters import Waiters
 
-__all__ = ["CircuitOpen", "Echo", "Guard", "OutsideHours", "kind_of"]
+__all__ = ["CircuitOpen", "Echo", "OutsideHours", "PacsGuard", "kind_of"]
 
 KINDS = ("echo", "find", "retrieve", "store")
 _RETRIEVES = ("get", "move")
@@ -55,7 +55,7 @@ class Echo:
     """Empty: the node answered Success."""
 
 
-class Guard:
+class PacsGuard:
     """Of one backend. ``echo`` performs a C-ECHO, and raises what is wrong; ``start`` and ``stop`` it."""
 
     _log = Logger()

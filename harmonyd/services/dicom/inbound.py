@@ -23,7 +23,7 @@ from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.services.dicom.questions import Questions
 from harmonyd.spool.api import Entry, NewEntry, Result, Spool
-from harmonyd.subject import Caller
+from harmonyd.subject import Caller, from_text, to_text
 from harmonyd.tracing import Span, Trace, begin, is_tracing, parse
 
 InThread = Callable[..., Awaitable[Any]]
@@ -258,6 +258,7 @@ def _metadata(association: Association) -> dict[str, str]:
         "calling_aet": association.calling_aet,
         "peer_address": association.peer,
         "association_id": association.id,
+        **({"peer_certificate": to_text(association.certificate)} if association.certificate else {}),
     }
 
 
@@ -290,6 +291,10 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         headers={"content-type": "application/dicom"},
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
-        caller=Caller(entry.metadata.get("peer_address", ""), aet=entry.metadata.get("calling_aet", "")),
+        caller=Caller(
+            entry.metadata.get("peer_address", ""),
+            from_text(entry.metadata.get("peer_certificate", "")),
+            entry.metadata.get("calling_aet", ""),
+        ),
         trace=_trace(entry.metadata.get("association_id", "")),
     )

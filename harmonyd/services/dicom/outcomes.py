@@ -12,6 +12,7 @@ from harmonyd.dimse.status import StatusCategory, category
 from harmonyd.errors import DeadlinePassed, Forbidden, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, NotTried
 from harmonyd.privacy import said
+from harmonyd.services.archive.errors import ArchiveBusy
 from harmonyd.services.dicom.guard import OutsideHours
 from harmonyd.services.http.errors import UpstreamUnreachable
 from harmonyd.spool.api import Delivered, Failed, Result, Untried
@@ -39,7 +40,7 @@ def spool_result(outcome: Exception | None) -> Result:
     if isinstance(outcome, NotTried):
         return Untried()
     _say_our_fault(outcome)
-    again = outcome.extra["retry_after_secs"] if isinstance(outcome, OutsideHours) else None
+    again = outcome.extra.get("retry_after_secs") if isinstance(outcome, OutsideHours | ArchiveBusy) else None
     return Failed(reason_of(outcome), is_away=_is_away(outcome), again_secs=again)
 
 

@@ -13,7 +13,7 @@ from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import HarmonydError
 from harmonyd.services.dicom.auditing import UNAUDITED, Audited
-from harmonyd.services.dicom.guard import Guard
+from harmonyd.services.dicom.guard import PacsGuard
 from harmonyd.services.dicom.keeping import new_id
 from harmonyd.services.dicom.metering import Meter
 from harmonyd.services.dicom.record import OperationRecord, failed
@@ -31,7 +31,7 @@ class Running:
         options: DicomBackendOptions,
         reactor: Any,
         slots: AssociationSlots,
-        guard: Guard,
+        guard: PacsGuard,
         meter: Meter,
         in_thread: InThread,
     ) -> None:

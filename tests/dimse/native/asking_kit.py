@@ -51,6 +51,7 @@ class Retrieved:
     total: int | None = None
     missed: int = 0
     missed_uids: tuple[str, ...] = ()
+    doubt: str = ""
     closed: int = 0
     heard: list[tuple[str, str]] = field(default_factory=list)
     """SOP Instance UID of each object that was sent on, and why not."""
