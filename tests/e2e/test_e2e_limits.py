@@ -295,7 +295,7 @@ def test_a_full_disk(cramped: RunningDaemon, disk: Path, path: str, left_bytes: 
 
     def ask() -> Any:
         if path == "store":
-            parts = [ct_bytes(tmp_path, number, size=256) for number in (1, 2)]
+            parts = [ct_bytes(tmp_path, number, size=512) for number in (1, 2)]
             return cramped.http("POST", "/dicom/store", **multipart(parts))
         query = {"patient_id": "DISK", "query_level": "STUDY"} if path == "find" else QUERY
         return post(cramped, path, query, accept=JSON if path == "find" else DICOM)
