@@ -29,9 +29,13 @@ class Books:
         return self.path.exists()
 
     async def do(self, work: Callable[[Ledger], T]) -> T:
-        """Raises what ``work`` raises, ``sqlite3.Error``, OSError, ``LedgerUnusable``."""
-        done: Deferred[T] = self._turn.run(lambda: Deferred.fromCoroutine(self._do(work)))
-        return await done
+        """Raises what ``work`` raises, ``sqlite3.Error``, OSError, ``LedgerUnusable``.
+
+        Who is cancelled does not wait any more; a thread goes on all the same, and the next work begins behind it.
+        """
+        outcome: Deferred[T] = Deferred()
+        self._turn.run(lambda: Deferred.fromCoroutine(self._do(work))).chainDeferred(outcome)
+        return await outcome
 
     async def _do(self, work: Callable[[Ledger], T]) -> T:
         if self._ledger is None:

@@ -44,8 +44,8 @@ class Ongoing:
         """
         reading = Deferred.fromCoroutine(self._read())
         working = self._work = Deferred.fromCoroutine(work)
-        if self._error is not None:  # what ends it was there already
-            working.cancel()
+        if self._error is not None or (self.is_cancelled and not self._is_finishing):
+            working.cancel()  # what ends it had come with the request
         try:
             await working
         except CancelledError:

@@ -1,6 +1,7 @@
 """Requests of ours over an association that the peer began: an N-EVENT-REPORT on the way back (PS3.4 section J.3.3).
 
-They go out between two requests of the peer's, never inside one: no asynchronous operations are negotiated.
+They go out between two requests of the peer's, never inside one, and one after the other: no asynchronous operations
+are negotiated.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Outgoing:
 
     async def turn(self) -> None:
         """Return when something may be sent. Raises ``Unanswered`` when the association is over."""
-        while self._serving and not self._ended:
+        while (self._serving or self._awaited) and not self._ended:
             await self._free.wait()
         if self._ended:
             raise Unanswered("the association has ended")
@@ -61,6 +62,7 @@ class Outgoing:
             self._awaited.pop(message_id, None)
             if late.active():
                 late.cancel()
+            self._free.fire(None)
 
     def answered(self, command: core.Command) -> None:
         """A response has come; one that nobody waits for is let pass."""

@@ -82,6 +82,22 @@ async def test_a_cancelled_question(asking: Asking, eventually: Any) -> None:
     await ended(assoc, asking, eventually)
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_question_that_is_cancelled_in_the_same_breath(asking: Asking, eventually: Any) -> None:
+    """C-CANCEL may be there before the work begins; it ends all the same."""
+    asking.steps = [Pending(keys()), Deferred()]
+    await asking.start()
+    assoc = await asking.call(FIND)
+    context_id, association = assoc.context(FIND).id, assoc.connection.association
+    association.send(context_id, find(5), has_data=True)
+    association.send_data(context_id, keys(), True)
+    association.send(context_id, core.c_cancel_rq(5))
+    assoc.connection.flush()
+    assert (await all_responses(assoc, 5))[-1][0].status == 0xFE00
+    assert asking.closed == asking.taken // 2
+    await ended(assoc, asking, eventually)
+
+
 @pytest.mark.parametrize("way", ["abort", "cut", "release"])
 @pytest_twisted.ensureDeferred
 async def test_a_caller_that_leaves(asking: Asking, eventually: Any, way: str) -> None:
