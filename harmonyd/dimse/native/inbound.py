@@ -182,6 +182,7 @@ class InboundSession:
     # --- the association
 
     async def _serve_next(self) -> bool:
+        await self.connection.writable()  # who takes no answers is not asked for more
         event = await self.connection.receive()
         if self.skips_data and isinstance(event, core.DataReceived):
             self.skips_data = not event.last

@@ -32,6 +32,8 @@ class Ongoing:
         self._is_finishing = False
         self._is_over = False
         """The work is; it may end inside of what the reader does, where nothing can be cancelled."""
+        self._has_refused = False
+        """Since the last look: who asks on and on is to take the answers, too."""
         self._awaited = 0
         """Message id of a request of ours."""
         self._response: Deferred[core.Command] | None = None
@@ -90,6 +92,9 @@ class Ongoing:
         try:
             while not self._is_over:
                 self._take(await self._event())
+                if self._has_refused:
+                    self._has_refused = False
+                    await self._session.connection.writable()
         except CancelledError:
             pass
         except Exception as error:  # noqa: BLE001 - it is raised by ``run``
@@ -130,6 +135,7 @@ class Ongoing:
         connection = self._session.connection
         context = connection.association.contexts.get(context_id)
         if context is not None and not connection.association.sending:
+            self._has_refused = True
             self._session.respond(context, command, RESOURCE_LIMITATION, "one operation at a time")
 
     def _answered(self, command: core.Command) -> None:

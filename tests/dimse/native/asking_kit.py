@@ -140,7 +140,7 @@ class Asking:
         )
         await self.scp.start()
         ((_, listener),) = self.listeners._open.items()
-        self.port = listener.port
+        self.port, self.sessions = listener.port, listener.sessions
 
     async def stop(self) -> None:
         await self.pool.close()

@@ -131,6 +131,33 @@ async def test_a_caller_that_does_not_read(asking: Asking, eventually: Any) -> N
     await eventually(lambda: not asking.listeners.association_count())
 
 
+@pytest.mark.parametrize("works", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_who_takes_no_answers_is_not_read_on(asking: Asking, eventually: Any, works: bool) -> None:
+    """Requests without end would be answers without end, in memory; whether or not an operation is under way."""
+    asking.steps = [Deferred()]
+    await asking.start()
+    assoc = await asking.call(FIND, names.VERIFICATION)
+    if works:
+        ask(assoc, FIND, find(1))
+        await eventually(lambda: asking.taken)
+    (session,) = asking.sessions
+    session.connection.pauseProducing()  # as its transport says when the peer has left much
+    answers: list[int] = []
+    respond = session.respond
+    session.respond = lambda context, command, *rest: (  # type: ignore[method-assign]
+        answers.append(command.message_id or 0), respond(context, command, *rest)
+    )
+    for number in range(2, 8):
+        assoc.send(assoc.context(names.VERIFICATION).id, core.c_echo_rq(number))
+    await eventually(lambda: session.connection.has_events)
+    assert len(answers) <= 1
+    session.connection.resumeProducing()
+    for number in range(2, 8):
+        assert (await assoc.response(number))[0].status == (0x0213 if works else 0)
+    await ended(assoc, asking, eventually)
+
+
 @pytest_twisted.ensureDeferred
 async def test_one_operation_at_a_time(asking: Asking, eventually: Any) -> None:
     """Asynchronous operations are not negotiated: another request is refused, with its data set; the first goes on."""

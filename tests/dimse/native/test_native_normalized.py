@@ -107,6 +107,36 @@ async def test_a_report_comes_back_over_the_same_association(asking: Asking, eve
 
 
 @pytest_twisted.ensureDeferred
+async def test_one_report_after_the_other(asking: Asking, eventually: Any) -> None:
+    """Asynchronous operations are not negotiated in this direction either."""
+    told: list[NormalizedAnswer] = []
+    heard: list[NormalizedRequest] = []
+    others_at_answer: list[bool] = []
+    sent: list[int] = []
+
+    async def answer(asked: Any) -> NormalizedAnswer:
+        (session,) = asking.sessions
+        send = session.connection.send
+        session.connection.send = lambda context, command, *data: (
+            sent.append(command.field), send(context, command, *data)
+        )
+        for _ in range(3):
+            Deferred.fromCoroutine(asked.ask_back(REPORT)).addCallback(told.append)
+        return NormalizedAnswer(0)
+
+    async def hear(request: NormalizedRequest) -> NormalizedAnswer:
+        heard.append(request)
+        others_at_answer.append(sent.count(core.CommandField.N_EVENT_REPORT_RQ) == len(heard))
+        return NormalizedAnswer(0)
+
+    asking.answer = answer
+    await asking.start()
+    await ask(asking, REQUEST, listening=Listening(hear, 20.0, lambda: len(heard) == 3))
+    await eventually(lambda: len(told) == 3)
+    assert others_at_answer == [True] * 3
+
+
+@pytest_twisted.ensureDeferred
 async def test_who_has_left_gets_no_report(asking: Asking) -> None:
     """The asking back fails at once, and again later."""
     await asking.start()
