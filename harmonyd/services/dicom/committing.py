@@ -107,6 +107,10 @@ class Committing:
         self._random = random
         self._running: dict[int, Deferred[None]] = {}
         self._sleepers: set[Deferred[None]] = set()
+        self._ways_back: dict[int, Perform] = {}
+        """Of demands that are not reported, the association of the last request, where a report may go over it."""
+        self._pauses: dict[int, Deferred[None]] = {}
+        """Between two reports of a demand."""
         self._turns = DeferredSemaphore(_AT_ONCE)
         self._placed = 0
 
@@ -116,7 +120,7 @@ class Committing:
         """Go on with what an earlier run has taken on."""
         if self._means.books.exists:
             for demand in await self._means.books.do(lambda ledger: ledger.demands(self._name)):
-                self._begin(demand, None)
+                self._begin(demand)
 
     async def stop(self) -> None:
         """What is not done is done by the next run."""
@@ -181,9 +185,13 @@ class Committing:
             "{aet} asks for the commitment of {count} objects", aet=demand.aet, count=len(references),
             request=request_id, endpoint=self._name, association_id=asked.association.id,
         )  # fmt: skip
+        options, _, _ = self._current()
+        if options.commit_same_association:
+            self._ways_back[demand.id] = asked.ask_back
         if demand.id not in self._running:
-            options, _, _ = self._current()
-            self._begin(demand, asked.ask_back if options.commit_same_association else None)
+            self._begin(demand)
+        elif (pause := self._pauses.pop(demand.id, None)) is not None:
+            pause.callback(None)  # it asks again what it could not be told, and may be told over this association
         return NormalizedAnswer(SUCCESS)
 
     async def _taken(self, new: Demand) -> Demand:
@@ -196,22 +204,26 @@ class Committing:
 
     # --- a demand
 
-    def _begin(self, demand: Demand, ask_back: Perform | None) -> None:
-        task = Deferred.fromCoroutine(self._see_to(demand, ask_back))
+    def _begin(self, demand: Demand) -> None:
+        task = Deferred.fromCoroutine(self._see_to(demand))
         self._running[demand.id] = task
         task.addErrback(self._failed, demand)
-        task.addBoth(lambda result: self._running.pop(demand.id, None) and result)
+        task.addBoth(lambda _: self._forget(demand))
+
+    def _forget(self, demand: Demand) -> None:
+        self._running.pop(demand.id, None)
+        self._ways_back.pop(demand.id, None)
 
     def _failed(self, failure: Any, demand: Demand) -> None:
         if not failure.check(CancelledError):
             _log.failure("a storage commitment is not seen to, by our fault", failure, endpoint=self._name)
 
-    async def _see_to(self, demand: Demand, ask_back: Perform | None) -> None:
+    async def _see_to(self, demand: Demand) -> None:
         if demand.reasons is None:
             reasons = await self._decide(demand)
             demand = replace(demand, reasons=reasons)
             await self._means.books.do(lambda ledger: ledger.decided(demand.id, reasons))
-        await self._report(demand, ask_back)
+        await self._report(demand)
         now = self._means.reactor.seconds()
         await self._means.books.do(lambda ledger: ledger.reported(demand.id, now, now - _KNOWN_SECS))
 
@@ -292,14 +304,15 @@ class Committing:
 
     # --- the report
 
-    async def _report(self, demand: Demand, ask_back: Perform | None) -> None:
+    async def _report(self, demand: Demand) -> None:
         request = await self._in_thread(_event, demand)
         failed = len(demand.reasons or ())
         fields = {"aet": demand.aet, "endpoint": self._name, "failed": failed, "count": len(demand.references)}
-        if ask_back is not None and await self._told(ask_back, request, fields):
-            return
         reactor, attempts = self._means.reactor, demand.attempts
         while True:
+            ask_back = self._ways_back.pop(demand.id, None)
+            if ask_back is not None and await self._told(ask_back, request, fields):
+                return
             options, _, _ = self._current()
             if reactor.seconds() > demand.received_at + options.commit_wait_secs + options.commit_report_secs:
                 _log.error("{aet} is not told of the commitment it asked for: it does not take the report", **fields)
@@ -314,12 +327,19 @@ class Committing:
                 return
             attempts += 1
             await self._means.books.do(lambda ledger: ledger.tried(demand.id))
-            await self._pause(wait_secs(attempts, _LONGEST_WAIT_SECS, self._random()))
+            if demand.id not in self._ways_back:
+                await self._pause(demand, wait_secs(attempts, _LONGEST_WAIT_SECS, self._random()))
 
-    async def _pause(self, secs: float) -> None:
-        pause: Deferred[None] = Deferred(lambda _: later.cancel())
+    async def _pause(self, demand: Demand, secs: float) -> None:
+        """Until then, or until the node asks again."""
+        pause = self._pauses[demand.id] = Deferred()
         later = self._means.reactor.callLater(secs, pause.callback, None)
-        await pause
+        try:
+            await pause
+        finally:
+            self._pauses.pop(demand.id, None)
+            if later.active():
+                later.cancel()
 
     async def _told(self, perform: Perform, request: NormalizedRequest, fields: Mapping[str, object]) -> bool:
         try:

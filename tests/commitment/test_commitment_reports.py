@@ -1,0 +1,116 @@
+"""When an asker is told of the commitment that it asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from harmonyd.commitment.books import Books
+from harmonyd.config.asking import MoveDestination
+from harmonyd.config.model import DicomEndpointOptions
+from harmonyd.dimse.commitment import action
+from harmonyd.dimse.engine import Association
+from harmonyd.dimse.normalized import NormalizedAnswer, NormalizedAsked, NormalizedRequest, Perform, Unanswered
+from harmonyd.errors import Unavailable
+from harmonyd.services.dicom.commitments import Commitments
+from harmonyd.services.dicom.committing import CommitmentMeans, Committing
+
+REQUEST = action("9.1", [("1.2.3", "1.1")])
+
+
+async def at_once(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+class Pipeline:
+    """With a backend that is configured no more."""
+
+    backends: dict[str, Any] = {}
+
+    async def admit(self, request: Any, action: str) -> tuple[str, ...]:
+        return ("gone",)
+
+
+class Engine:
+    """Reaches nobody."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def normalized(self, *args: Any, **options: Any) -> NormalizedAnswer:
+        self.calls += 1
+        raise Unavailable("nobody listens there")
+
+
+class Asking:
+    """An endpoint, and its askers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock, self.engine = Clock(), Engine()
+        self.books = Books(folder, at_once)
+        means = CommitmentMeans(self.clock, self.books, Commitments(self.clock, at_once))
+        known = {"CT1": MoveDestination("192.0.2.1", 104)}
+        self.options = DicomEndpointOptions(commit_wait_secs=0, move_destinations=known)
+        self.committing = Committing(
+            "scp", means, at_once, lambda: (self.options, Pipeline(), self.engine),  # type: ignore[arg-type, return-value]
+            self._outstanding, lambda: 0.5,
+        )  # fmt: skip
+
+    async def _outstanding(self, *_: Sequence[str]) -> frozenset[str]:
+        return frozenset()
+
+    def ask(self, ask_back: Perform) -> int:
+        asked = NormalizedAsked(Association("id", "HARMONY", "CT1"), 1, REQUEST, ask_back)
+        statuses: list[NormalizedAnswer] = []
+        Deferred.fromCoroutine(self.committing.requested(asked)).addCallback(statuses.append)
+        return statuses[0].status
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Asking:
+    return Asking(tmp_path)
+
+
+async def has_left(request: NormalizedRequest) -> NormalizedAnswer:
+    raise Unanswered("the association has ended")
+
+
+def test_who_asks_again_is_told_over_that_association(asking: Asking) -> None:
+    """And not when the next call is due, which may be in an hour, and as much in vain as those before."""
+    reports: list[NormalizedRequest] = []
+
+    async def takes(request: NormalizedRequest) -> NormalizedAnswer:
+        reports.append(request)
+        return NormalizedAnswer(0)
+
+    assert asking.ask(has_left) == 0
+    asking.clock.advance(0.5)
+    assert asking.engine.calls == 1
+    assert asking.ask(has_left) == 0
+    assert asking.engine.calls == 2
+    assert asking.ask(takes) == 0
+    assert (len(reports), asking.engine.calls) == (1, 2)
+    assert not asking.clock.getDelayedCalls()
+    open_demands: list[Any] = []
+    Deferred.fromCoroutine(asking.books.do(lambda ledger: ledger.demands("scp"))).addCallback(open_demands.append)
+    assert open_demands == [[]]
+    Deferred.fromCoroutine(asking.books.close())
+
+
+def test_an_end_leaves_nothing(asking: Asking) -> None:
+    """What is not told is told by the next run."""
+    asking.ask(has_left)
+    assert asking.clock.getDelayedCalls()
+    stopped = Deferred.fromCoroutine(asking.committing.stop())
+    assert stopped.called
+    assert not asking.clock.getDelayedCalls()
+    started = Deferred.fromCoroutine(asking.committing.start())
+    assert started.called
+    assert asking.engine.calls == 2
+    Deferred.fromCoroutine(asking.committing.stop())
+    Deferred.fromCoroutine(asking.books.close())
