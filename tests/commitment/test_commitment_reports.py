@@ -30,7 +30,8 @@ async def at_once(function: Callable[..., Any], *args: Any) -> Any:
 class Pipeline:
     """With a backend that is configured no more."""
 
-    backends: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self.backends: dict[str, Any] = {}
 
     async def admit(self, request: Any, action: str) -> tuple[str, ...]:
         return ("gone",)
