@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from harmonyd.commitment.books import Books
+from harmonyd.commitment.ledger import Ledger
 from harmonyd.config.asking import MoveDestination
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.commitment import action
@@ -101,6 +103,31 @@ def test_who_asks_again_is_told_over_that_association(asking: Asking) -> None:
     Deferred.fromCoroutine(asking.books.do(lambda ledger: ledger.demands("scp"))).addCallback(open_demands.append)
     assert open_demands == [[]]
     Deferred.fromCoroutine(asking.books.close())
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_report(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written down is tried again."""
+    reports: list[NormalizedRequest] = []
+
+    async def takes(request: NormalizedRequest) -> NormalizedAnswer:
+        reports.append(request)
+        return NormalizedAnswer(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "decided", _full)
+        assert asking.ask(takes) == 0
+        asking.clock.advance(30)
+    assert not reports
+    asking.clock.advance(30)
+    assert len(reports) == 1
+    assert not asking.clock.getDelayedCalls()
+    Deferred.fromCoroutine(asking.books.close())
+
+
+def _full(*_: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
 
 
 def test_an_end_leaves_nothing(asking: Asking) -> None:

@@ -10,7 +10,7 @@ import json
 import random as _random
 import sqlite3
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.logger import Logger
 
-from harmonyd.commitment.api import CLASS_CONFLICT, NO_SUCH_INSTANCE, PROCESSING_FAILURE, Demand, Place, Reference
+from harmonyd.commitment.api import NO_SUCH_INSTANCE, PROCESSING_FAILURE, Demand, Place
 from harmonyd.commitment.books import Books
 from harmonyd.commitment.ledger import Conflict, Full
 from harmonyd.config.model import DicomEndpointOptions
@@ -26,8 +26,6 @@ from harmonyd.dimse import commitment
 from harmonyd.dimse.elements import MalformedDataset
 from harmonyd.dimse.engine import Arrival, OperationContext
 from harmonyd.dimse.normalized import (
-    ACTION,
-    PUSH_MODEL_INSTANCE,
     NormalizedAnswer,
     NormalizedAsked,
     NormalizedEngine,
@@ -39,16 +37,13 @@ from harmonyd.dimse.serving import NotServed
 from harmonyd.dimse.status import (
     DUPLICATE_TRANSACTION,
     INVALID_ARGUMENT,
-    NO_SUCH_ACTION,
     NOT_AUTHORIZED,
     RESOURCE_LIMITATION,
     SUCCESS,
 )
-from harmonyd.dimse.status import (
-    NO_SUCH_INSTANCE as NO_SUCH_SOP_INSTANCE,
-)
 from harmonyd.errors import DeadlinePassed, HarmonydError
 from harmonyd.pipeline.pipeline import Pipeline
+from harmonyd.services.dicom import demands
 from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.holdings import held
 from harmonyd.services.dicom.managed import envelope_for, text_of
@@ -157,13 +152,13 @@ class Committing:
 
     async def requested(self, asked: NormalizedAsked) -> NormalizedAnswer:
         """Answer an N-ACTION. Raises ``NotServed``."""
-        _check(asked.request)
+        demands.check(asked.request)
         request_id = uuid.uuid4().hex
         async with told_as_status(asked, request_id):
             try:
                 text = await self._in_thread(text_of, asked.request)
                 document = json.loads(text)
-                uid, references = commitment.transaction_of(document), _references(document)
+                uid, references = commitment.transaction_of(document), demands.references(document)
             except MalformedDataset as error:
                 raise NotServed(INVALID_ARGUMENT, error.detail) from error
             if not uid or not references:
@@ -173,7 +168,7 @@ class Committing:
             backends = await pipeline.admit(envelope, asked.service)
             if not backends:
                 raise NotServed(NOT_AUTHORIZED, "no backend is left for it")
-            sought = _references(envelope.normalized)
+            sought = demands.references(envelope.normalized)
             if len(sought) != len(references):
                 raise NotServed(INVALID_ARGUMENT, "middleware has changed the number of references")
             new = Demand(
@@ -219,6 +214,19 @@ class Committing:
             _log.failure("a storage commitment is not seen to, by our fault", failure, endpoint=self._name)
 
     async def _see_to(self, demand: Demand) -> None:
+        while True:
+            try:
+                await self._decide_and_report(demand)
+            except (HarmonydError, OSError, sqlite3.Error) as error:  # a full disk, say
+                _log.error(
+                    "the storage commitment that {aet} asks for waits: {why}", aet=demand.aet, why=reason_of(error),
+                    endpoint=self._name,
+                )  # fmt: skip
+            else:
+                return
+            await self._pause(demand, _LOOK_SECS)
+
+    async def _decide_and_report(self, demand: Demand) -> None:
         if demand.reasons is None:
             reasons = await self._decide(demand)
             demand = replace(demand, reasons=reasons)
@@ -258,7 +266,7 @@ class Committing:
         reasons: dict[str, int] = {}
         waits = not can_tell
         for asked, sought in zip(demand.references, demand.sought, strict=True):
-            reason = PROCESSING_FAILURE if asked.sop_instance_uid in under_way else _reason(sought, found)
+            reason = PROCESSING_FAILURE if asked.sop_instance_uid in under_way else demands.reason(sought, found)
             if asked.sop_instance_uid in under_way or (
                 reason == NO_SUCH_INSTANCE and asked.sop_instance_uid in places
             ):
@@ -305,7 +313,7 @@ class Committing:
     # --- the report
 
     async def _report(self, demand: Demand) -> None:
-        request = await self._in_thread(_event, demand)
+        request = await self._in_thread(demands.event, demand)
         failed = len(demand.reasons or ())
         fields = {"aet": demand.aet, "endpoint": self._name, "failed": failed, "count": len(demand.references)}
         reactor, attempts = self._means.reactor, demand.attempts
@@ -363,39 +371,3 @@ class Committing:
         id_ = uuid.uuid4().hex
         op = OperationContext(id_, f"commit-{demand.id}", self._means.reactor.seconds() + _REPORT_SECS)
         return await engine.normalized(remote, request, op, as_scp=True)
-
-
-def _check(request: NormalizedRequest) -> None:
-    if request.operation != ACTION or request.type_id != commitment.REQUEST:
-        raise NotServed(NO_SUCH_ACTION, "Storage Commitment has action type 1 alone")
-    if request.sop_instance_uid != PUSH_MODEL_INSTANCE:
-        raise NotServed(NO_SUCH_SOP_INSTANCE, "not the well-known SOP instance of the push model")
-
-
-def _references(document: Any) -> tuple[Reference, ...]:
-    return tuple(Reference(*pair) for pair in commitment.referenced(document))
-
-
-def _reason(sought: Reference, found: Sequence[Mapping[str, str] | None]) -> int:
-    """Of an object at all backends; 0: committed."""
-    worst = 0 if found else PROCESSING_FAILURE
-    for each in found:
-        if each is None:
-            worst = worst or PROCESSING_FAILURE
-        elif sought.sop_instance_uid not in each:
-            return NO_SUCH_INSTANCE
-        elif each[sought.sop_instance_uid] not in ("", sought.sop_class_uid):
-            worst = CLASS_CONFLICT
-    return worst
-
-
-def _event(demand: Demand) -> NormalizedRequest:
-    reasons = demand.reasons or {}
-    committed, failed = [], {}
-    for each in demand.references:
-        pair = (each.sop_class_uid, each.sop_instance_uid)
-        if each.sop_instance_uid in reasons:
-            failed[pair] = reasons[each.sop_instance_uid]
-        else:
-            committed.append(pair)
-    return commitment.event(demand.transaction_uid, committed, failed)
