@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from harmonyd.commitment.api import Forwarded, Reference
 from harmonyd.commitment.books import Books
 from harmonyd.commitment.ledger import Ledger
 from harmonyd.config.asking import MoveDestination
@@ -21,6 +22,7 @@ from harmonyd.dimse.normalized import NormalizedAnswer, NormalizedAsked, Normali
 from harmonyd.errors import Unavailable
 from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.committing import CommitmentMeans, Committing
+from harmonyd.services.dicom.forwarding import Forwarding
 
 REQUEST = action("9.1", [("1.2.3", "1.1")])
 
@@ -142,3 +144,33 @@ def test_an_end_leaves_nothing(asking: Asking) -> None:
     assert asking.engine.calls == 2
     Deferred.fromCoroutine(asking.committing.stop())
     Deferred.fromCoroutine(asking.books.close())
+
+
+def test_what_is_forwarded_is_asked_about_when_the_disk_has_room_again(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for the next object."""
+    means = CommitmentMeans(asking.clock, asking.books, Commitments(asking.clock, at_once))
+    forwarding = Forwarding("scp", means, dict, _nothing)
+    monkeypatch.setattr(Forwarding, "watches", lambda *_: True)
+    asked: list[int] = []
+
+    async def ask(_: Forwarding, backend: str, items: Sequence[Forwarded]) -> None:
+        asked.extend(item.entry for item in items)
+
+    monkeypatch.setattr(Forwarding, "_ask", ask)
+    item = Forwarded(7, Reference("1.2.3", "1.1"))
+    Deferred.fromCoroutine(asking.books.do(lambda ledger: ledger.stored("scp", "pacs", [item])))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "change", _full)
+        Deferred.fromCoroutine(forwarding.start())
+        asking.clock.advance(0)
+    assert not asked
+    asking.clock.advance(30)
+    assert asked == [7]
+    Deferred.fromCoroutine(forwarding.stop())
+    Deferred.fromCoroutine(asking.books.close())
+
+
+async def _nothing(entries: Sequence[int]) -> None:
+    """Of the spool."""

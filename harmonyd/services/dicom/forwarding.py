@@ -183,6 +183,7 @@ class Forwarding:
                 items = await self._take(backend)
             except BaseException:
                 turns.release()
+                self._schedule(backend, _AGAIN_SECS)
                 raise
             if not items:
                 turns.release()
