@@ -36,6 +36,10 @@ class Tree(Protocol):
         """The values of an element; none for one that is empty, missing, binary, or a sequence."""
         ...
 
+    def has_bytes(self, tag: int) -> bool:
+        """Whether an element has a value that is binary."""
+        ...
+
     def put(self, tag: int, vr: str, texts: Sequence[str]) -> None:
         """Set an element. Raises ``ValueError`` for text that its VR cannot have."""
         ...
@@ -95,6 +99,9 @@ class DatasetTree:
         values = [element.value] if isinstance(element.value, str) or element.VM == 1 else list(element.value)
         return [str(value) for value in values]
 
+    def has_bytes(self, tag: int) -> bool:
+        return tag in self.ds and self.vr(tag) in BINARY and bool(self.ds[tag].value)
+
     def put(self, tag: int, vr: str, texts: Sequence[str]) -> None:
         if vr == "SQ":
             self.ds[tag] = DataElement(tag, vr, [])
@@ -129,6 +136,8 @@ class JsonTree:
     """Of decoded JSON, which is changed in place."""
 
     def __init__(self, members: dict[str, Any], *, takes_new: bool = True) -> None:
+        for key in [key for key in members if key != key.upper() and len(key) == 8 and _is_hex(key)]:
+            members[key.upper()] = members.pop(key)
         self.members = members
         self.takes_new = takes_new
 
@@ -147,6 +156,9 @@ class JsonTree:
         if not isinstance(values, list) or self.vr(tag) == "SQ":
             return []
         return [_text(value) for value in values]
+
+    def has_bytes(self, tag: int) -> bool:
+        return any(self._element(tag).get(key) for key in ("InlineBinary", "BulkDataURI"))
 
     def put(self, tag: int, vr: str, texts: Sequence[str]) -> None:
         if vr in BINARY:
