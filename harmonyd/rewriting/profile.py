@@ -117,7 +117,8 @@ class Profile:
         kind = action.lstrip("SC") if len(action) > 1 else action
         if action.startswith("S") and vr in ("DA", "DT", "TM"):
             if vr != "TM":
-                tree.put(tag, vr, [self._shifted(text, patient) for text in tree.texts(tag)])
+                earlier = [self._shifted(text, patient) for text in tree.texts(tag)]
+                tree.put(tag, vr, earlier if any(earlier) else [])
         elif action.startswith("C") and vr != "SQ" and self._may_stay(tree, tag):
             return
         elif kind in ("K", "", "X/Z/U*"):
@@ -147,8 +148,11 @@ class Profile:
         return all(any(pattern.match(text) for pattern in self._descriptors) for text in texts) and bool(texts)
 
     def _shifted(self, text: str, patient: str) -> str:
-        """A date or date and time, some days earlier; empty where there is no date in it."""
-        found = _DATE.match(text)
+        """A date or date and time, some days earlier; empty where there is no date in it, or nobody whose it is.
+
+        Otherwise a match without a Patient ID would have dates that are earlier by the same for everybody.
+        """
+        found = _DATE.match(text) if patient else None
         with suppress(ValueError, OverflowError):
             if found:
                 date = datetime.datetime.strptime(found[0], "%Y%m%d").date()

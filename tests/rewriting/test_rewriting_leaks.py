@@ -97,3 +97,14 @@ def test_an_object_without_pixels_keeps_what_stands_where_they_would(tmp_path: P
     objects = Objects(rules(uids=Hashed(pseudonyms(tmp_path))))
     done = objects.rewrite(written(tmp_path / "a.dcm", ds), tmp_path / "b.dcm", forward=True)
     assert read(done.path)[0x7FE11010].value == b"spectrum"
+
+
+def test_dates_are_not_moved_by_the_same_for_everybody(tmp_path: Path) -> None:
+    """A question that leaves out Patient ID would tell dates of all patients to whoever knows one."""
+    editor = profile(tmp_path, "retain_modified_dates")
+    members = {"00080020": {"vr": "DA", "Value": ["20240102"]}, "00100020": {"vr": "LO", "Value": ["7"]}}
+    nobodys = {"00080020": {"vr": "DA", "Value": ["20240102"]}}
+    for each in (members, nobodys):
+        editor.forward(JsonTree(each, takes_new=False), Done())
+    assert members["00080020"]["Value"] != ["20240102"]
+    assert nobodys == {"00080020": {"vr": "DA"}}
