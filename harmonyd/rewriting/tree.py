@@ -13,7 +13,7 @@ from pydicom.config import IGNORE, settings
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
 settings.reading_validation_mode = IGNORE
-"""Warnings would have values of patients in them."""
+"""Of the whole process: warnings would have values of patients in them. What is read, or refused, is the same."""
 _INTEGERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "AT"})
 _FLOATS = frozenset({"FL", "FD"})
 BINARY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
@@ -149,7 +149,10 @@ class JsonTree:
         return element if isinstance(element, dict) else {}
 
     def vr(self, tag: int) -> str:
-        return str(self._element(tag).get("vr") or vr_of(tag))
+        element = self._element(tag)
+        if vr_of(tag) == "SQ" and isinstance(element.get("Value"), list):
+            return "SQ"  # whatever who wrote it calls it
+        return str(element.get("vr") or vr_of(tag))
 
     def texts(self, tag: int) -> list[str]:
         values = self._element(tag).get("Value")

@@ -10,6 +10,7 @@ from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
 from rewriting_kit import image, pseudonyms, read, rules, written
 
+from harmonyd.rewriting.blanking import BlankRule, Region
 from harmonyd.rewriting.changes import Hashed
 from harmonyd.rewriting.editor import Done, Editor
 from harmonyd.rewriting.errors import NotAskable
@@ -87,6 +88,31 @@ def test_tags_of_json_in_small_letters_are_tags(tmp_path: Path) -> None:
     profile(tmp_path).forward(JsonTree(members), Done())
     assert "Jane Doe" not in str(members)
     assert list(members) == [key.upper() for key in members]
+
+
+def test_a_sequence_is_one_whatever_it_is_called(tmp_path: Path) -> None:
+    """By an archive that gives its items another VR."""
+    members: dict[str, Any] = {"00081140": {"vr": "LO", "Value": [{"00100010": {"Value": ["Jane Doe"]}}]}}
+    profile(tmp_path).forward(JsonTree(members), Done())
+    assert "Jane Doe" not in str(members)
+
+
+def test_the_file_meta_information_is_the_only_one_with_the_uid(tmp_path: Path) -> None:
+    """Of an object without SOP Instance UID."""
+    ds, editor = image(), profile(tmp_path)
+    source = written(tmp_path / "a.dcm", ds)
+    ds = read(source)
+    del ds.SOPInstanceUID
+    ds.save_as(source)
+    done = Objects(editor).rewrite(source, tmp_path / "b.dcm", forward=True)
+    assert read(done.path).file_meta.MediaStorageSOPInstanceUID == editor.uid("1.2.3.1", forward=True)
+
+
+def test_frames_that_nobody_counts_are_blanked(tmp_path: Path) -> None:
+    """Number of Frames says one, and there are two."""
+    source = written(tmp_path / "a.dcm", image(PixelData=bytes(range(100, 148))))
+    objects = Objects(rules(), [BlankRule({}, (Region(0, 0, 6, 4),))])
+    assert read(objects.rewrite(source, tmp_path / "b.dcm", forward=True).path).PixelData == bytes(48)
 
 
 def test_an_object_without_pixels_keeps_what_stands_where_they_would(tmp_path: Path) -> None:
