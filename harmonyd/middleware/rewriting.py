@@ -147,7 +147,7 @@ class Rewriting:
         results = response.results
         if results is None:
             self._require_nothing(request, response)
-        elif results.operation == "find":
+        elif results.operation in ("find", "worklist"):
             marks = request.occasion.marks if request.occasion is not None else {}
             checks: Sequence[Check] = marks.pop(self._mark(request), ())
             response.results = Matches(results, rewriter, checks, forward=forward)

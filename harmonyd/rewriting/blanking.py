@@ -60,7 +60,9 @@ def blank(ds: Dataset, out: BinaryIO, pixels: Pixels, regions: Sequence[Region])
     layout = _Layout.of(ds)
     if layout.frame_bytes * layout.frames > pixels.value_bytes:
         raise BadObject("The object has fewer pixels than it says.")
-    for frame in range(layout.frames):
+    # More frames than it says are blanked, too: somebody may show them.
+    there = pixels.value_bytes // layout.frame_bytes if layout.frame_bytes else layout.frames
+    for frame in range(there):
         at = pixels.value_at + frame * layout.frame_bytes
         for region in regions:
             for offset, data in layout.rows(region):

@@ -159,7 +159,7 @@ def _behind(file: BinaryIO, pixels: Pixels, syntax: UID) -> Dataset:
 
 
 def _write(file: BinaryIO, ds: Dataset, pixels: Pixels | None, target: Path, syntax: UID) -> None:
-    first = ds[: PIXELS[0]]
+    first = ds[: PIXELS[0]] if pixels is not None else ds[:]
     behind = ds[PIXELS[-1] :]
     first.file_meta, first.preamble = ds.file_meta, getattr(ds, "preamble", None) or b"\0" * _PREAMBLE_BYTES
     first.set_original_encoding(syntax.is_implicit_VR, syntax.is_little_endian, ds.original_character_set)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import Dataset
+from pydicom.uid import UID
 
 from harmonyd.rewriting.blanking import BlankRule, blank, rule_for
 from harmonyd.rewriting.editor import Done, Editor
@@ -86,6 +87,8 @@ class _Work:
             ds.BurnedInAnnotation = "NO"
         if ds.get("SOPInstanceUID"):
             meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        elif named := meta.get("MediaStorageSOPInstanceUID"):
+            meta.MediaStorageSOPInstanceUID = UID(self._editor.uid(str(named), forward=self._forward))
 
     def _chosen(self, ds: Dataset) -> BlankRule | None:
         """The rule whose regions will be blanked. Raises ``BadObject`` where that is not possible."""

@@ -20,13 +20,26 @@ from harmonyd.rewriting.changes import ID, Change, Hashed
 from harmonyd.rewriting.editor import Check, Done
 from harmonyd.rewriting.errors import CannotRewrite
 from harmonyd.rewriting.pseudonyms import Pseudonyms
-from harmonyd.rewriting.rules import ask_element, change_element, forbid
+from harmonyd.rewriting.rules import ask_element, change_element, forbid, names_instance
 from harmonyd.rewriting.tree import BINARY, Tree, everywhere
 
 PATIENT_ID, PATIENT_NAME = 0x00100020, 0x00100010
 _DEEPEST = 64
-_MORE = {0x0040A160: "D"}
-"""Text Value: the table has only sequences of it that are known today."""
+_MORE = {
+    0x0040A160: "D",  # Text Value: the table has only sequences of it that are known today
+    0x00420010: "Z",  # Document Title
+    **dict.fromkeys(
+        (
+            0x00081190, 0x00287FE0, 0x0040E010, 0x00404073,  # addresses, which have UIDs in them
+            0x00080407, 0x00080408, 0x00080409,
+            0x00100033, 0x00100034,  # dates of birth and death, in other calendars
+            0x00400400, 0x00401060,  # comments and descriptions
+            0x00401006, 0x00401007, 0x00402006, 0x00402007,  # order numbers, as they were before they were retired
+        ),
+        "X",
+    ),
+}  # fmt: skip
+"""What the table does not have, and may lead to somebody."""
 _DUMMIES = {
     **dict.fromkeys(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"), "ANONYMIZED"),
     **dict.fromkeys(("DS", "IS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"), "0"),
@@ -92,16 +105,20 @@ class Profile:
         if group & 1 or group & 0xFF00 == 0x5000 or group & 0xFF00 == 0x6000 or not dictionary_has_tag(tag):
             return "X"
         found = self._actions.get(tag)
-        if found is None:
-            return "Z" if tree.vr(tag) == "PN" else ""
-        return found
+        if found is not None:
+            return found
+        if tree.vr(tag) == "PN":
+            return "Z"
+        keeps_uids = "retain_uids" in self._options.options
+        return "U" if not keeps_uids and names_instance(tree, tag) else ""
 
     def _element(self, tree: Tree, tag: int, action: str, done: Done, patient: str, depth: int) -> None:
         vr = tree.vr(tag)
         kind = action.lstrip("SC") if len(action) > 1 else action
         if action.startswith("S") and vr in ("DA", "DT", "TM"):
             if vr != "TM":
-                tree.put(tag, vr, [self._shifted(text, patient) for text in tree.texts(tag)])
+                earlier = [self._shifted(text, patient) for text in tree.texts(tag)]
+                tree.put(tag, vr, earlier if any(earlier) else [])
         elif action.startswith("C") and vr != "SQ" and self._may_stay(tree, tag):
             return
         elif kind in ("K", "", "X/Z/U*"):
@@ -131,8 +148,11 @@ class Profile:
         return all(any(pattern.match(text) for pattern in self._descriptors) for text in texts) and bool(texts)
 
     def _shifted(self, text: str, patient: str) -> str:
-        """A date or date and time, some days earlier; empty where there is no date in it."""
-        found = _DATE.match(text)
+        """A date or date and time, some days earlier; empty where there is no date in it, or nobody whose it is.
+
+        Otherwise a match without a Patient ID would have dates that are earlier by the same for everybody.
+        """
+        found = _DATE.match(text) if patient else None
         with suppress(ValueError, OverflowError):
             if found:
                 date = datetime.datetime.strptime(found[0], "%Y%m%d").date()
@@ -168,11 +188,11 @@ class Profile:
         """See ``Editor``."""
         for place in everywhere(tree):
             for tag in place.tags():
-                if (change := self._way_back(tag)) is not None:
+                if (change := self._way_back(place, tag)) is not None:
                     change_element(place, tag, change, done, "undo", forward=False)
 
-    def _way_back(self, tag: int) -> Change | None:
-        action = self._actions.get(tag)
+    def _way_back(self, tree: Tree, tag: int) -> Change | None:
+        action = self.action_of(tree, tag)
         if action == "U":
             return self._uids
         return self._ids if action == "P" and tag == PATIENT_ID else None
@@ -184,7 +204,7 @@ class Profile:
         checks: list[Check] = []
         for place in everywhere(tree):
             for tag in place.tags():
-                if (change := self._way_back(tag)) is not None:
+                if (change := self._way_back(place, tag)) is not None:
                     checks += ask_element(place, tag, change, forward=forward, top=place is tree)
                 elif self.action_of(place, tag) not in ("", "K", "X/Z/U*"):
                     forbid(place, tag)

@@ -212,12 +212,14 @@ class Outcomes(RewrittenResults):
     """Of a store: each is about an instance."""
 
     async def _made(self, record: Record) -> Record | None:
-        text: bytes = await self._rewriter.run(self._rewrite, await record.json())
-        name = self._editor.uid(record.name, forward=self._forward)
+        text, name = await self._rewriter.run(self._rewrite, await record.json(), record.name)
         return TextRecord(text, getattr(record, "backend", None), name)
 
-    def _rewrite(self, text: bytes) -> bytes:
-        return json.dumps(outcome(json.loads(text), self._editor, forward=self._forward)).encode()
+    def _rewrite(self, text: bytes, name: str) -> tuple[bytes, str]:
+        told = outcome(json.loads(text), self._editor, forward=self._forward)
+        name = self._editor.uid(name, forward=self._forward)
+        self._editor.keep()
+        return json.dumps(told).encode(), name
 
 
 def outcome(members: Mapping[str, Any], editor: Editor, *, forward: bool) -> dict[str, Any]:

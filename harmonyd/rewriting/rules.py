@@ -10,7 +10,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_keyword
 from harmonyd.rewriting.changes import Affix, Change, Hashed, Table
 from harmonyd.rewriting.editor import Check, Done, asked
 from harmonyd.rewriting.errors import CannotRewrite, NotAskable
-from harmonyd.rewriting.tree import Tree, everywhere
+from harmonyd.rewriting.tree import Tree, everywhere, vr_of
 
 _LENGTHS = {"AE": 16, "SH": 16, "CS": 16, "LO": 64, "UI": 64, "PN": 64, "UC": 1 << 20}
 """Most characters of a value that may become longer (PS3.5 table 6.2-1)."""
@@ -113,7 +113,7 @@ class Rules:
 
 def names_instance(tree: Tree, tag: int) -> bool:
     """Tell whether an element has UIDs that name instances and the like, not classes and codes."""
-    if tree.vr(tag) != "UI" or tag in _NO_INSTANCE:
+    if "UI" not in (tree.vr(tag), vr_of(tag)) or tag in _NO_INSTANCE:
         return False
     keyword = dictionary_keyword(tag) if dictionary_has_tag(tag) else ""
     return "ClassUID" not in keyword and "TransferSyntaxUID" not in keyword and "SOPClasses" not in keyword
@@ -165,6 +165,11 @@ def _put(place: Tree, tag: int, vr: str, texts: Sequence[str]) -> None:
 
 def ask_element(place: Tree, tag: int, change: Change, *, forward: bool, top: bool) -> list[Check]:
     """Change one key of a query. Only keys of the top level are checked afterwards."""
+    if place.has_bytes(tag):
+        raise NotAskable(
+            f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is asked for in another VR than its own.",
+            hint="Give it the VR of the data dictionary.",
+        )
     texts = place.texts(tag)
     if not texts or all(text in UNIVERSAL for text in texts):
         return []
@@ -175,7 +180,7 @@ def ask_element(place: Tree, tag: int, change: Change, *, forward: bool, top: bo
 
 
 def _asks(place: Tree, tag: int) -> bool:
-    return any(text not in UNIVERSAL for text in place.texts(tag))
+    return place.has_bytes(tag) or any(text not in UNIVERSAL for text in place.texts(tag))
 
 
 def forbid(place: Tree, tag: int) -> None:

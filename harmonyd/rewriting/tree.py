@@ -13,7 +13,7 @@ from pydicom.config import IGNORE, settings
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
 settings.reading_validation_mode = IGNORE
-"""Warnings would have values of patients in them."""
+"""Of the whole process: warnings would have values of patients in them. What is read, or refused, is the same."""
 _INTEGERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "AT"})
 _FLOATS = frozenset({"FL", "FD"})
 BINARY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
@@ -34,6 +34,10 @@ class Tree(Protocol):
 
     def texts(self, tag: int) -> list[str]:
         """The values of an element; none for one that is empty, missing, binary, or a sequence."""
+        ...
+
+    def has_bytes(self, tag: int) -> bool:
+        """Whether an element has a value that is binary."""
         ...
 
     def put(self, tag: int, vr: str, texts: Sequence[str]) -> None:
@@ -95,6 +99,9 @@ class DatasetTree:
         values = [element.value] if isinstance(element.value, str) or element.VM == 1 else list(element.value)
         return [str(value) for value in values]
 
+    def has_bytes(self, tag: int) -> bool:
+        return tag in self.ds and self.vr(tag) in BINARY and bool(self.ds[tag].value)
+
     def put(self, tag: int, vr: str, texts: Sequence[str]) -> None:
         if vr == "SQ":
             self.ds[tag] = DataElement(tag, vr, [])
@@ -129,6 +136,8 @@ class JsonTree:
     """Of decoded JSON, which is changed in place."""
 
     def __init__(self, members: dict[str, Any], *, takes_new: bool = True) -> None:
+        for key in [key for key in members if key != key.upper() and len(key) == 8 and _is_hex(key)]:
+            members[key.upper()] = members.pop(key)
         self.members = members
         self.takes_new = takes_new
 
@@ -140,13 +149,19 @@ class JsonTree:
         return element if isinstance(element, dict) else {}
 
     def vr(self, tag: int) -> str:
-        return str(self._element(tag).get("vr") or vr_of(tag))
+        element = self._element(tag)
+        if vr_of(tag) == "SQ" and isinstance(element.get("Value"), list):
+            return "SQ"  # whatever who wrote it calls it
+        return str(element.get("vr") or vr_of(tag))
 
     def texts(self, tag: int) -> list[str]:
         values = self._element(tag).get("Value")
         if not isinstance(values, list) or self.vr(tag) == "SQ":
             return []
         return [_text(value) for value in values]
+
+    def has_bytes(self, tag: int) -> bool:
+        return any(self._element(tag).get(key) for key in ("InlineBinary", "BulkDataURI"))
 
     def put(self, tag: int, vr: str, texts: Sequence[str]) -> None:
         if vr in BINARY:

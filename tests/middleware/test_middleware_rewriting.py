@@ -129,14 +129,15 @@ def study(tmp_path: Path) -> MadeStudy:
     return make_study(tmp_path / "made", 2, patient_id="7", size=8)
 
 
+@pytest.mark.parametrize("operation", ["find", "worklist"])
 @pytest_twisted.ensureDeferred
-async def test_a_find(tmp_path: Path) -> None:
+async def test_a_find(operation: str, tmp_path: Path) -> None:
     """The backend is asked in its view; matches come in the client's, but for those that were not asked for."""
     there = [match(PatientID="A-7", StationName="CT-1"), match(PatientID="A-8", StationName="XA")]
-    answers = Answers("find", [Match(text) for text in there])
+    answers = Answers(operation, [Match(text) for text in there])
     backend = Backend(ResponseEnvelope(results=answers))
     pipeline = Pipeline("p", [link(tmp_path)], {"pacs": backend})
-    response = await pipeline.handle(question({"PatientID": "?", "StationName": "CT*"}))
+    response = await pipeline.handle(question({"PatientID": "?", "StationName": "CT*"}, operation))
     assert backend.document == {"PatientID": "A-?", "StationName": ""}
     assert await texts(response) == [json.loads(match(PatientID="7", StationName="CT1"))]
     assert response.results is not None

@@ -12,6 +12,7 @@ import ijson
 
 from harmonyd.dimse.engine import Match, OperationContext, Outcome, Query, QueryLevel
 from harmonyd.dimse.errors import NonsenseAnswer
+from harmonyd.dimse.uid import is_lenient_uid
 from harmonyd.services.archive.answer import Answer
 from harmonyd.services.archive.client import Client
 from harmonyd.services.archive.errors import error_of
@@ -110,7 +111,7 @@ class Searcher:
         async with aclosing(self._pages(search, key, seen, op, outcome)) as found:
             async for _ in found:
                 pass
-        return [uid for uid in seen if uid]
+        return [uid for uid in seen if is_lenient_uid(uid)]
 
     async def first(self, search: Search, op: OperationContext) -> dict[str, Any] | None:
         """The first match, None where there is none."""

@@ -28,6 +28,7 @@ _REFERENCED, _FAILED, _OTHER_FAILURES = "00081199", "00081198", "0008119A"
 _UID, _FAILURE_REASON, _WARNING_REASON = "00081155", "00081197", "00081196"
 _EACH_BY_ITSELF = frozenset({400, 406, 409, 413, 415, 422})
 """Refusals that may be about one object of many."""
+_UNMENTIONED = (dimse_status.PROCESSING_FAILURE, "the archive's answer does not mention it")
 _STATUSES = {413: dimse_status.CANNOT_UNDERSTAND, 415: dimse_status.SOP_CLASS_NOT_SUPPORTED}
 
 
@@ -117,10 +118,13 @@ class Storer:
                 return self._untold(batch, answer)
         finally:
             await answer.close()
-        return [_result(each, *told.get(each.header.sop_instance_uid, _unmentioned(told))) for each in batch]
+        return [_result(each, *told.get(each.header.sop_instance_uid, _UNMENTIONED)) for each in batch]
 
     async def _told(self, answer: Answer) -> dict[str, tuple[int, str]] | None:
-        """By SOP Instance UID: status and text; None where the answer tells nothing of single instances."""
+        """By SOP Instance UID: status and text; None where the answer tells nothing of single instances.
+
+        An error in JSON, which many servers write, is no answer to a store: it names no instance.
+        """
         if answer.status not in (200, 202, 400, 409):
             return None
         body = await answer.read(MAX_ANSWER_BYTES)
@@ -128,9 +132,9 @@ class Storer:
         kind = media.essence if media is not None else ""
         try:
             if kind in (JSON, "application/json"):
-                return verdicts(json.loads(body)) if body.strip() else None
+                return verdicts(json.loads(body)) or None if body.strip() else None
             if kind in ("application/dicom+xml", "application/xml", "text/xml"):
-                return verdicts(of_xml(body)) if body.strip() else None
+                return verdicts(of_xml(body)) or None if body.strip() else None
         except (ValueError, RecursionError, ET.ParseError) as error:
             if answer.status in (200, 202):
                 raise NonsenseAnswer(
@@ -140,7 +144,12 @@ class Storer:
         return None
 
     def _untold(self, batch: Sequence[Object], answer: Answer) -> list[StoreResult]:
-        status = answer.status
+        status, media = answer.status, answer.media_type
+        if media is not None and media.essence == "text/html" and status < 300:
+            raise NonsenseAnswer(
+                f"The archive of backend {self._client.name} answered a store with a web page",
+                hint="Check url and stow_prefix: a login page, or a proxy, may stand there.",
+            )
         if status in (200, 201, 204):
             # PS3.18 section 10.5.3.1: 200 says that all were stored.
             return [_result(each, dimse_status.SUCCESS, "Success") for each in batch]
@@ -157,13 +166,6 @@ def _look_at(files: Sequence[Path]) -> list[Object]:
 def _result(each: Object, status: int, text: str) -> StoreResult:
     header = each.header
     return StoreResult(header.sop_class_uid, header.sop_instance_uid, status, text)
-
-
-def _unmentioned(told: Mapping[str, Any]) -> tuple[int, str]:
-    """An answer that names instances, and not this one."""
-    if told:
-        return dimse_status.PROCESSING_FAILURE, "the archive's answer does not mention it"
-    return dimse_status.SUCCESS, "Success"
 
 
 def verdicts(answer: Any) -> dict[str, tuple[int, str]]:

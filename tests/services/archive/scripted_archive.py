@@ -263,6 +263,10 @@ class Handler(BaseHTTPRequestHandler):
         uid = self._uids()[0]
         self._say(200, json.dumps({"00081199": {"Value": [{"00081155": {"Value": [uid]}}]}}).encode())
 
+    def _complains(self) -> None:
+        """Refuses in JSON that names no instance, as Orthanc and others do."""
+        self._say(400, b'{"HttpError": "Bad Request", "HttpStatus": 400}', "application/json")
+
     def _silent(self) -> None:
         self._say(200, b"")
 
