@@ -1,13 +1,13 @@
-"""What each layer costs: a C-FIND with one match over HTTP, by itself and with TLS, identity, audit, metrics, JSON logs.
+"""What each layer costs: a C-FIND with one match over HTTP, and with TLS, identity, audit, metrics, JSON logs.
 
 Usage: python -m bench.layers [--requests 300] [--engines native,dcmtk] [--only bare,jwt,all] [--chunk 10]
 
-For each way a daemon of its own, all at once, before one dcmqrscp; one client asks them in turn, ``chunk`` questions each,
-in another order each round. ``forwarded``: through a forwarder that ends no TLS, to compare ``dimse-tls`` with, which
-goes through the same one with TLS. ``http-new``, ``https-new``: a new connection for each question. ``metrics``: /metrics
-is asked for before every third chunk. ``all``: HTTPS, DIMSE TLS, jwt_auth, authorize, audit to file and collector, metrics,
-JSON log. Ratios are medians of those of the rounds, against ``bare`` (``https-new``: against ``http-new``; ``dimse-tls``:
-against ``forwarded``); CPU is that of the daemon's threads, without its children.
+For each way a daemon of its own, all at once, before one dcmqrscp; one client asks them in turn, ``chunk`` questions
+each, in another order each round. ``forwarded``: through a forwarder that ends no TLS, to compare ``dimse-tls`` with,
+which goes through the same one with TLS. ``http-new``, ``https-new``: a new connection for each question. ``metrics``:
+/metrics is asked for before every third chunk. ``all``: HTTPS, DIMSE TLS, jwt_auth, authorize, audit to file and
+collector, metrics, JSON log. Ratios are medians of those of the rounds, against ``bare`` (``https-new``: against
+``http-new``; ``dimse-tls``: against ``forwarded``); CPU is that of the daemon's threads, without its children.
 """
 
 from __future__ import annotations
@@ -177,9 +177,14 @@ def configured(name: str, layers: tuple[str, ...], world: World) -> Path:
         tls = {"cert_file": str(world.own.cert), "key_file": str(world.own.key)}
         sections["network"] = {"default": {"http": {"tls": tls}}}
     return write_config(
-        folder, http_port=free_port(), endpoints={"http": {"service": "http", "path_prefix": "/dicom", "backend_in_path": True}},
-        backends={engine: {**backend, "engine": engine, "incoming_store_port": free_port()} for engine in ("native", "dcmtk")},
-        middleware=middleware, sections=sections,
+        folder,
+        http_port=free_port(),
+        endpoints={"http": {"service": "http", "path_prefix": "/dicom", "backend_in_path": True}},
+        backends={
+            engine: {**backend, "engine": engine, "incoming_store_port": free_port()} for engine in ("native", "dcmtk")
+        },
+        middleware=middleware,
+        sections=sections,
     )
 
 

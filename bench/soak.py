@@ -1,4 +1,4 @@
-"""Mixed traffic while children are killed and PACSs restarted: each answer right or a declared problem, and nothing lost?
+"""Mixed traffic while children are killed and PACSs restarted: is each answer right, or a declared problem?
 
 Usage: python -m bench.soak [--minutes 30] [--seed 7] [--clients 6] [--kill-secs 3] [--keep FOLDER]
 
@@ -6,8 +6,8 @@ One daemon with both engines before a dcmqrscp and a storescp. HTTP clients, wit
 C-GET, C-MOVE (three ways to receive), C-STORE, QIDO-RS and WADO-RS; three senders push C-STORE, one to each kind of
 endpoint, which delivers to the storescp and to a folder. Meanwhile, at random: ``kill -9`` of a DCMTK program that the
 daemon lists, of the kept ones not more than one in 20 s; and one of the two PACSs is ended, with all that it runs, and
-comes back 0 to 5 s later. Each answer is compared with what the PACS has, each acknowledged object with what its backends
-have.
+comes back 0 to 5 s later. Each answer is compared with what the PACS has, each acknowledged object with what its
+backends have.
 """
 
 from __future__ import annotations
