@@ -198,7 +198,7 @@ def report(crowd: Crowd, senders: list[Sender], found: list[Used], folders: list
         gone = [each for sender in senders for each in lost(sender.acknowledged, folder, scratch)]
         missing += len(gone)
         print(f"not in {folder.name}: {len(gone)} {gone[:5]}")
-    acknowledged, offered = (sum(each) for each in zip(*((len(s.acknowledged), s.offered) for s in senders), strict=True))
+    acknowledged, offered = sum(len(s.acknowledged) for s in senders), sum(s.offered for s in senders)
     print(f"{acknowledged} acknowledged of {offered} offered, {sum(s.failed_runs for s in senders)} runs broke off")
     for minute in (1, 2, 3, 4, 5):
         near = [each for each in found if minute - 0.5 <= each.minute < minute + 0.5]

@@ -120,13 +120,14 @@ def test_the_kernel_tells_of_a_connection_what_its_table_does(
 
     monkeypatch.setattr(socket_diag, "connection", refused)
     assert [socket_between(here, there), socket_between(there, here)] == asked
-    assert [(found.inode, found.uid, found.state) for found in asked if found] == [(i, os.getuid(), "01") for i in inodes]
+    told = [(found.inode, found.uid, found.state) for found in asked if found]
+    assert told == [(inode, os.getuid(), "01") for inode in inodes]
 
 
 def test_a_listener_is_not_taken_for_a_connection(pair: tuple[socket.socket, socket.socket, socket.socket]) -> None:
     """Of an end that nobody has connected from, the kernel finds the listener; that is no answer."""
     server = pair[0]
-    with pytest.raises(OSError, match="another socket|No such file"):
+    with pytest.raises(OSError, match=r"another socket|No such file"):
         socket_diag.connection(server.getsockname(), ("127.0.0.1", 1))
     assert socket_between(server.getsockname(), ("127.0.0.1", 1)) is None
     assert ports.connected_by_text(server.getsockname(), ("127.0.0.1", 1)) == "a process that has closed it since"
