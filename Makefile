@@ -141,10 +141,11 @@ dcmtk:
 .PHONY: orthanc
 orthanc:
 	@$(setup)
-	if PATH="$$PATH:/usr/sbin" command -v Orthanc >/dev/null; then exit 0; fi
-	may_install || give_up "its tests need Orthanc: 'sudo apt-get install orthanc', and 'sudo systemctl disable --now orthanc'"
+	plugin=/usr/share/orthanc/plugins/libOrthancDicomWeb.so
+	if PATH="$$PATH:/usr/sbin" command -v Orthanc >/dev/null && [ -e "$$plugin" ]; then exit 0; fi
+	may_install || give_up "its tests need Orthanc: 'sudo apt-get install orthanc orthanc-dicomweb', and 'sudo systemctl disable --now orthanc'"
 	as_root ln -sf /dev/null /etc/systemd/system/orthanc.service
-	apt_install orthanc
+	apt_install orthanc orthanc-dicomweb
 
 # A DICOMweb viewer for the tests, and a browser with its driver. Nothing of the viewer is kept outside .viewer.
 .PHONY: viewer

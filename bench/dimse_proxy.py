@@ -1,14 +1,17 @@
 """Query and retrieve through harmonyd, against the PACS itself.
 
-Usage: python bench/dimse_proxy.py [--objects 300] [--rounds 5]
+Usage: python -m bench.dimse_proxy [--objects 300] [--rounds 5]
 
-C-FIND of 1, 100 and 1,000 instances over an association that stays open, and getscu and movescu (to storescp) of one
-study of CT (0.5 MB); PACS: dcmqrscp, loopback, TCP_NODELAY=1. Medians, both in turn; the memory of the daemon at last.
+C-FIND of 1, 100 and 1,000 instances over an association that stays open, 50 associations with a C-FIND of 100 at once,
+and getscu and movescu (to storescp) of one study of CT (0.5 MB); PACS: dcmqrscp, loopback, TCP_NODELAY=1. Medians, both
+in turn. The same move by Orthanc, which has no proxy: it retrieves the study, and sends it on when it has it. At last
+processor time and memory of the daemon, before and after as many retrieves again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -16,13 +19,18 @@ import statistics
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 from pydicom import Dataset
 
+from bench.ingest import process
 from harmonyd.dimse.engine import QueryModel, RemoteNode
+from harmonyd.dimse.errors import AssociationRejected
 from harmonyd.dimse.native import core, names
 from harmonyd.dimse.native.blocking import BlockingAssociation, connected
 from harmonyd.dimse.recode import EXPLICIT_VR_LE
@@ -34,6 +42,7 @@ from harmonyd.testing.pacs import RunningPacs
 from harmonyd.testing.processes import dcmtk, free_port
 
 COUNTS = (1, 100, 1000)
+AT_ONCE = 50
 AET, STORE = "HARMONY_QR", "BENCH_STORE"
 _FIND = names.FIND[QueryModel.STUDY_ROOT]
 _ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
@@ -64,6 +73,27 @@ def _find(association: BlockingAssociation, data: bytes, expected: int) -> float
     return time.perf_counter() - began_at
 
 
+def asking_at_once(node: Node, study: MadeStudy) -> float:
+    """Seconds for two C-FIND over each of 50 associations, from the first connection to the last answer.
+
+    dcmqrscp counts processes that it has not reaped yet, and rejects more than 64: it is tried again.
+    """
+    began_at = time.perf_counter()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        list(threads.map(lambda _: _patiently(node, study), range(AT_ONCE)))
+    return time.perf_counter() - began_at
+
+
+def _patiently(node: Node, study: MadeStudy) -> None:
+    while True:
+        try:
+            asking(node, study, 1)
+        except AssociationRejected:
+            time.sleep(0.01)
+        else:
+            return
+
+
 def retrieving(program: str, node: Node, study: MadeStudy, folder: Path) -> float:
     """Seconds of a whole getscu or movescu."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -88,6 +118,39 @@ def compared(what: str, nodes: tuple[Node, Node], rounds: int, seconds: Callable
     print(f"| {what} | {direct:.1f} | {through:.1f} | {through - direct:+.1f} | {through / direct:.2f} |", flush=True)
 
 
+def by_orthanc(base: str, study: MadeStudy) -> float:
+    """Seconds until Orthanc has retrieved a study, and sent it to the storescp."""
+
+    def call(method: str, path: str, document: object = None) -> Any:
+        body = None if document is None else json.dumps(document).encode()
+        with urllib.request.urlopen(urllib.request.Request(base + path, body, method=method), timeout=300) as answer:
+            return json.load(answer)
+
+    for name in call("GET", "/studies"):
+        call("DELETE", f"/studies/{name}")
+    began_at = time.perf_counter()
+    asked = call("POST", "/modalities/pacs/query", {"Level": "Study", "Query": {"StudyInstanceUID": study.study_uid}})
+    call("POST", f"{asked['Path']}/retrieve", {"TargetAet": "ORTHANC", "Synchronous": True})
+    (found,) = call("GET", "/studies")
+    sent = call("POST", f"/modalities/{STORE}/store", {"Resources": [found], "Synchronous": True})
+    if (sent["InstancesCount"], sent["FailedInstancesCount"]) != (len(study.files), 0):
+        raise RuntimeError(f"Orthanc sent {sent}")
+    return time.perf_counter() - began_at
+
+
+def orthanc_settings(folder: Path, http_port: int, port: int, pacs: RunningPacs, store_port: int) -> Path:
+    """Its configuration file."""
+    folder.mkdir()
+    settings = {
+        "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"), "DicomAet": "ORTHANC",
+        "DicomPort": port, "HttpPort": http_port, "Plugins": [],
+        "DicomModalities": {"pacs": [pacs.aet, "127.0.0.1", pacs.port], STORE: [STORE, "127.0.0.1", store_port]},
+    }  # fmt: skip
+    config = folder / "orthanc.json"
+    config.write_text(json.dumps(settings))
+    return config
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--objects", type=int, default=300)
@@ -104,11 +167,12 @@ def run(scratch: Path, objects: int, rounds: int) -> None:
     """Both, with a PACS and a storescp of their own."""
     small = [make_study(scratch / f"find{count}", count, size=16, patient_id=f"FIND-{count}") for count in COUNTS]
     study = make_study(scratch / "ct", objects, size=512, patient_id="RETRIEVE")
-    store_port, port = free_port(), free_port()
+    store_port, port, orthanc_port, http_port = (free_port() for _ in range(4))
     files = [file for each in (*small, study) for file in each.files]
-    with RunningPacs(scratch / "pacs", files=files, destinations={STORE: store_port}) as pacs:
+    with RunningPacs(scratch / "pacs", files=files, destinations={STORE: store_port, "ORTHANC": orthanc_port}) as pacs:
         endpoint = {
             "service": "dicom", "engine": "native", "local_aet": AET, "port": port, "services": ["find", "get", "move"],
+            "max_associations": 60, "max_associations_per_peer": 60,
             "move_destinations": {STORE: {"host": "127.0.0.1", "port": store_port}},
         }  # fmt: skip
         backend = {"engine": "native", "aet": pacs.aet, "host": "127.0.0.1", "port": pacs.port}
@@ -122,6 +186,10 @@ def run(scratch: Path, objects: int, rounds: int) -> None:
         try:
             with RunningDaemon(config) as daemon:
                 _rows(daemon, (pacs.aet, pacs.port), (AET, port), small, study, scratch / "got", rounds)
+            settings = orthanc_settings(scratch / "orthanc", http_port, orthanc_port, pacs, store_port)
+            with process(["/usr/sbin/Orthanc", str(settings)], http_port):
+                times = [by_orthanc(f"http://127.0.0.1:{http_port}", study) for _ in range(rounds)]
+                print(f"move by Orthanc: {statistics.median(times) * 1000:.1f} ms")
         finally:
             storescp.send_signal(signal.SIGTERM)
             storescp.wait()
@@ -134,12 +202,23 @@ def _rows(
     print("| | direct, ms | through harmonyd, ms | difference | ratio |\n|---|---|---|---|---|")
     for each in small:
         compared(f"C-FIND, {len(each.files)} matches", nodes, 3, lambda node, each=each: asking(node, each, 20))
+    compared(f"{AT_ONCE} associations", nodes, rounds, lambda node: asking_at_once(node, small[1]))
     for program in ("getscu", "movescu"):
         compared(
             f"{program}, {len(study.files)} CT", nodes, rounds,
             lambda node, program=program: retrieving(program, node, study, got),
         )  # fmt: skip
-    print(f"memory of the daemon: {psutil.Process(daemon.pid).memory_info().rss / 1e6:.0f} MB")
+    _print_use(psutil.Process(daemon.pid), lambda: retrieving("getscu", through, study, got), rounds)
+
+
+def _print_use(process: psutil.Process, retrieve: Callable[[], float], rounds: int) -> None:
+    before, began = process.memory_info().rss, process.cpu_times()
+    for _ in range(rounds):
+        retrieve()
+    after, ended = process.memory_info().rss, process.cpu_times()
+    used = (ended.user + ended.system - began.user - began.system) / rounds
+    print(f"getscu: {used * 1000:.0f} ms of processor time in the daemon; memory {before / 1e6:.0f} MB before {rounds} "
+          f"more, {after / 1e6:.0f} MB after")  # fmt: skip
 
 
 if __name__ == "__main__":

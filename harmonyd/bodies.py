@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 from twisted.internet.threads import deferToThread
 
 from harmonyd.errors import PayloadTooLarge
 
-__all__ = ["CHUNK_BYTES", "BytesBody", "EmptyBody", "FileBody"]
+__all__ = ["CHUNK_BYTES", "BytesBody", "EmptyBody", "FileBody", "FilesBody", "ObjectBody"]
 
 CHUNK_BYTES = 256 * 1024
 """Largest chunk that a body yields."""
@@ -91,6 +92,72 @@ class FileBody:
     def _close(self) -> None:
         with self._lock:
             self._file.close()
+
+
+class ObjectBody:
+    """A received object as a body: the file is opened when it is first read, and can be sent from where it lies."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        self.length: int | None = size_bytes
+        self._file: FileBody | None = None
+
+    def _opened(self) -> FileBody:
+        if self._file is None:
+            self._file = FileBody(self.path.open("rb"))
+        return self._file
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        async for chunk in self._opened().chunks():
+            yield chunk
+
+    async def read(self, limit_bytes: int) -> bytes:
+        return await self._opened().read(limit_bytes)
+
+    async def close(self) -> None:
+        if self._file is not None:
+            await self._file.close()
+
+
+class FilesBody:
+    """Objects in files, for whoever takes files; as bytes the one, or ``multipart/related`` of all (RFC 2387)."""
+
+    def __init__(self, paths: Sequence[Path], boundary: str, length: int | None = None) -> None:
+        """``boundary``: "" for the bytes of a single file. ``length``: of the whole, where that is known."""
+        self.paths = tuple(paths)
+        self.length: int | None = length
+        self._boundary = boundary
+        self._open: FileBody | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield file by file, each read when it is asked for. Raises ``OSError``."""
+        before = f"--{self._boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        for path in self.paths:
+            if self._boundary:
+                yield before
+            self._open = FileBody(await deferToThread(path.open, "rb"))
+            async for chunk in self._open.chunks():
+                yield chunk
+            await self.close()
+            if self._boundary:
+                yield b"\r\n"
+        if self._boundary:
+            yield f"--{self._boundary}--\r\n".encode()
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """Return the whole body; raise ``PayloadTooLarge`` beyond ``limit_bytes``. Raises ``OSError``."""
+        data = b""
+        async for chunk in self.chunks():
+            data += chunk
+            if len(data) > limit_bytes:
+                raise too_large(limit_bytes)
+        return data
+
+    async def close(self) -> None:
+        """Close the file that is being read. Safe to call twice."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            await opened.close()
 
 
 def too_large(limit_bytes: int) -> PayloadTooLarge:

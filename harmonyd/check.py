@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from harmonyd import config as configuration
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.model import (
     Config,
     DicomBackendOptions,
@@ -103,9 +104,13 @@ def _folders(config: Config) -> Iterator[Finding]:
     folders = {config.storage.path: "storage path"}
     if config.logging.file is not None:
         folders[config.logging.file.parent] = "log folder"
+    if config.audit.enabled and config.audit.file is not None:
+        yield _audit_file(config.audit.file)
     for kind, configured in (("backend", config.backends), ("endpoint", config.endpoints)):
         for name in _used(config, f"{kind}s"):
             options = configured[name].options
+            if isinstance(options, DicomwebBackendOptions):
+                options = options.node
             if isinstance(options, DicomBackendOptions | DicomEndpointOptions) and options.storage_dir is not None:
                 folders[options.storage_dir] = f"storage_dir of {kind} {name}"
             elif isinstance(options, StorageBackendOptions):
@@ -118,6 +123,18 @@ def _folders(config: Config) -> Iterator[Finding]:
             yield Finding(False, f"{what} {folder}: this user may not write to {existing}")
         else:
             yield Finding(True, f"{what} {folder} is writable" + ("" if existing == folder else " (will be made)"))
+
+
+def _audit_file(file: Path) -> Finding:
+    """Its folder is not made: a trail in a place that nobody thought of is one that nobody looks at."""
+    what = f"[audit] file {file}"
+    if not _exists(file.parent):
+        return Finding(False, f"{what}: there is no folder {file.parent}; make it, writable for this user")
+    if _exists(file) and not (file.is_file() and os.access(file, os.W_OK)):
+        return Finding(False, f"{what}: it cannot be appended to by this user")
+    if not _exists(file) and not os.access(file.parent, os.W_OK | os.X_OK):
+        return Finding(False, f"{what}: this user may not write to {file.parent}")
+    return Finding(True, f"{what} can be written to")
 
 
 def _exists(path: Path) -> bool:
@@ -194,6 +211,18 @@ def _probes(config: Config, tools: dict[str, Tool] | None) -> Iterator[Finding]:
             yield _native_probe(name, options)
         elif isinstance(options, DicomBackendOptions) and tools is not None:
             yield _probe(name, options, tools)
+        elif isinstance(options, DicomwebBackendOptions):
+            yield _archive_probe(name, options)
+
+
+def _archive_probe(name: str, options: DicomwebBackendOptions) -> Finding:
+    from harmonyd.doctor.archive import echo  # with Twisted's HTTP client, which takes its time
+
+    try:
+        echo(name, options, min(options.node.connect_timeout_secs, _PROBE_SECS))
+    except HarmonydError as error:
+        return Finding(False, f"backend {name}: {options.url} did not answer a search: {error.detail}; {error.hint}")
+    return Finding(True, f"backend {name}: {options.url} answered a search")
 
 
 def _native_probe(name: str, options: DicomBackendOptions) -> Finding:

@@ -106,6 +106,10 @@ class Description:
     text: str
     operations: tuple[Operation, ...]
     schemas: Mapping[str, Schema] = field(default_factory=dict)
+    schemes: Mapping[str, Schema] = field(default_factory=dict)
+    """Ways to show who one is, as OpenAPI's Security Scheme Objects."""
+    security: tuple[frozenset[str], ...] = ()
+    """Which of them have to be shown together: one of these will do. Empty: none."""
 
     def having(self, *, parameters: Iterable[Parameter] = (), problems: Iterable[int] = ()) -> Description:
         """Return it with more parameters and problems for each of its operations."""

@@ -10,7 +10,7 @@ import re
 
 from harmonyd.errors import HarmonydError
 
-__all__ = ["WITHHELD", "Privacy", "path_without_values", "said", "uid_or_nothing"]
+__all__ = ["WITHHELD", "Privacy", "complaint", "path_without_values", "said", "uid_or_nothing"]
 
 WITHHELD = "…"
 """Stands for what is not shown."""
@@ -25,6 +25,16 @@ _WORDS = frozenset(
         *("c-echo", "c-find", "c-get", "c-move", "c-store", "health", "status", "v1", "v2", "api", "docs"),
         *("info", "spool", "cache", "backends", "processes", "pipelines", "networks", "routes", "entries", "retry"),
     )
+)
+_QUOTED = re.compile(
+    rb"""(?P<before>\bvalues?\ *\()[^)]*          # DcmElement: Invalid value (X) for element Y
+    |(?<![A-Za-z0-9])'[^']*'             # SpecificCharacterSet (0008,0005) value X; not the one of "can't"
+    |"[^"]*"
+    |\[[^\]]*\]
+    |(?<=UID:)\s*(?=[0-9.]*[^0-9.\s])\S+           # a UID that is none: a peer may write anything there
+    |(?<=/)(?:[A-Z]{1,3}\.)(?=[0-9.]*[^0-9.\s:])[^\s:/]+  # the file that is named by it
+    """,
+    re.VERBOSE,
 )
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
@@ -47,6 +57,15 @@ def said(error: BaseException) -> str:
     if isinstance(error, _HARMLESS) or Privacy.shows_patients:
         return str(error) or type(error).__name__
     return type(error).__name__
+
+
+def complaint(line: bytes) -> bytes:
+    """A warning or error of a DCMTK program for the log: what it quotes of a data set or of a peer is withheld."""
+    return line if Privacy.shows_patients else _QUOTED.sub(_kept, line)
+
+
+def _kept(found: re.Match[bytes]) -> bytes:
+    return (found["before"] or b"") + b"..."
 
 
 def uid_or_nothing(value: str) -> str:

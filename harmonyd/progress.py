@@ -123,6 +123,8 @@ class SummedProgress:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self.expected = 0
+        """How many there will be, as far as is known."""
         self._counts: list[_Counts] = []
 
     def step(self) -> Progress:
@@ -133,10 +135,13 @@ class SummedProgress:
         return _Step(self, len(self._counts) - 1, self._progress)
 
     def tell(self, number: int, counts: _Counts) -> None:
-        """Tell the sums; what the present operation does not say is not known."""
+        """Tell the sums; what the present operation does not say is not known, nor what remains before the last one."""
         self._counts[number] = counts
-        sums = (None if each[-1] is None else sum(one or 0 for one in each) for each in zip(*self._counts, strict=True))
-        self._progress.counted(*sums)
+        completed, failed, warning, remaining = (
+            None if each[-1] is None else sum(one or 0 for one in each) for each in zip(*self._counts, strict=True)
+        )
+        is_last = len(self._counts) >= self.expected
+        self._progress.counted(completed, failed, warning, remaining if is_last else None)
 
 
 class _Step:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,19 @@ class PeerCertificate:
     """Subject alternative names: DNS names, mail addresses, URIs; then the common name."""
     sha256: str
     """Fingerprint, in hex."""
+
+
+def to_text(certificate: PeerCertificate) -> str:
+    """What is known of a certificate, as it is kept."""
+    return json.dumps(asdict(certificate))
+
+
+def from_text(text: str) -> PeerCertificate | None:
+    """The same again; None of ""."""
+    if not text:
+        return None
+    kept = json.loads(text)
+    return PeerCertificate(kept["subject"], tuple(kept["names"]), kept["sha256"])
 
 
 @dataclass(frozen=True, slots=True)

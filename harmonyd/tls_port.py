@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from harmonyd.errors import Unavailable
-from harmonyd.tls import CIPHERS, TlsServer
+from harmonyd.subject import PeerCertificate
+from harmonyd.tls import CIPHERS, TlsServer, fingerprint, subject_of
 
 OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
 
@@ -138,6 +141,30 @@ def said(error: Exception) -> str:
         return error.strerror or str(error)
     reasons = [entry[-1] for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     return str(reasons[-1]) if reasons else ""
+
+
+def certificate_of(shown: crypto.X509 | None) -> PeerCertificate | None:
+    """What a peer has proved to hold; None when it showed none."""
+    if shown is None:
+        return None
+    sha256 = fingerprint(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
+    try:
+        certificate = shown.to_cryptography()
+        return PeerCertificate(subject_of(certificate), _names(certificate), sha256)
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension):
+        return PeerCertificate("somebody whose name cannot be read", (), sha256)
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names: list[str] = []
+    else:
+        kinds = (x509.DNSName, x509.RFC822Name, x509.UniformResourceIdentifier)
+        names = [name for kind in kinds for name in found.get_values_for_type(kind)]
+    common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return (*names, *(str(each.value) for each in common))
 
 
 def is_tls(first_bytes: bytes) -> bool:

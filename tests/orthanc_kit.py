@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from harmonyd.testing.processes import end_group, free_port, log_tail, wait_until
+
+DICOMWEB_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 
 
 def program() -> str:
@@ -25,17 +28,28 @@ class Orthanc:
     """As a context manager: answers REST when entered, gone when left. ``modalities``: AE titles and their ports.
 
     ``tls``: certificate, key, and trusted certificates; then it speaks TLS in both roles, and wants a certificate.
+    ``dicomweb_user``: name and password; then it has the DICOMweb plug-in, and who asks over HTTP needs these.
     """
 
     def __init__(
-        self, folder: Path, modalities: Mapping[str, int] | None = None, tls: tuple[Path, Path, Path] | None = None
+        self,
+        folder: Path,
+        modalities: Mapping[str, int] | None = None,
+        tls: tuple[Path, Path, Path] | None = None,
+        dicomweb_user: tuple[str, str] | None = None,
     ) -> None:
         self._tls = tls
+        self._user = dicomweb_user
         self.port = free_port()
         self._http_port = free_port()
         self._folder = folder
-        self._modalities = dict(modalities or {})
+        self.modalities = dict(modalities or {})
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def dicomweb_url(self) -> str:
+        """Of its DICOMweb service."""
+        return f"http://127.0.0.1:{self._http_port}/dicom-web"
 
     @property
     def backend(self) -> dict[str, Any]:
@@ -67,17 +81,18 @@ class Orthanc:
             "Name": "test",
             "StorageDirectory": str(self._folder / "storage"),
             "IndexDirectory": str(self._folder / "index"),
-            "Plugins": [],
+            "Plugins": [] if self._user is None else [DICOMWEB_PLUGIN],
+            "RegisteredUsers": {} if self._user is None else dict([self._user]),
             "HttpPort": self._http_port,
             "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False,
+            "AuthenticationEnabled": self._user is not None,
             "DicomAet": "ORTHANC",
             "DicomPort": self.port,
             "DicomAlwaysAllowStore": True,
             "UnknownSopClassAccepted": True,
             "DicomModalities": {
                 aet: {"AET": aet, "Host": "127.0.0.1", "Port": port, "UseDicomTls": self._tls is not None}
-                for aet, port in self._modalities.items()
+                for aet, port in self.modalities.items()
             },
             **self._secured(),
         }
@@ -102,6 +117,8 @@ class Orthanc:
     def rest(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """One request; its answer. Raises ``OSError`` when that is not a success."""
         request = urllib.request.Request(f"http://127.0.0.1:{self._http_port}{path}", data=body, method=method)
+        if self._user is not None:
+            request.add_header("Authorization", "Basic " + base64.b64encode(":".join(self._user).encode()).decode())
         with urllib.request.urlopen(request, timeout=30) as answer:
             return bytes(answer.read())
 

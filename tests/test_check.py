@@ -203,6 +203,21 @@ def test_folders_that_are_files(tmp_path: Path, checked: Callable[..., Report]) 
     assert all(f"{tmp_path}/file is no folder" in line for line in errors(lines))
 
 
+def test_the_audit_file(tmp_path: Path, checked: Callable[..., Report]) -> None:
+    """Its folder has to be there: a start would fail without it."""
+    file = tmp_path / "trail" / "audit.xml"
+    config = configured(tmp_path, sections={"audit": {"file": str(file)}})
+    wrong = f"[audit] file {file}: "
+    status, lines = checked(config)
+    assert (status, errors(lines)) == (1, [f"{wrong}there is no folder {file.parent}; make it, writable for this user"])
+    file.mkdir(parents=True)
+    status, lines = checked(config)
+    assert (status, errors(lines)) == (1, [f"{wrong}it cannot be appended to by this user"])
+    file.rmdir()
+    status, lines = checked(config)
+    assert (status, f"ok       {wrong}can be written to".replace(": can", " can") in lines) == (0, True)
+
+
 def test_folders_that_are_not_writable(tmp_path: Path) -> None:
     """A folder that this user may not write to, and one that lies in a folder that may not be entered."""
     (tmp_path / "readonly").mkdir(mode=0o555)

@@ -117,7 +117,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 TABLES_IN_TABLES = (
-    *("tls.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "breaker.", "selectivity."),
+    *("tls.", "oauth2.", "incoming_store_tls.", "user_identity.", "acknowledge_status.", "breaker.", "selectivity."),
     "move_destinations.",
 )
 

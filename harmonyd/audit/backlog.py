@@ -39,6 +39,8 @@ class Backlog:
         self.bytes = 0
         self.oldest_at: float | None = None
         self._path = folder / NAME
+        self._delivered = 0
+        """Up to this id; on a full disk some of these are still there."""
         self._db: sqlite3.Connection | None = None
         self._lock = threading.Lock()
 
@@ -71,19 +73,25 @@ class Backlog:
         with self._lock:
             if not self.count and self._db is not None:
                 return []
-            rows = self._opened().execute("SELECT id, body FROM messages ORDER BY id LIMIT ?", (most,))
+            rows = self._opened().execute(
+                "SELECT id, body FROM messages WHERE id > ? ORDER BY id LIMIT ?", (self._delivered, most)
+            )
             return [Waiting(*row) for row in rows]
 
     def remove(self, messages: Sequence[Waiting]) -> None:
-        """These, which are the oldest, have been delivered."""
+        """These, which are the oldest, have been delivered.
+
+        They leave a full disk with a later call, or with ``close``; a restart without that sends them again.
+        """
         with self._lock:
             db = self._opened()
-            with db:
-                db.execute("DELETE FROM messages WHERE id <= ?", (messages[-1].id,))
+            self._delivered = messages[-1].id
+            with suppress(sqlite3.OperationalError), db:
+                db.execute("DELETE FROM messages WHERE id <= ?", (self._delivered,))
+            row = db.execute("SELECT at FROM messages WHERE id > ? ORDER BY id LIMIT 1", (self._delivered,)).fetchone()
+            self.oldest_at = row[0] if row else None
             self.count -= len(messages)
             self.bytes -= sum(len(each.body) for each in messages)
-            row = db.execute("SELECT at FROM messages ORDER BY id LIMIT 1").fetchone()
-            self.oldest_at = row[0] if row else None
 
     def open(self) -> None:
         """See what is there; ``add`` and ``first`` do so by themselves."""
@@ -95,6 +103,8 @@ class Backlog:
         with self._lock:
             db, self._db = self._db, None
             if db is not None:
+                with suppress(sqlite3.OperationalError), db:
+                    db.execute("DELETE FROM messages WHERE id <= ?", (self._delivered,))
                 db.close()
 
     def _opened(self) -> sqlite3.Connection:
@@ -105,6 +115,7 @@ class Backlog:
                 raise
             except sqlite3.DatabaseError:
                 # It is damaged. What comes from now on matters more than that somebody looks at it first.
+                self._delivered = 0
                 self._path.rename(self._path.with_name(f"{NAME}.damaged-{time.time_ns()}"))
                 for end in ("-wal", "-shm"):
                     with suppress(FileNotFoundError):
@@ -121,7 +132,8 @@ class Backlog:
             db.execute("PRAGMA synchronous = FULL")
             db.execute(_SCHEMA)
             count, size, oldest = db.execute(
-                "SELECT count(*), coalesce(sum(length(body)), 0), min(at) FROM messages"
+                "SELECT count(*), coalesce(sum(length(body)), 0), min(at) FROM messages WHERE id > ?",
+                (self._delivered,),
             ).fetchone()
         except BaseException:
             db.close()

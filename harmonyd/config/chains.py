@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from harmonyd.config import checks
 from harmonyd.config.auth import IDENTITY_TYPES, TYPES
 from harmonyd.config.errors import listing
+from harmonyd.config.fields import Section
 from harmonyd.config.model import DicomEndpointOptions, MiddlewareConfig, PipelineConfig
 from harmonyd.config.pipelines import Parts
 from harmonyd.permit import ANONYMOUS
+from harmonyd.tls import TlsServer
 
-_OVER_HTTP = tuple(kind for kind in TYPES if kind != "calling_aet")
+_CERTIFICATE = "client_certificate"
+_OVER_HTTP = tuple(kind for kind in TYPES if kind not in ("calling_aet", _CERTIFICATE))
 _AUTHORIZE = "authorize"
 _OF_NETWORKS = (*IDENTITY_TYPES, "rate_limit", "concurrency")
 
@@ -24,12 +27,14 @@ def settle(parts: Parts) -> frozenset[str]:
             if link.type not in _OF_NETWORKS:
                 what = f'"{link.name}" is of the type {link.type}, which is for pipelines'
                 section.problem("middleware", what, f"a network can have: {listing(_OF_NETWORKS)}")
+        _require_certificates(section, _links(parts, network.middleware), {f"network {name}": network.tls})
         if complaint := _complaint(_links(parts, network.middleware)):
             section.warn("middleware", complaint)
     for name, item in parts.pipelines.items():
         section = parts.tables["pipelines"][name]
         if complaint := _complaint(_links(parts, item.middleware)):
             section.warn("middleware", complaint)
+        _require_certificates(section, _links(parts, item.middleware), _ways_to(parts, item))
         if _receives(parts, item):
             for link in _links(parts, item.middleware):
                 if link.type in _OVER_HTTP and not link.options["optional"]:
@@ -38,6 +43,29 @@ def settle(parts: Parts) -> frozenset[str]:
                     section.problem("middleware", what, remedy)
     _tell_open(parts)
     return frozenset(name for name, network in parts.networks.items() if _guards(_links(parts, network.middleware)))
+
+
+def _ways_to(parts: Parts, item: PipelineConfig) -> dict[str, TlsServer | None]:
+    """Where requests of a pipeline come from, and the TLS there."""
+    named = item.networks if parts.http_endpoints(item) else ()
+    ways = {f"network {name}": parts.networks[name].tls for name in named if name in parts.networks}
+    for name in item.endpoints:
+        options = parts.endpoints[name].options if name in parts.endpoints else None
+        if isinstance(options, DicomEndpointOptions):
+            ways[f"endpoint {name}"] = options.tls
+    return ways
+
+
+def _require_certificates(
+    section: Section, links: Iterable[MiddlewareConfig], ways: Mapping[str, TlsServer | None]
+) -> None:
+    """Nobody is asked for a certificate where ``tls`` has no ``ca_file``."""
+    without = [way for way, tls in ways.items() if tls is None or tls.ca_file is None]
+    for link in links:
+        if link.type != _CERTIFICATE or not without or (link.options["optional"] and len(without) < len(ways)):
+            continue
+        what = f'"{link.name}" is about certificates, and {without[0]} asks nobody for one'
+        section.problem("middleware", what, "give it a table tls with ca_file, or remove the middleware")
 
 
 def _tell_open(parts: Parts) -> None:

@@ -79,10 +79,14 @@ class _Claim:
     def clashes(self, other: _Claim) -> bool:
         if self.port != other.port:
             return False
-        if self.receiver_mode is not None and other.receiver_mode is not None:
+        if self.receiver_mode is not None and self.shares(other):
             same_aet = bool(self.aet and self.aet == other.aet)
             return self.receiver_mode != other.receiver_mode or same_aet or self.tls != other.tls
         return self.address == other.address or self.address in _ANY_ADDRESS or other.address in _ANY_ADDRESS
+
+    def shares(self, other: _Claim) -> bool:
+        """Whether one socket could be that of both."""
+        return None not in (self.receiver_mode, other.receiver_mode) and self.address == other.address
 
 
 def check_ports(parts: Parts, control_section: Section, control: ControlConfig) -> None:
@@ -95,6 +99,9 @@ def check_ports(parts: Parts, control_section: Section, control: ControlConfig) 
             if one.aet and one.aet == two.aet:
                 what = f"[{one.section.name}] answers to {one.aet} on port {one.port} already"
                 remedy = "give one of them another port, or another AE title"
+            elif one.receiver_mode and two.receiver_mode and one.address != two.address:
+                what = f"port {one.port} is shared with [{one.section.name}], which has it on {one.address}"
+                remedy = "who shares a port listens on the same address; or give one of them another port"
             elif one.receiver_mode and one.receiver_mode == two.receiver_mode:
                 what = f"port {one.port} is shared with [{one.section.name}], and TLS there is not the same"
                 remedy = "a port has one certificate for all: give the same tables for TLS, or another port"
@@ -116,7 +123,7 @@ def _claims(parts: Parts) -> Iterator[_Claim]:
             yield _Claim(section, key, network.http.bind_port, network.http.bind_address)
     for name, endpoint in parts.dicom_endpoints().items():
         options = parts.tables["endpoints"][name].table("options")
-        shares = endpoint.store_scp in (PER_ASSOCIATION, NATIVE) and endpoint.bind_addr == ANY_ADDRESS
+        shares = endpoint.store_scp in (PER_ASSOCIATION, NATIVE)
         how = (endpoint.store_scp, endpoint.local_aet, endpoint.tls) if shares else ()
         yield _Claim(options, "port", endpoint.port, endpoint.bind_addr, *how)
     for name, backend in _receiving_backends(parts).items():

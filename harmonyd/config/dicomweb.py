@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from harmonyd.config.middleware import BRIDGES
-from harmonyd.config.model import DicomBackendOptions, DicomwebEndpointOptions, EndpointConfig, PipelineConfig
+from harmonyd.config.model import (
+    ASKED_SERVICES,
+    DicomBackendOptions,
+    DicomwebEndpointOptions,
+    EndpointConfig,
+    PipelineConfig,
+)
 from harmonyd.config.pipelines import Parts
 
 
@@ -41,9 +47,9 @@ def _check_backend(parts: Parts, item: PipelineConfig) -> None:
     if not names:
         return
     section = parts.tables["pipelines"][item.name]
-    others = [n for n in item.backends if n in parts.backends and parts.backends[n].service != "dicom"]
+    others = [n for n in item.backends if n in parts.backends and parts.backends[n].service not in ASKED_SERVICES]
     if others:
-        what = f'endpoint "{names[0]}" is DICOMweb, and backend "{others[0]}" is not a dicom one'
+        what = f'endpoint "{names[0]}" is DICOMweb, and backend "{others[0]}" is neither dicom nor dicomweb'
         section.problem("backends", what, "give it a pipeline of its own")
     elif not item.backends:
         what = f'endpoint "{names[0]}" is DICOMweb, and the pipeline has no dicom backend'

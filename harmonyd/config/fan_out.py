@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harmonyd.config.fields import Section
-from harmonyd.config.model import EndpointConfig, HttpEndpointOptions, PipelineConfig
+from harmonyd.config.model import ASKED_SERVICES, EndpointConfig, HttpEndpointOptions, PipelineConfig
 from harmonyd.config.pipelines import Parts
 
 _SEGMENTS = frozenset(
@@ -29,9 +29,11 @@ def _check_pipeline(parts: Parts, item: PipelineConfig) -> None:
             what = "no question goes to all backends here"
             section.problem("fan_out_timeout_ms", what, "set fan_out = true, or remove the key")
         return
-    others = [name for name in item.backends if name in parts.backends and parts.backends[name].service != "dicom"]
+    known = [name for name in item.backends if name in parts.backends]
+    others = [name for name in known if parts.backends[name].service not in ASKED_SERVICES]
     if others:
-        section.problem("fan_out", f'backend "{others[0]}" is not a dicom one', "give it a pipeline of its own")
+        what = f'backend "{others[0]}" is neither dicom nor dicomweb'
+        section.problem("fan_out", what, "give it a pipeline of its own")
     elif len(item.backends) < 2:
         section.problem("fan_out", "there are no two backends to ask", "name them in backends, or remove fan_out")
     elif not parts.is_asked(item):

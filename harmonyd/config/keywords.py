@@ -47,3 +47,10 @@ def nearest_keyword(key: str) -> str | None:
     from pydicom.datadict import keyword_dict
 
     return nearest(key.replace("_", ""), (keyword for keyword in keyword_dict if keyword))
+
+
+def vr_of(tag: int) -> str | None:
+    """The VR of the data dictionary, the first where there are several; None for what is not in it."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
+    return dictionary_VR(tag)[:2] if dictionary_has_tag(tag) else None

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harmonyd.config import auth, authorize, checks, jwt_auth, keywords, limits, route, transform
+from harmonyd.config import auth, authorize, checks, jwt_auth, keywords, limits, rewriting, route, transform
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section
 from harmonyd.config.model import MiddlewareConfig
@@ -143,6 +143,8 @@ _PARSERS: dict[str, Callable[[Section], Mapping[str, Any]]] = {
 _WITH_FILES: Mapping[str, Callable[[Sequence[Path], Section], Mapping[str, Any]]] = {
     "transform": transform.options,
     "metadata_transform": transform.metadata_options,
+    "rewrite": rewriting.rewrite,
+    "deidentify": rewriting.deidentify,
     "basic_auth": lambda folders, section: auth.basic_auth(folders[-1], section),
     "api_key": lambda folders, section: auth.api_key(folders[-1], section),
     **dict.fromkeys(("jwt_auth", "jwtauth"), lambda folders, section: jwt_auth.options(folders[-1], section)),

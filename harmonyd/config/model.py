@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonyd.acknowledge import PipelineAnswers
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.asking import MoveDestination
 from harmonyd.config.audit_model import AuditConfig
 from harmonyd.config.daemon import (
@@ -193,7 +194,9 @@ class EchoOptions:
 
 
 EndpointOptions = HttpEndpointOptions | DicomEndpointOptions
-BackendOptions = DicomBackendOptions | HttpBackendOptions | StorageBackendOptions | EchoOptions
+BackendOptions = DicomBackendOptions | DicomwebBackendOptions | HttpBackendOptions | StorageBackendOptions | EchoOptions
+ASKED_SERVICES = ("dicom", "dicomweb")
+"""Services of backends that can be asked what DIMSE can: find, get, move, store, echo."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harmonyd.config import keywords
+from harmonyd.config import checks, keywords
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section
 from harmonyd.config.model import RouteRule
 
 METADATA_KEYS = (
-    *("called_aet", "calling_aet", "dimse_op", "move_originator_aet", "path", "peer_address", "series_instance_uid"),
-    *("sop_class_uid", "sop_instance_uid", "study_instance_uid", "transfer_syntax_uid"),
+    *("called_aet", "calling_aet", "dimse_op", "method", "move_destination", "move_originator_aet", "path"),
+    *("peer_address", "query_model", "series_instance_uid", "sop_class_uid", "sop_instance_uid"),
+    *("study_instance_uid", "transfer_syntax_uid"),
 )
+ADDRESS = "peer_address"
 _FIRST_GROUP = 0x0008
 """Groups below are those of commands and file meta information (PS3.10 section 7.1), which no data set has."""
 _EVERYTHING = "it would match everything; write otherwise for that"
@@ -56,18 +58,24 @@ def _rule(section: Section) -> RouteRule:
 
 def _patterns(when: Section, key: str) -> tuple[str, ...]:
     value = when.raw(key)
+    check = _address if key == ADDRESS else _pattern
     if isinstance(value, str):
-        return (when.text(key, "", _pattern),)
+        return (when.text(key, "", check),)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         when.problem(key, "neither a string nor a list of strings", 'write "CT" or ["CT", "MR"], numbers too')
         return ()
     if not value:
         when.problem(key, "an empty list, which nothing matches", 'write "" for an element that is missing or empty')
-    return when.strings(key, _pattern)
+    return when.strings(key, check)
 
 
 def _pattern(value: str) -> str | None:
     return None if value.isprintable() else "no value has control characters"
+
+
+def _address(value: str) -> str | None:
+    """A pattern, or with a slash a block of addresses."""
+    return checks.address_block(value) if "/" in value else _pattern(value)
 
 
 def _name(when: Section, key: str) -> str | None:

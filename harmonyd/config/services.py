@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from harmonyd.config import checks, dicom
+from harmonyd.config import archive, checks, dicom
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import (
@@ -124,4 +124,5 @@ _BACKENDS: Mapping[str, _Parser[BackendOptions]] = {
     "storage": _storage_backend,
     "echo": _echo_backend,
     "dicom": dicom.backend_options,
+    "dicomweb": archive.backend_options,
 }

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from harmonyd import __version__
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.model import (
     BackendConfig,
     Config,
@@ -193,6 +194,8 @@ def _backend(backend: BackendConfig) -> dict[str, Any]:
     shown: dict[str, Any] = {"name": backend.name, "service": backend.service}
     if isinstance(options, DicomBackendOptions):
         shown |= {"aet": options.aet, "host": options.host, "port": options.port, "local_aet": options.local_aet}
+    elif isinstance(options, DicomwebBackendOptions):
+        shown |= {"url": options.url}
     elif isinstance(options, HttpBackendOptions):
         shown |= {"base_url": options.base_url}
     elif isinstance(options, StorageBackendOptions):

@@ -47,6 +47,8 @@ def _late(failure: Failure) -> None:
 def _figures(backend: Backend) -> dict[str, Any]:
     if not isinstance(backend, DicomBackend):
         return {"service": type(backend).__name__.removesuffix("Backend").lower()}
+    if isinstance(url := getattr(backend, "url", None), str):
+        return {"service": "dicomweb", "url": url, **backend.figures()}
     remote = backend.remote
     node = {"service": "dicom", "aet": remote.aet, "host": remote.host, "port": remote.port}
     return {**node, **backend.figures()}

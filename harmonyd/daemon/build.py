@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from harmonyd.config.model import (
     Config,
     EndpointConfig,
     HttpListener,
+    MiddlewareConfig,
     NetworkConfig,
     PipelineConfig,
 )
 from harmonyd.control.management import Document, Resource
 from harmonyd.daemon.engines import DCMTK, NATIVE, Engines, engines_in
 from harmonyd.daemon.named import LONG_RUNNING, asked_backends, dicom_endpoints, is_dimse, listeners, origins
+from harmonyd.describe import Description
 from harmonyd.dimse.dcmtk.engine import DcmtkEngine
 from harmonyd.dimse.dcmtk.tools import find_tools
 from harmonyd.dimse.native.engine import NativeEngine
@@ -40,6 +43,7 @@ from harmonyd.services.describing import described
 from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
+from harmonyd.services.securing import fields_of, in_part, secured
 from harmonyd.services.storage import StorageBackend
 from harmonyd.spool.api import Spool
 from harmonyd.supervision.api import Supervisor
@@ -51,6 +55,7 @@ from harmonyd.web.health import health_routes
 from harmonyd.web.management import management_route
 from harmonyd.web.route import Route
 
+_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 _MANAGE = "manage"
 KEPT = "received"
 """Name of the backend that keeps the objects of a pipeline without one."""
@@ -150,6 +155,10 @@ class Builder:
             self._made_codecs = Codecs(self._in_thread)
         return self._made_codecs
 
+    async def _decoded(self, source: Path) -> Path:
+        path: Path = await self._codecs().transcoded(source, (_EXPLICIT_LITTLE_ENDIAN,))
+        return path
+
     async def stop(self) -> None:
         """End what was made for all endpoints together."""
         if self._made_codecs is not None:
@@ -220,7 +229,13 @@ class Builder:
 
     def _chain(self, config: Config, names: Sequence[str]) -> list[Middleware]:
         resources = middleware_registry.Resources(
-            self._reactor, self._in_thread, self._witness.audit, self.guard, self._limits
+            self._reactor,
+            self._in_thread,
+            self._witness.audit,
+            self.guard,
+            self._folders.storage,
+            self._decoded,
+            self._limits,
         )
         return [middleware_registry.build(config.middleware[name], resources) for name in names]
 
@@ -230,7 +245,7 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness.batches)
+        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness)
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]
@@ -249,13 +264,17 @@ class Builder:
 
     def front_end(self, config: Config, network: NetworkConfig, pipelines: Mapping[str, Pipeline]) -> HttpFrontEnd:
         """What serves an HTTP network."""
-        routes, health = self.routes(config, network.name, pipelines), self.health_on(config, network.name)
-        return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests)
+        routes, health = self.routes(config, network.name, pipelines), self.open_health_on(config, network.name)
+        told = partial(self._witness.no_tls, network.name)
+        return HttpFrontEnd(self._reactor, network, routes, config.limits, health, self._metrics.requests, told)
 
     def routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         """What is served on a network, behind its middleware."""
         chain = tuple(self._chain(config, config.networks[network].middleware))
-        return [replace(route, chain=chain) for route in self._routes(config, network, pipelines)]
+        routes = self._routes(config, network, pipelines)
+        if chain and (health := self.health_on(config, network)) is not None:
+            routes += health_routes(health, is_guarded=True).values()
+        return [replace(route, chain=chain) for route in routes]
 
     def _routes(self, config: Config, network: str, pipelines: Mapping[str, Pipeline]) -> list[Route]:
         routes = [
@@ -273,31 +292,51 @@ class Builder:
             routes.append(replace(managed, compresses=config.web.compression, action=_MANAGE))
         if config.telemetry.metrics and self.health_on(config, network) is not None:
             routes.append(replace(metrics_route(self._metrics.text), action=_MANAGE))
-        documents = self._documentation(config, network, routes) if config.web.documentation else []
-        return routes + [replace(each, action=_MANAGE) for each in documents]
+        links = [config.middleware[name] for name in config.networks[network].middleware]
+        shown = fields_of(links)
+        routes = [
+            replace(each, described=each.described and secured(each.described, links), shown=each.shown + shown)
+            for each in routes
+        ]
+        documents = self._documentation(config, network, routes, links) if config.web.documentation else []
+        return routes + [replace(each, action=_MANAGE, shown=shown) for each in documents]
 
-    def _documentation(self, config: Config, network: str, routes: Sequence[Route]) -> list[Route]:
+    def _documentation(
+        self, config: Config, network: str, routes: Sequence[Route], links: Sequence[MiddlewareConfig]
+    ) -> list[Route]:
+        def behind(found: Description) -> Description:
+            return secured(found, links)
+
         health = self.health_on(config, network)
-        probes = health_routes(health).values() if health is not None else ()
-        everything = [*routes, *probes]
-        return documentation(config.id, everything, origins(config, network), compresses=config.web.compression)
+        probes = health_routes(health, is_guarded=bool(links)).values() if health is not None else ()
+        told = [replace(each, described=each.described and in_part(each.described, links)) for each in probes]
+        found = origins(config, network)
+        return documentation(
+            config.id, [*routes, *told], found, compresses=config.web.compression, secured=behind
+        )
 
     def _route(self, config: Config, item: PipelineConfig, endpoint: EndpointConfig, pipeline: Pipeline) -> Route:
+        links = [config.middleware[name] for name in item.middleware]
         route = Route(
             registry.HTTP_ENDPOINTS[endpoint.service](endpoint, self._endpoint_resources),
             pipeline.handle,
             compresses=config.web.compression,
-            described=described(config, item, endpoint),
+            described=secured(described(config, item, endpoint), links),
             identify=pipeline.identify,
+            shown=fields_of(links),
         )
         if endpoint.service not in LONG_RUNNING or not is_dimse(config, item):
             return route
         return replace(
             route,
             endpoint=LongRunningEndpoint(route, self.operations),
-            described=with_operations(described(config, item, endpoint)),
+            described=secured(with_operations(described(config, item, endpoint)), links),
         )
 
     def health_on(self, config: Config, network: str) -> Health | None:
         """What /livez and /readyz of a network tell; None where they are not served."""
         return self._health if config.telemetry.network in (None, network) else None
+
+    def open_health_on(self, config: Config, network: str) -> Health | None:
+        """The same, for a network that has no middleware: one that has serves them among its routes."""
+        return None if config.networks[network].middleware else self.health_on(config, network)

@@ -33,6 +33,7 @@ from harmonyd.daemon.reload import ConfigReloader
 from harmonyd.daemon.spans import Spans
 from harmonyd.daemon.takeover import Takeover
 from harmonyd.dimse import artifacts
+from harmonyd.dimse.accepting import Answered
 from harmonyd.metrics.metrics import Metrics
 from harmonyd.metrics.state import Sources
 from harmonyd.operations.registry import Operations
@@ -197,9 +198,9 @@ class Daemon:
         except OSError as error:
             self._log.error("what was received earlier cannot be looked for: {error}", error=error)
 
-    async def _grace(self, ports: Collection[int]) -> None:
+    async def _grace(self, ending: Collection[Answered]) -> None:
         grace_secs = self.config.supervision.stop_grace_secs
-        await associations_end(self._reactor, self.supervisor, self._parts.engines, grace_secs, ports)
+        await associations_end(self._reactor, self.supervisor, self._parts.engines, grace_secs, ending)
 
     async def _children_settle(self) -> None:
         """Who waits for the reload wants to find its children running; one that does not come up is not waited for."""

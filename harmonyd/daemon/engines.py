@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions
+from harmonyd.dimse.accepting import Answered
 from harmonyd.dimse.engine import Engine, MoveReceiver
 
 DCMTK, NATIVE = "dcmtk", "native"
@@ -18,8 +19,8 @@ class RunningEngine(Engine, Protocol):
 
     async def close(self) -> None: ...
 
-    def association_count(self, ports: Collection[int] | None = None) -> int:
-        """How many inbound associations run that the engine has accepted itself (on these ports)."""
+    def association_count(self, only: Collection[Answered] | None = None) -> int:
+        """How many inbound associations run that the engine has accepted itself (with these called AE titles)."""
         ...
 
     def accept_no_more(self) -> None: ...
@@ -56,9 +57,9 @@ class Engines:
         for engine in self._engines.values():
             await engine.close()
 
-    def association_count(self, ports: Collection[int] | None = None) -> int:
-        """How many inbound associations run that an engine has accepted itself (on these ports)."""
-        return sum(engine.association_count(ports) for engine in self._engines.values())
+    def association_count(self, only: Collection[Answered] | None = None) -> int:
+        """How many inbound associations run that an engine has accepted itself (with these called AE titles)."""
+        return sum(engine.association_count(only) for engine in self._engines.values())
 
     def accept_no_more(self) -> None:
         """Close the ports on which engines listen themselves; associations that run go on."""

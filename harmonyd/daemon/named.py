@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harmonyd.config.asking import are_asked
 from harmonyd.config.model import (
+    ASKED_SERVICES,
     Config,
     DicomBackendOptions,
     DicomEndpointOptions,
@@ -60,7 +61,7 @@ def long_running(config: Config) -> frozenset[Owner]:
 
 def is_dimse(config: Config, pipeline: PipelineConfig) -> bool:
     services = {config.backends[name].service for name in pipeline.backends}
-    return "dicom" in services and services <= {"dicom", "storage"}
+    return bool(services & set(ASKED_SERVICES)) and services <= {*ASKED_SERVICES, "storage"}
 
 
 def asked_backends(config: Config) -> frozenset[str]:

@@ -9,9 +9,10 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from harmonyd.config.model import Config
+from harmonyd.config.model import Config, DicomEndpointOptions
 from harmonyd.daemon.build import Builder, Parts
 from harmonyd.daemon.named import dicom_endpoints, listeners, move_receivers, receiving_backends
+from harmonyd.dimse.accepting import Answered
 from harmonyd.errors import HarmonydError
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.dicom.inbound import DicomEndpoint, scp_config
@@ -19,8 +20,8 @@ from harmonyd.supervision.ports import problem_text, try_port
 from harmonyd.supervision.process import in_thread
 from harmonyd.web.listening import PortTaken
 
-Grace = Callable[[set[int]], Coroutine[Any, Any, None]]
-"""Waits until nobody is connected to these ports, not longer than inbound associations are given."""
+Grace = Callable[[set[Answered]], Coroutine[Any, Any, None]]
+"""Waits until nobody is connected to these, not longer than inbound associations are given."""
 
 
 class DicomTakeover:
@@ -77,7 +78,7 @@ class DicomTakeover:
         """End what has changed or is gone, after its grace, and start what is new; return what could not be started."""
         if self._ending:
             before = dicom_endpoints(self._old)
-            await self._grace({before[name][0].port for name in self._ending})
+            await self._grace({_answered(before[name][0]) for name in self._ending})
             await gatherResults([Deferred.fromCoroutine(endpoint.pause()) for endpoint in self._ending.values()])
         for name in self._ending.keys() - self._resuming.keys():
             self._leave(name)
@@ -126,6 +127,10 @@ class DicomTakeover:
         leaving.handing_on.pop(name, None)
         await endpoint.stop()
         self._log.info("endpoint {name} is gone; all it had received was handed on", name=name)
+
+
+def _answered(options: DicomEndpointOptions) -> Answered:
+    return Answered(options.port, options.local_aet)
 
 
 def _needed(config: Config) -> set[int]:

@@ -66,7 +66,7 @@ class HttpTakeover:
             front_end = parts.listeners.get(listener)
             if front_end is not None:
                 routes = self._builder.routes(new, name, pipelines)
-                health = self._builder.health_on(new, name)
+                health = self._builder.open_health_on(new, name)
                 front_end.serve(new.networks[name], routes, new.limits, health, self._secured.get(listener))
         self._removed = [front_end for listener, front_end in parts.listeners.items() if listener not in wanted]
         known = parts.listeners | self._bound

@@ -36,6 +36,7 @@ def instance_of(path: Path, header: InstanceHeader) -> Instance:
         header.study_instance_uid,
         header.series_instance_uid,
         header.patient_id,
+        header.data_set_at,
     )
 
 

@@ -28,6 +28,14 @@ def explain(port: int, error: OSError) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """An AE title that somebody here answers to on a port; others may have the same port."""
+
+    port: int
+    aet: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A caller that did not prove to be one that may call. What it says of itself is printable."""
 

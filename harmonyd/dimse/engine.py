@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from harmonyd.acknowledge import PipelineAnswers
 from harmonyd.identity import Credentials
 from harmonyd.progress import UNTIMED, UNWATCHED, Progress, Steps
+from harmonyd.subject import PeerCertificate
 from harmonyd.tls import TlsClient, TlsServer
 from harmonyd.tracing import Trace
 
@@ -173,7 +174,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One received object: a complete Part 10 file, checked to its last element."""
+    """One received object: a complete Part 10 file, checked to its last element. ``data_set_at``: 0 when not noted."""
 
     path: Path
     sop_class_uid: str
@@ -184,6 +185,7 @@ class Instance:
     """Empty where the data set has none."""
     series_instance_uid: str = ""
     patient_id: str = field(default="", repr=False)
+    data_set_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,8 @@ class Association:
     calling_aet: str
     peer: str = ""
     """IP address of the caller; empty where the receiver cannot know it (a storescp that listens itself)."""
+    certificate: PeerCertificate | None = None
+    """What it proved to hold, over TLS."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ The file is the one way its keys reach a DCMTK program: no value becomes an opti
 
 from __future__ import annotations
 
+import json
 from collections.abc import MutableSequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from harmonyd.dimse.engine import Query
+from harmonyd.dimse.dataset_json import dataset_to_json
+from harmonyd.dimse.engine import Query, Received
 from harmonyd.dimse.plain_keys import plain_keys
 from harmonyd.dimse.recode import EXPLICIT_VR_LE, IMPLICIT_VR_LE, recoded
 
@@ -55,11 +57,26 @@ def any_keys(ds: Dataset, *, implicit: bool) -> bytes:
 
 
 def without_values(query: Query) -> Query:
-    """Return ``query`` with its keys, and of their values only UIDs and codes."""
+    """Return ``query`` with its keys, those in sequences too, and of their values only UIDs and codes.
+
+    Raises ``MalformedDataset`` for what was received.
+    """
+    keys = query.dataset if query.received is None else _all_keys(query.received)
+    return Query(query.level, query.model, _bare(keys))
+
+
+def _all_keys(received: Received) -> Dataset:
+    return Dataset.from_json(json.loads(dataset_to_json(received.data, received.transfer_syntax_uid)))
+
+
+def _bare(keys: Dataset) -> Dataset:
     bare = Dataset()
-    for elem in query.dataset:
-        bare.add_new(elem.tag, elem.VR, elem.value if elem.VR in ("UI", "CS") else None)
-    return Query(query.level, query.model, bare)
+    for elem in keys:
+        if elem.VR == "SQ":
+            bare.add_new(elem.tag, "SQ", [_bare(item) for item in elem.value or ()])
+        else:
+            bare.add_new(elem.tag, elem.VR, elem.value if elem.VR in ("UI", "CS") else None)
+    return bare
 
 
 def declare_character_set(ds: Dataset) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harmonyd.dimse.engine import Association, Instance, QueryModel, RemoteNode
+from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.status import PENDING
 
 FIND, GET, MOVE, STORE = "find", "get", "move", "store"
@@ -21,14 +22,17 @@ SERVICES = (STORE, FIND, GET, MOVE)
 class NotServed(Exception):
     """The final status of an operation that is not Success, and its Error Comment (PS3.7 section C.4.2)."""
 
-    def __init__(self, status: int, comment: str = "", *, failed: int = 0) -> None:
+    def __init__(self, status: int, comment: str = "", *, failed: int = 0, is_quoted: bool = False) -> None:
         """``comment``: for people; an engine cuts it to the 64 characters of an LO.
+
+        ``is_quoted``: a remote node wrote it, so it may name a patient and is not for the log.
 
         ``failed``: sub-operations that failed behind us.
         """
         super().__init__(comment)
         self.status = status
         self.comment = comment
+        self.is_quoted = is_quoted
         self.failed = failed
 
 
@@ -76,6 +80,15 @@ class Retrieval(Protocol):
     @property
     def missed_uids(self) -> tuple[str, ...]:
         """SOP Instance UIDs of these, where they are known."""
+        ...
+
+    @property
+    def doubt(self) -> str:
+        """Why there may be more than what was found to be sent, for people; "" where that is all."""
+        ...
+
+    def told(self, header: InstanceHeader, problem: str) -> None:
+        """An object was sent on, or was not: ``problem`` says why."""
         ...
 
     async def aclose(self) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.internet.protocol import Factory
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 
 from harmonyd.dimse.associate import printable
 from harmonyd.dimse.tls_failures import inbound_problem
-from harmonyd.tls import fingerprint, subject_of
-from harmonyd.tls_port import ServerConnections, said
+from harmonyd.subject import PeerCertificate
+from harmonyd.tls_port import ServerConnections, certificate_of, said
 
 
 class Caller(Protocol):
@@ -51,11 +51,9 @@ class _Noting(TLSMemoryBIOProtocol):
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
 
-def proof_of(handle: SSL.Connection) -> str:
-    """What a caller has shown of itself, for the log."""
-    version, certificate = handle.get_protocol_version_name(), handle.get_peer_certificate()
-    if certificate is None:
-        return version
-    subject = subject_of(certificate.to_cryptography())
-    sha256 = fingerprint(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
-    return f"{version}, certificate of {printable(subject)}, SHA-256 {sha256}"
+def shown_by(handle: SSL.Connection) -> tuple[str, PeerCertificate | None]:
+    """What a caller has shown of itself: for the log, and its certificate."""
+    version, found = handle.get_protocol_version_name(), certificate_of(handle.get_peer_certificate())
+    if found is None:
+        return version, None
+    return f"{version}, certificate of {printable(found.subject)}, SHA-256 {found.sha256}", found

@@ -73,7 +73,7 @@ def encoded(text: bytes, transfer_syntax_uid: str, wanted: tuple[str, ...]) -> b
         ds = _dataset(json.loads(text), wanted)
         return written(ds, transfer_syntax_uid)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise MalformedDataset(f"it cannot be written as a data set: {error}") from error
+        raise MalformedDataset(f"it cannot be written as a data set ({type(error).__name__})") from error
 
 
 def written(ds: Dataset, transfer_syntax_uid: str) -> bytes:
@@ -108,7 +108,7 @@ def _level(document: Json, model: QueryModel) -> QueryLevel:
     given = values_of(document, _LEVEL)
     level = level_of(given[0]) if given else None
     if level is None:
-        what = f"{given[0][:16]} is no Query/Retrieve Level" if given else "no Query/Retrieve Level"
+        what = "the Query/Retrieve Level is none that there is" if given else "no Query/Retrieve Level"
         raise IdentifierError(what, key="QueryRetrieveLevel")
     if level is QueryLevel.PATIENT and model is QueryModel.STUDY_ROOT:
         raise IdentifierError("Study Root has no PATIENT level", key="QueryRetrieveLevel")

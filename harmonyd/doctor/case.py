@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import ROOTS, QueryModel, RemoteNode
 from harmonyd.dimse.native import names
@@ -24,6 +25,8 @@ class Case:
     remote: RemoteNode
     daemon: int | None = None
     """The pid of the harmonyd that runs with this configuration; None: none that we may see."""
+    archive: DicomwebBackendOptions | None = None
+    """It is a DICOMweb archive: what it has in common with a node is in ``options`` and ``remote``."""
     addresses: list[str] = field(default_factory=list)
     address: str | None = None
     """The one that is used: the first that took a connection."""
@@ -66,13 +69,22 @@ class Case:
 
 
 def case_of(
-    name: str, options: DicomBackendOptions, limit_secs: float, *, is_asked: bool, daemon: int | None
+    name: str,
+    options: DicomBackendOptions | DicomwebBackendOptions,
+    limit_secs: float,
+    *,
+    is_asked: bool,
+    daemon: int | None,
 ) -> Case:
     """``limit_secs``: at most so long is waited at once, and never longer than the backend's own timeouts say."""
-    remote = remote_node(name, options)
+    archive = options if isinstance(options, DicomwebBackendOptions) else None
+    node = options.node if isinstance(options, DicomwebBackendOptions) else options
+    remote = remote_node(name, node)
+    if archive is not None and archive.url.startswith("https:"):
+        remote = replace(remote, tls=archive.tls)
     remote = replace(
         remote,
         connect_timeout_secs=min(remote.connect_timeout_secs, limit_secs),
         association_timeout_secs=min(remote.association_timeout_secs, limit_secs),
     )
-    return Case(name, options, is_asked, remote, daemon)
+    return Case(name, node, is_asked, remote, daemon, archive)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harmonyd import __version__
 from harmonyd import config as configuration
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.model import Config, DicomBackendOptions
 from harmonyd.daemon.build import Folders
 from harmonyd.daemon.lock import LOCK_NAME, RunLock
@@ -19,6 +20,7 @@ from harmonyd.doctor.report import Result, Step, worst
 from harmonyd.doctor.walk import walk
 
 DEFAULT_TIMEOUT_SECS = 30.0
+_EXAMINED = (DicomBackendOptions, DicomwebBackendOptions)
 
 
 def doctor(
@@ -28,7 +30,7 @@ def doctor(
     as_json: bool = False,
     timeout_secs: float = DEFAULT_TIMEOUT_SECS,
 ) -> int:
-    """Examine the dicom backends, or one; print what is found; return the exit status.
+    """Examine the dicom and dicomweb backends, or one; print what is found; return the exit status.
 
     ``timeout_secs``: no wait is longer, nor longer than the backend's own timeouts.
     """
@@ -37,7 +39,7 @@ def doctor(
     except configuration.ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
-    dicom = [name for name, found in config.backends.items() if isinstance(found.options, DicomBackendOptions)]
+    dicom = [name for name, found in config.backends.items() if isinstance(found.options, _EXAMINED)]
     if not dicom or backend not in (None, *dicom):
         asked = "no dicom backend is configured" if not dicom else f"no dicom backend {backend!r}"
         known = f"; there are: {', '.join(dicom)}" if dicom else ""
@@ -54,7 +56,7 @@ def _cases(config: Config, names: list[str], timeout_secs: float) -> list[Case]:
     cases = []
     for name in names:
         options = config.backends[name].options
-        assert isinstance(options, DicomBackendOptions)
+        assert isinstance(options, _EXAMINED)
         cases.append(case_of(name, options, timeout_secs, is_asked=name in asked, daemon=daemon))
     return cases
 

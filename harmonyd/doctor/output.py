@@ -30,6 +30,8 @@ class Table:
     def heading(self, case: Case) -> str:
         """A line about the backend."""
         remote = case.remote
+        if case.archive is not None:
+            return f"backend {case.name}: {case.archive.url} (DICOMweb)"
         where = f"{remote.aet} at {remote.host}:{remote.port}"
         return f"backend {case.name}: {where}, as {remote.local_aet} ({case.options.engine} engine)"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from harmonyd.doctor import negotiation, network, operations, receiver
+from harmonyd.doctor import archive, negotiation, network, operations, receiver
 from harmonyd.doctor.case import Case
 from harmonyd.doctor.report import Result, Step
 
@@ -21,14 +21,18 @@ _PLAN: dict[str, tuple[Callable[[Case], Step], bool]] = {
 }
 """What does it, and whether all that comes after it is in vain without it."""
 STEPS = tuple(_PLAN)
+_OF_AN_ARCHIVE: dict[str, tuple[Callable[[Case], Step], bool]] = {
+    **{name: _PLAN[name] for name in ("resolve", "tcp", "tls")},
+    "search": (archive.search, False),
+}
 _ALWAYS = {"receiver"}
 
 
 def walk(case: Case) -> Iterator[Step]:
-    """Every step of ``STEPS``, as it ends. Nothing stays open, however it is left."""
+    """Every step of ``STEPS``, or those of an archive, as it ends. Nothing stays open, however it is left."""
     obstacle = None
     try:
-        for name, (act, is_needed) in _PLAN.items():
+        for name, (act, is_needed) in (_PLAN if case.archive is None else _OF_AN_ARCHIVE).items():
             if obstacle is not None and name not in _ALWAYS:
                 yield Step(name, Result.SKIPPED, f"not tried: {obstacle} failed")
                 continue

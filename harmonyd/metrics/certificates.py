@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.model import Config, DicomBackendOptions, DicomEndpointOptions
 from harmonyd.tls import TlsClient, TlsServer, subject_of
 
@@ -40,6 +41,8 @@ def _tls(config: Config) -> Iterator[tuple[str, str, TlsClient | TlsServer]]:
         if isinstance(options := backend.options, DicomBackendOptions):
             found = (("backend", options.tls), ("receiver", options.incoming_store_tls))
             yield from ((where, name, settings) for where, settings in found if settings is not None)
+        elif isinstance(options, DicomwebBackendOptions):
+            yield "backend", name, options.tls
     for name, endpoint in config.endpoints.items():
         if isinstance(receiving := endpoint.options, DicomEndpointOptions) and receiving.tls is not None:
             yield "endpoint", name, receiving.tls

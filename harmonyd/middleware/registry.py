@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harmonyd.audit.api import Auditor
@@ -14,7 +16,6 @@ from harmonyd.middleware.auth.api_key import ApiKey
 from harmonyd.middleware.auth.authorize import Authorize
 from harmonyd.middleware.auth.basic import BasicAuth
 from harmonyd.middleware.auth.guard import Guard
-from harmonyd.middleware.auth.jwt_auth import JwtAuth
 from harmonyd.middleware.auth.peers import CallingAet, ClientCertificate
 from harmonyd.middleware.base import Middleware
 from harmonyd.middleware.json_extractor import JsonExtractor
@@ -38,8 +39,25 @@ class Resources:
     audit: Auditor
     guard: Guard
     """Of the whole daemon: who fails at one place has failed at all."""
+    storage: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    """Where files are made, and kept, that are too big for memory."""
+    decode: Callable[[Path], Awaitable[Path]] | None = None
+    """Makes a file without compressed pixels, beside another one."""
     limits: LimitState = field(default_factory=lambda: LimitState(time.monotonic))
     """What limits of callers have counted so far."""
+
+
+def _rewriting() -> Any:
+    """Loads what few configurations need, and takes a moment."""
+    from harmonyd.middleware import rewriting_types
+
+    return rewriting_types
+
+
+def _jwt_auth(config: MiddlewareConfig, given: Resources) -> Middleware:
+    from harmonyd.middleware.auth.jwt_auth import JwtAuth  # with Twisted's HTTP client, which takes its time
+
+    return JwtAuth(config.name, config.options, given.guard)
 
 
 MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middleware]] = {
@@ -51,13 +69,15 @@ MIDDLEWARE_TYPES: Mapping[str, Callable[[MiddlewareConfig, Resources], Middlewar
     "metadata_transform": lambda config, _: MetadataTransform(config.name, config.options),
     "metadata": lambda config, _: Metadata(config.name, config.options),
     "basic_auth": lambda config, given: BasicAuth(config.name, config.options, given.guard),
-    **dict.fromkeys(("jwt_auth", "jwtauth"), lambda config, given: JwtAuth(config.name, config.options, given.guard)),
+    **dict.fromkeys(("jwt_auth", "jwtauth"), _jwt_auth),
     "api_key": lambda config, given: ApiKey(config.name, config.options, given.guard),
     "client_certificate": lambda config, given: ClientCertificate(config.name, config.options, given.guard),
     "calling_aet": lambda config, given: CallingAet(config.name, config.options, given.guard),
     "authorize": lambda config, given: Authorize(config.name, config.options, given.guard),
     "route": lambda config, _: Route(config.name, config.options["rules"], config.options["otherwise"]),
     "rate_limit": lambda config, resources: RateLimit(config.name, config.options, resources.limits),
+    "rewrite": lambda config, given: _rewriting().rewrite(config, given),
+    "deidentify": lambda config, given: _rewriting().deidentify(config, given),
     "concurrency": lambda config, resources: Concurrency(config.name, config.options, resources.limits),
 }
 

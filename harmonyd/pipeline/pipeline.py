@@ -44,6 +44,15 @@ class Identifies(Protocol):
     identifies: bool
 
 
+@runtime_checkable
+class SeesErrors(Protocol):
+    """Middleware that changes what an error of a backend tells the caller."""
+
+    async def on_error(self, request: RequestEnvelope, error: HarmonydError) -> None:
+        """Change ``error.extra`` in place."""
+        ...
+
+
 class Together(Protocol):
     """Answers a request from several backends."""
 
@@ -103,7 +112,13 @@ class Pipeline:
         passed: list[Middleware] = []
         response = await self._request_side(request, passed)
         if response is None:
-            response = await self._ask(request)
+            try:
+                response = await self._ask(request)
+            except HarmonydError as error:
+                for middleware in reversed(passed):
+                    if isinstance(middleware, SeesErrors):
+                        await middleware.on_error(request, error)
+                raise
         return await self._response_side(request, response, passed)
 
     async def deliver(self, backend: str, requests: Sequence[RequestEnvelope]) -> list[Exception | None]:

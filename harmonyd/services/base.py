@@ -42,6 +42,8 @@ class HttpRequest:
     """What that middleware lets the request do."""
     consumed: frozenset[str] = frozenset()
     """See ``RequestEnvelope``."""
+    shown: tuple[str, ...] = ()
+    """Names of header fields that the configuration chose for credentials."""
 
     def identify(self, envelope: RequestEnvelope) -> None:
         """Let a question that is asked on behalf of this request say who asks, and what for."""

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harmonyd.config.model import Config, EndpointConfig, HttpEndpointOptions, MiddlewareConfig, PipelineConfig
+from harmonyd.config.model import (
+    ASKED_SERVICES,
+    Config,
+    EndpointConfig,
+    HttpEndpointOptions,
+    MiddlewareConfig,
+    PipelineConfig,
+)
 from harmonyd.describe import Answer, Description, Media, Operation, Parameter, segments_of
 from harmonyd.middleware.limits import LIMITS
 from harmonyd.middleware.metadata import Metadata
@@ -33,7 +40,7 @@ def described(config: Config, pipeline: PipelineConfig, endpoint: EndpointConfig
     if not backends or fixed.get("skip_backends") == "true":
         return Description(endpoint.name, pipeline.description, ())
     found = _offered(endpoint, options, config.backends[backends[0]].service, fixed.get("dimse_op"))
-    if endpoint.service == "http" and config.backends[backends[0]].service == "dicom" and "dimse_op" in fixed:
+    if endpoint.service == "http" and config.backends[backends[0]].service in ASKED_SERVICES and "dimse_op" in fixed:
         found = _at_every_path(found, links, options.methods)
     kept = _allowed(found, links, options.methods)
     for link in links:
@@ -79,7 +86,7 @@ def _offered(
 ) -> Description:
     if endpoint.service == "dicomweb":
         return dicomweb.description(endpoint.name)
-    if backend == "dicom":
+    if backend in ASKED_SERVICES:
         return dimse.description(endpoint.name, operation)
     return _BY_BACKEND[backend](endpoint.name, options.methods)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harmonyd.cache.cache import SeriesCache
+from harmonyd.config.archive_model import DicomwebBackendOptions
 from harmonyd.config.model import (
     BackendConfig,
     DicomBackendOptions,
@@ -87,6 +88,21 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
     )
 
 
+def _dicomweb_backend(config: BackendConfig, resources: Resources) -> Backend:
+    from harmonyd.services.archive.backend import DicomwebBackend  # with Twisted's HTTP client, which takes its time
+
+    return DicomwebBackend(
+        config.name,
+        cast(DicomwebBackendOptions, config.options),
+        resources.reactor,
+        resources.storage,
+        cache=resources.cache,
+        meter=resources.meter,
+        witness=resources.witness,
+        returned=resources.returned,
+    )
+
+
 def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
     from harmonyd.services.http.backend import HttpBackend  # with Twisted's HTTP client, which takes its time
 
@@ -94,7 +110,8 @@ def _http_backend(config: BackendConfig, resources: Resources) -> Backend:
 
 
 def _storage_backend(config: BackendConfig, resources: Resources) -> Backend:
-    return StorageBackend(config.name, cast(StorageBackendOptions, config.options).path, resources.in_thread)
+    folder = cast(StorageBackendOptions, config.options).path
+    return StorageBackend(config.name, folder, resources.in_thread, resources.witness)
 
 
 def _echo_backend(config: BackendConfig, _resources: Resources) -> Backend:
@@ -110,6 +127,7 @@ HTTP_ENDPOINTS: Mapping[str, Callable[[EndpointConfig, EndpointResources], HttpE
 
 BACKENDS: Mapping[str, Callable[[BackendConfig, Resources], Backend]] = {
     "dicom": _dicom_backend,
+    "dicomweb": _dicomweb_backend,
     "http": _http_backend,
     "storage": _storage_backend,
     "echo": _echo_backend,

@@ -21,6 +21,7 @@ from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete, r
 from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import BadRequest, UnsupportedMediaType
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.few_threads import FewThreads
 
@@ -41,8 +42,9 @@ class StorageBackend:
     action = "store"
     """What a permit has to allow."""
 
-    def __init__(self, name: str, folder: Path, in_thread: InThread) -> None:
+    def __init__(self, name: str, folder: Path, in_thread: InThread, witness: Witness = Witness()) -> None:  # noqa: B008 - it is frozen
         self.name = name
+        self._witness = witness
         self.folder = folder
         self._in_thread = FewThreads(in_thread, MAX_THREADS)
 
@@ -74,7 +76,10 @@ class StorageBackend:
         upload = _temporary(self.folder)
         try:
             await self._write(request.body, upload)
-            kept: Path = await self._in_thread(_keep_checked, upload, self.folder)
+            header: InstanceHeader
+            kept: Path
+            header, kept = await self._in_thread(_keep_checked, upload, self.folder)
+            self._witness.kept(request, header)
             return kept
         except DamagedFile as damage:
             raise BadRequest(f"The body is not a whole DICOM file: {damage.detail}") from damage
@@ -112,8 +117,9 @@ def _keep_whole(path: Path, folder: Path) -> Path:
     return keep(path, read_header(path), folder)
 
 
-def _keep_checked(path: Path, folder: Path) -> Path:
-    return keep(path, check_complete(path), folder)
+def _keep_checked(path: Path, folder: Path) -> tuple[InstanceHeader, Path]:
+    header = check_complete(path)
+    return header, keep(path, header, folder)
 
 
 def keep(path: Path, header: InstanceHeader, folder: Path) -> Path:

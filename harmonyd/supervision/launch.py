@@ -19,7 +19,7 @@ from typing import Any
 from twisted.internet.process import Process
 from twisted.internet.protocol import ProcessProtocol
 
-from harmonyd import landlock
+from harmonyd import landlock, seccomp
 from harmonyd.landlock import Rights
 
 GIB = 1 << 30
@@ -120,6 +120,8 @@ def _in_own_thread(start: Callable[[], int], rights: Rights, program: Path) -> t
                 landlock.no_new_privileges()
             else:
                 landlock.restrict_self(rules)
+            with suppress(OSError):  # a machine, or a kernel, without
+                seccomp.only_itself()
             outcome.append(start())
         except BaseException as error:  # noqa: BLE001 - it is raised where the thread was started
             outcome.append(error)

@@ -13,7 +13,7 @@ from pathlib import Path
 from twisted.logger import Logger, LogLevel
 
 from harmonyd.config.daemon import SupervisionConfig
-from harmonyd.privacy import Privacy
+from harmonyd.privacy import Privacy, complaint
 from harmonyd.telemetry.ring import RingBuffer
 
 COMPLAIN_EVERY_SECS = 60.0
@@ -26,10 +26,14 @@ _SEVERITIES = {
     b"D:": LogLevel.debug,
     b"T:": LogLevel.debug,
 }
-
-
+_COMPLAINTS = (b"F:", b"E:", b"W:")
 _NO_UID = re.compile(rb"(SOP Instance UID\s*:\s*)(?=[0-9.]*[^0-9.\s]).*", re.DOTALL)
 """DCMTK repeats whatever a peer sends for a UID."""
+
+
+def _shown(line: bytes) -> bytes:
+    line = _NO_UID.sub(rb"\1...", line)
+    return complaint(line) if line.startswith(_COMPLAINTS) else line
 
 
 def severity(line: bytes) -> LogLevel:
@@ -123,7 +127,7 @@ class ChildLog:
     def lines(self, pid: int, lines: Sequence[bytes]) -> None:
         """Keep a batch of lines of the process ``pid``."""
         if not Privacy.shows_patients:
-            lines = [_NO_UID.sub(rb"\1...", line) for line in lines]
+            lines = [_shown(line) for line in lines]
         data = b"\n".join(lines) + b"\n"
         self.ring.write(data)
         self.file.write(data)

@@ -70,11 +70,19 @@ def _section(document: Mapping[str, Any], tag: str, text: str, operations: Seque
         yield f'<span>{escape(operation["summary"])}</span></summary><div id="{escape(operation["operationId"])}">'
         if "description" in operation:
             yield f"<p>{escape(operation['description'])}</p>"
+        yield from _needs(operation.get("security", ()))
         yield from _parameters(operation.get("parameters", ()))
         yield from _body(operation.get("requestBody"))
         yield from _answers(document, operation["responses"])
         yield "</div></details>\n"
     yield "</section>\n"
+
+
+def _needs(security: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The credentials of which one set will do."""
+    ways = [" and ".join(f"<code>{escape(name)}</code>" for name in way) or "nothing" for way in security]
+    if ways:
+        yield f"<p>Credentials: {', or '.join(ways)}</p>"
 
 
 def _parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -81,11 +81,21 @@ def _description(path: str, name: str, summary: str, media: str) -> Description:
     return Description("documentation", "What is served here.", (operation,))
 
 
-def documentation(title: str, routes: Iterable[Route], origins: Sequence[str], *, compresses: bool) -> list[Route]:
-    """Return the routes of the documents about ``routes``, and about themselves; ``origins``: whose pages may read."""
+def documentation(
+    title: str,
+    routes: Iterable[Route],
+    origins: Sequence[str],
+    *,
+    compresses: bool,
+    secured: Callable[[Description], Description] = lambda found: found,
+) -> list[Route]:
+    """Return the routes of the documents about ``routes``, and about themselves.
+
+    ``origins``: whose pages may read; ``secured``: what stands before these documents.
+    """
     own = {
-        DOCUMENT_PATH: _description(DOCUMENT_PATH, "getOpenapi", "This, for programs (OpenAPI 3.1)", _JSON),
-        PAGE_PATH: _description(PAGE_PATH, "getPage", "This, for people", "text/html"),
+        DOCUMENT_PATH: secured(_description(DOCUMENT_PATH, "getOpenapi", "This, for programs (OpenAPI 3.1)", _JSON)),
+        PAGE_PATH: secured(_description(PAGE_PATH, "getPage", "This, for people", "text/html")),
     }
     served = [(route.endpoint.path_prefix, route.described) for route in routes if route.described is not None]
     served += own.items()

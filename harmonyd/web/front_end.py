@@ -37,7 +37,7 @@ from harmonyd.web.refusing import plain_answer
 from harmonyd.web.request import Request
 from harmonyd.web.route import Route
 from harmonyd.web.router import Router, parse_query, segments_of, split_target
-from harmonyd.web.secure import Door, connections_for
+from harmonyd.web.secure import Door, OnRefusal, connections_for
 from harmonyd.web.site import Site
 from harmonyd.web.stream import ClientStalled, send
 
@@ -127,6 +127,7 @@ class HttpFrontEnd:
         limits: LimitsConfig,
         health: Health | None,
         measured: Measured = lambda endpoint, status, secs: None,
+        on_refusal: OnRefusal = lambda address, why: None,
     ) -> None:
         """Raises ``ValueError`` for equal prefixes, ``Unavailable`` when the certificates cannot be used."""
         if network.http is None:
@@ -141,7 +142,7 @@ class HttpFrontEnd:
         self._listener = network.http
         self._router = _router(routes, health)
         self._site = Site(reactor, self)
-        self._door = Door(reactor, self._site, plain_answer)
+        self._door = Door(reactor, self._site, plain_answer, on_refusal)
         self._door.use(connections_for(network.tls))
         self._listening: Any = None
         self._grace_is_over = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from harmonyd.web.route import Route
 __all__ = ["health_routes"]
 
 _SINCE: Schema = {"type": "string", "format": "date-time", "description": "Only with ?verbose."}
+_DETAIL: Schema = {"type": "string", "description": "On a network with middleware only with ?verbose."}
 _CHECK: Schema = {
     "type": "object",
-    "required": ["ok", "detail"],
-    "properties": {"ok": {"type": "boolean"}, "detail": {"type": "string"}, "since": _SINCE},
+    "required": ["ok"],
+    "properties": {"ok": {"type": "boolean"}, "detail": _DETAIL, "since": _SINCE},
 }
 _REPORT: Schema = {
     "type": "object",
@@ -84,13 +85,29 @@ class HealthEndpoint:
         return HttpAnswer(response.status, dict(response.headers), body.chunks(), body.length)
 
 
-def health_routes(health: Health) -> dict[str, Route]:
-    """Return the built-in paths and what serves them."""
+def health_routes(health: Health, *, is_guarded: bool = False) -> dict[str, Route]:
+    """Return the built-in paths and what serves them.
+
+    ``is_guarded``: on a network with middleware. A probe gets to know what is well there, and with ``?verbose`` who may
+    manage what it is.
+    """
     reports = {"/livez": health.live, "/readyz": health.ready}
     return {
-        path: Route(HealthEndpoint(path), _reporter(report), is_probe=True, described=_description(path))
+        path: Route(
+            HealthEndpoint(path),
+            _reporter(report, is_guarded=is_guarded),
+            is_probe=True,
+            is_exact=True,
+            described=_description(path),
+            action="manage" if is_guarded else "",
+            is_open=lambda request: not _is_verbose(request.query),
+        )
         for path, report in reports.items()
     }
+
+
+def _is_verbose(query: Mapping[str, list[str]]) -> bool:
+    return query.get(_VERBOSE.name, _NO)[-1] not in _NO
 
 
 def _description(path: str) -> Description:
@@ -99,9 +116,14 @@ def _description(path: str) -> Description:
     return Description("health", "For probes.", tuple(replace(item, path="") for item in operations))
 
 
-def _reporter(report: Callable[..., tuple[bool, dict[str, Any]]]) -> Callable[[RequestEnvelope], Any]:
+def _reporter(
+    report: Callable[..., tuple[bool, dict[str, Any]]], *, is_guarded: bool
+) -> Callable[[RequestEnvelope], Any]:
     async def handle(request: RequestEnvelope) -> ResponseEnvelope:
-        ok, members = report(verbose=request.query.get(_VERBOSE.name, _NO)[-1] not in _NO)
+        is_verbose = _is_verbose(request.query)
+        ok, members = report(verbose=is_verbose)
+        if is_guarded and not is_verbose:
+            members["checks"] = {name: {"ok": check["ok"]} for name, check in members["checks"].items()}
         return ResponseEnvelope(
             status=200 if ok else 503,
             headers={"Content-Type": "application/json", "Cache-Control": "no-store"},

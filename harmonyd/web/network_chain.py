@@ -19,7 +19,9 @@ async def identified(route: Route, request: HttpRequest) -> HttpRequest:
 
     Raises what the middleware raises, and ``Forbidden`` where ``route.action`` is not allowed.
     """
-    if not route.chain:
+    if route.shown:
+        request = replace(request, shown=route.shown)
+    if not route.chain or (route.is_open is not None and route.is_open(request)):
         return request
     if _is_preflight(route, request):
         # A browser sends it without credentials (Fetch standard, section 3.2.2); the endpoint answers it by itself.

@@ -22,12 +22,15 @@ PROBLEMS: Mapping[int, str] = {
     404: "Nothing is there, or nothing matched.",
     405: "The path takes other methods; Allow says which.",
     406: "Nothing that the client accepts can be had; offered says what can.",
+    408: "The request came too slowly.",
     409: "It cannot be done in this state.",
     410: "It was there, and is no more.",
     413: "The body is larger than its limit.",
+    414: "The request line is too long.",
     415: "The body is of a kind that is not read here.",
     416: "There is no such range; Content-Range says how many bytes there are.",
     429: "One of the caller's limits is reached; Retry-After says when to try again.",
+    431: "The head of the request is too large.",
     500: "A fault of harmonyd; its log has the details.",
     502: "The node behind cannot be reached, refused, broke off, or failed.",
     503: "Not now: shutting down, too much at once, or a part is not ready.",
@@ -58,13 +61,17 @@ def openapi(title: str, served: Iterable[tuple[str, Description]]) -> dict[str, 
     served = [(prefix, found) for prefix, found in served if found.operations]
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Schema] = {"Problem": PROBLEM}
+    schemes: dict[str, Schema] = {}
     statuses: set[int] = set()
     names = _Names()
     for prefix, found in served:
         schemas |= found.schemas
+        schemes |= found.schemes
         for item in found.operations:
             path = quote(prefix, safe="/:@!$&'()*+,;=~") + item.path or "/"
             made = _operation(item, found.tag, names.unique(f"{found.tag}_{item.name}"))
+            if found.security:
+                made["security"] = [{name: [] for name in sorted(way)} for way in found.security]
             paths.setdefault(path, {})[item.method.lower()] = made
             statuses.update(_problems(item))
     tags = {found.tag: found.text for _, found in served}
@@ -77,6 +84,7 @@ def openapi(title: str, served: Iterable[tuple[str, Description]]) -> dict[str, 
         "components": {
             "schemas": schemas,
             "responses": {f"Problem{status}": _problem(status) for status in sorted(statuses)},
+            **({"securitySchemes": schemes} if schemes else {}),
             "headers": {"RequestId": {"description": "The correlation id", "schema": {"type": "string"}}},
         },
     }
@@ -148,8 +156,10 @@ def _content(media: Media) -> dict[str, Any]:
 
 def _problem(status: int) -> dict[str, Any]:
     headers = _headers()
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = {"description": "Seconds", "schema": {"type": "string"}}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = {"description": "Which credentials will do", "schema": {"type": "string"}}
     return {
         "description": PROBLEMS[status],
         "headers": headers,

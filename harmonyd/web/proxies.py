@@ -35,6 +35,13 @@ class TrustedProxies:
             found = address
         return found
 
+    def speaks_for_others(self, peer: str, *, has_field: bool) -> bool:
+        """Whether what ``peer`` sends is somebody else's request, whatever address is in its X-Forwarded-For.
+
+        It may be the proxy's own, as of a program beside it, or none at all.
+        """
+        return has_field and self._trusts(plain_address(peer))
+
     def _trusts(self, address: str) -> bool:
         parsed = _parsed(address)
         return parsed is not None and any(parsed in block for block in self._blocks)

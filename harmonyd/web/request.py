@@ -208,7 +208,8 @@ class Request(http.Request):
         values = self.requestHeaders.getRawHeaders(b"x-forwarded-for", [])
         origin = self.front.proxies.origin(peer, b",".join(values).decode("latin-1"))
         # A proxy's certificate is not that of who asks through it.
-        return Caller(origin, self._certificate if origin == peer else None)
+        is_others = self.front.proxies.speaks_for_others(peer, has_field=bool(values))
+        return Caller(origin, None if is_others else self._certificate)
 
     def start(self, status: int, headers: dict[str, str], length: int | None) -> None:
         """Set the head of the answer; it leaves with the first byte of the body, or with ``finish``."""

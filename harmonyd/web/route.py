@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harmonyd.describe import Description, segments_of
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.middleware.base import Middleware
-from harmonyd.services.base import AskingEndpoint, HttpEndpoint
+from harmonyd.services.base import AskingEndpoint, HttpEndpoint, HttpRequest
 
 __all__ = ["Route"]
 
@@ -35,6 +35,10 @@ class Route:
     """What a permit of the network has to allow, where no pipeline looks at it."""
     chain: tuple[Middleware, ...] = ()
     """The middleware of the network."""
+    shown: tuple[str, ...] = ()
+    """Names of header fields in which credentials are shown, where the configuration chose them."""
+    is_open: Callable[[HttpRequest], bool] | None = None
+    """Tells of a request that it passes without that."""
 
     @property
     def allowed(self) -> list[str]:

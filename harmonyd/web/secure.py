@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from harmonyd.subject import PeerCertificate
-from harmonyd.tls import TlsServer, fingerprint, subject_of
-from harmonyd.tls_port import ServerConnections, handshake_problem, said
+from harmonyd.tls import TlsServer
+from harmonyd.tls_port import ServerConnections, certificate_of, handshake_problem, said
 
 PROTOCOLS = (b"http/1.1",)
 """For ALPN (RFC 7301 section 6)."""
+OnRefusal = Callable[[str, str], None]
+"""Told of an address from which there is no secure connection, and why."""
 _LOGGED = 10
 _LOGGED_PER_SECS = 60.0
 
@@ -97,8 +97,12 @@ class Door(Factory):
     noisy = False
     _log = Logger("harmonyd.web")
 
-    def __init__(self, reactor: Any, inside: Any, plain_answer: Callable[[], bytes]) -> None:
-        """``plain_answer``: for who speaks HTTP without TLS where TLS is needed."""
+    def __init__(self, reactor: Any, inside: Any, plain_answer: Callable[[], bytes], on_refusal: OnRefusal) -> None:
+        """``plain_answer``: for who speaks HTTP without TLS where TLS is needed.
+
+        ``on_refusal`` hears of what is logged of handshakes.
+        """
+        self._on_refusal = on_refusal
         self.plain_answer = plain_answer
         self._reactor = reactor
         self._inside = inside
@@ -132,7 +136,9 @@ class Door(Factory):
             self._told, self._told_since = 0, now
         self._told += 1
         if self._told <= _LOGGED:
-            self._log.warn("no TLS with {peer}: {problem}", peer=getattr(peer, "host", ""), problem=problem)
+            host = str(getattr(peer, "host", ""))
+            self._log.warn("no TLS with {peer}: {problem}", peer=host, problem=problem)
+            self._on_refusal(host, problem)
 
 
 def connections_for(settings: TlsServer | None) -> ServerConnections | None:
@@ -147,24 +153,4 @@ def wire(transport: Any) -> Any:
 
 def peer_certificate(transport: Any) -> PeerCertificate | None:
     """What the client has proved to hold; None without TLS, or when it showed none."""
-    shown = transport.getPeerCertificate() if isinstance(transport, SecureTransport) else None
-    if shown is None:
-        return None
-    sha256 = fingerprint(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown))
-    try:
-        certificate = shown.to_cryptography()
-        return PeerCertificate(subject_of(certificate), _names(certificate), sha256)
-    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension):
-        return PeerCertificate("somebody whose name cannot be read", (), sha256)
-
-
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        names: list[str] = []
-    else:
-        kinds = (x509.DNSName, x509.RFC822Name, x509.UniformResourceIdentifier)
-        names = [name for kind in kinds for name in found.get_values_for_type(kind)]
-    common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return (*names, *(str(each.value) for each in common))
+    return certificate_of(transport.getPeerCertificate()) if isinstance(transport, SecureTransport) else None

@@ -6,8 +6,10 @@ import errno
 import os
 import sqlite3
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,40 @@ def test_a_full_disk_costs_nothing_within_bounds(
     assert all(f"alert {number}<" in lines[number] for number in range(20))
     assert "30 audit messages were dropped: there was no room in file" in lines[-1]
     assert 'originalText="Audit Recording Stopped"' in lines[-1]
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_makes_no_echoes(tmp_path: Path, disk: Path, collector: Collector) -> None:
+    """What was delivered and cannot be removed from the disk is not sent again and again."""
+    made = AuditTrail(disk, AuditConfig(enabled=True, source_id="gw", syslog=collector.settings))
+    made.start()
+    try:
+        send(made, numbered(450))
+        wait_until(lambda: made.figures().waiting == 450, "all are on disk")
+        filler = disk / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with collector:
+            wait_until(lambda: made.figures().waiting == 0, "all were delivered")
+            assert made.figures().oldest_at is None
+            filler.unlink()
+            send(made, numbered(3, 450))
+            wait_until(lambda: made.figures().delivered == 453, "the rest was delivered")
+            assert texts(collector) == numbered(453)
+    finally:
+        made.stop()
+    with sqlite3.connect(disk / "audit" / NAME) as db:
+        assert db.execute("SELECT count(*) FROM messages").fetchone() == (0,)
+    db.close()
 
 
 def test_a_full_backlog_keeps_what_came_first(tmp_path: Path, collector: Collector, trails: list[AuditTrail]) -> None:

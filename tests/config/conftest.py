@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from config_kit import MAIN, Loaded, Problems, Write
 
 from harmonyd.config import ConfigError, Problem, load
 from harmonyd.config.model import Config
-
-MAIN = """
-[proxy]
-id = "test"
-[network.default.http]
-bind_address = "127.0.0.1"
-bind_port = 8080
-"""
-
-Write = Callable[..., Path]
-Problems = Callable[..., list[Problem]]
-Loaded = Callable[..., Config]
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import MAIN, Loaded, Problems, Write
+from config_kit import MAIN, Loaded, Problems, Write
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from harmonyd.permit import Element, Rule
+from harmonyd.testing.certificates import Authority
 
 HASH = "$scrypt$ln=14,r=8,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaGhhc2g"
 DIGEST = "a" * 64
@@ -178,6 +179,61 @@ middleware = {list(chain)}
     found = [warning for warning in loaded(text).warnings if "everybody passes" in warning or "authorize" in warning]
     assert bool(found) == bool(complaint)
     assert complaint in " ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("web", "dicom", "optional", "names"),
+    [
+        ("ca", "", False, "endpoint in asks nobody"),
+        ("", "ca", False, "network default asks nobody"),
+        ("ca", "ca", False, ""),
+        ("ca", "", True, ""),
+        ("tls", "tls", True, "network default asks nobody"),
+    ],
+)
+def test_certificates_are_shown_only_where_somebody_asks(
+    write: Write, problems: Problems, loaded: Loaded, tmp_path: Path, web: str, dicom: str, optional: bool, names: str
+) -> None:
+    """client_certificate needs a ca_file wherever its requests come from; optional, at one place at least."""
+    Authority(tmp_path).issue("own")
+    own = "tls = { cert_file = 'own.crt', key_file = 'own.key'"
+    tables = {"": "", "tls": f"{own} }}\n", "ca": f"{own}, ca_file = 'ca.crt' }}\n"}
+    text = f"""
+[middleware.m]
+type = "client_certificate"
+optional = {str(optional).lower()}
+other_roles = []
+[endpoints.in]
+service = "dicom"
+options.port = 11112
+options.engine = "native"
+{tables[dicom] and "options." + tables[dicom]}
+[endpoints.web]
+service = "echo"
+options.path_prefix = "/"
+[backends.b]
+service = "echo"
+[pipelines.p]
+networks = ["default"]
+endpoints = ["in", "web"]
+backends = ["b"]
+middleware = ["m"]
+"""
+    main = MAIN.replace("[network.default.http]\n", f"[network.default.http]\n{tables[web]}")
+    if not names:
+        assert loaded(text, main=main).middleware["m"]
+        return
+    [problem] = problems(text, main=main)
+    assert (problem.table, problem.key) == ("pipelines.p", "middleware")
+    assert names in problem.what
+
+
+def test_a_network_that_asks_for_no_certificate(problems: Problems) -> None:
+    """Nobody would pass its middleware."""
+    guard = table("client_certificate", "other_roles = []\n")
+    main = MAIN.replace("[network.default.http]", "[network.default]\nmiddleware = ['m']\n[network.default.http]")
+    [problem] = problems(guard, main=main)
+    assert (problem.table, "asks nobody" in problem.what) == ("network.default", True)
 
 
 def test_no_dicom_sender_has_a_password(problems: Problems) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from harmonyd.testing.certificates import Authority
+
 PROXY = '[proxy]\nid = "x"\n'
 HTTP = '[network.{0}.http]\nbind_address = "{1}"\nbind_port = {2}\n'
 DEFAULT = HTTP.format("default", "127.0.0.1", 8080)
@@ -220,6 +222,22 @@ def test_endpoints_of_different_titles_share_a_port(loaded, problems):
     found = problems(scp("a", own + "'A'") + scp("b", own + "'A'") + pipes)
     assert [problem.what for problem in found] == ["[endpoints.a.options] answers to A on port 104 already"]
     assert problems(scp("a", own + "'A'") + scp("b", "port = 104") + pipes)
+
+
+def test_who_shares_a_port_shares_its_address_and_tls(loaded, problems, tmp_path):
+    """A port has one socket and one certificate; the one that differs is told what to change."""
+    own = "engine = 'native', port = 104, local_aet = "
+    pipes = pipe("p", ["a", "b"])
+    here = ", bind_addr = '127.0.0.1'"
+    assert loaded(scp("a", own + "'A'" + here) + scp("b", own + "'B'" + here) + pipes)
+    assert loaded(scp("a", own + "'A'" + here) + scp("b", own + "'A', bind_addr = '127.0.0.2'") + pipes)
+    (found,) = problems(scp("a", own + "'A'") + scp("b", own + "'B'" + here) + pipes)
+    assert found.what == "port 104 is shared with [endpoints.a.options], which has it on 0.0.0.0"
+    Authority(tmp_path).issue("own")
+    secured = ", tls = { cert_file = 'own.crt', key_file = 'own.key' }"
+    assert loaded(scp("a", own + "'A'" + secured) + scp("b", own + "'B'" + secured) + pipes)
+    (found,) = problems(scp("a", own + "'A'" + secured) + scp("b", own + "'B'") + pipes)
+    assert found.what == "port 104 is shared with [endpoints.a.options], and TLS there is not the same"
 
 
 @pytest.mark.parametrize("folder", ["tmp/spool", "tmp/quarantine/x", "tmp/run", "tmp/log", "tmp/operations"])

@@ -118,9 +118,7 @@ def test_endpoint_values_reach_the_model(loaded, tmp_path):
     """Each key sets its field."""
     text = "local_aet = 'ME'\nport = 104\nmax_pdu = 16384\nstorage_dir = 'in'\nbind_addr = '0.0.0.0'\n"
     options = loaded(ENDPOINT + text + "store_scp = 'persistent'\nallowed_calling_aets = []\n").endpoints["e"].options
-    assert options == DicomEndpointOptions(
-        local_aet="ME", port=104, max_pdu=16384, storage_dir=tmp_path / "in"
-    )
+    assert options == DicomEndpointOptions(local_aet="ME", port=104, max_pdu=16384, storage_dir=tmp_path / "in")
 
 
 @pytest.mark.parametrize("key", ["host", "aet", "association_idle_ms", "incoming_store_port", "dimse_retrieve_mode"])

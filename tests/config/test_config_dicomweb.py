@@ -50,7 +50,7 @@ def test_an_origin_is_scheme_host_and_port(problems, origin):
 
 @pytest.mark.parametrize(
     ("backends", "definitions", "said"),
-    [((), "", "no dicom backend"), (("pacs", "other"), BACKEND + HTTP_BACKEND, "is not a dicom one")],
+    [((), "", "no dicom backend"), (("pacs", "other"), BACKEND + HTTP_BACKEND, "is neither dicom nor dicomweb")],
 )
 def test_backends_are_dicom_ones(problems, backends, definitions, said):
     """Another backend would not understand what it is asked."""

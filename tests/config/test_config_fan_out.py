@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Loaded, Problems
+from config_kit import Loaded, Problems
 
 BACKENDS = """
 [backends.lund]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import MAIN, Loaded, Problems
+from config_kit import MAIN, Loaded, Problems
 
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.config.sparing import BreakerOptions, SelectivityOptions

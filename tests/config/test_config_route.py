@@ -59,6 +59,8 @@ def test_rules_as_tables_of_their_own(loaded):
         (rule("3"), "middleware.m.rules[0]", "when"),
         (rule("{ path = '/x' }, to = 'a'"), "middleware.m.rules[0]", "to"),
         (rule("{ path = '/x' }", "'a'"), "middleware.m.rules[0]", "backends"),
+        (rule("{ peer_address = '10.0.0.1/8' }"), "middleware.m.rules[0].when", "peer_address"),
+        (rule("{ peer_address = ['10.*', 'here/8'] }"), "middleware.m.rules[0].when", "peer_address"),
         (rule("{ path = 3 }"), "middleware.m.rules[0].when", "path"),
         (rule("{ Modality = [] }"), "middleware.m.rules[0].when", "Modality"),
         (rule("{ Modality = ['CT', 3] }"), "middleware.m.rules[0].when", "Modality"),

@@ -95,9 +95,7 @@ def test_an_encrypted_key(problems, ca):
     """A key with a password is refused with the reason: nobody is there to be asked for it."""
     issued = ca.issue("own")
     key = load_pem_private_key(issued.key.read_bytes(), None)
-    issued.key.write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
-    )
+    issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     [found] = problems(BACKEND + OWN)
     assert (found.key, found.what) == ("key_file", "the key is encrypted")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MAIN, Loaded, Problems
+from config_kit import MAIN, Loaded, Problems
 
 from harmonyd.config.transform import MAX_SPEC_BYTES
 

@@ -164,9 +164,9 @@ async def test_storescp_is_killed(inbound: Any, eventually: Any, study: MadeStud
     def send() -> None:
         with RawScu(running.port) as scu:
             assert scu.associate()[0] == ASSOCIATE_AC
-            (child,) = running.children
             assert scu.store(uid, [one]) == P_DATA
             wait_until(lambda: running.spool.arrivals, "the first object is handed over")
+            (child,) = running.children  # it may have spoken before the reactor's thread knew its pid
             meta_bytes = running.spool.arrivals[0].instance.size_bytes - len(one)
             scu.send(store_rq(uid))
             for at in range(0, len(two := one + tail(meta_bytes + len(one))), 8000):

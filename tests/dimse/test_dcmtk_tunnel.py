@@ -20,6 +20,7 @@ from tls_kit import tls_socket
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import StringTransport
 
+from harmonyd.dimse.accepting import Refusal
 from harmonyd.dimse.dcmtk.relay import End
 from harmonyd.dimse.dcmtk.tunnel import MAX_UNKNOWN, Tunnel, open_tunnel
 from harmonyd.dimse.errors import DimseTimeout
@@ -89,9 +90,10 @@ def connected(port: int) -> bytes:
 @pytest_twisted.ensureDeferred
 async def test_for_the_child_alone(asking: Asking, ca: Authority, server: Issued, told: Any) -> None:
     """Other processes get nothing, and nothing of theirs reaches the node; the log names them."""
+    refused: list[Refusal] = []
     with answering(server_context(server)) as node:
         remote = asking.node(node, tls=TlsClient(ca.cert))
-        tunnel = await open_tunnel(asking.reactor, remote, asking.reactor.seconds() + 20)
+        tunnel = await open_tunnel(asking.reactor, remote, asking.reactor.seconds() + 20, refused.append)
         reading, gate = os.pipe()
         child = started(asking, tunnel, f"input(); {TALK.format(port=tunnel.port)}", reading)
         os.close(reading)
@@ -99,6 +101,8 @@ async def test_for_the_child_alone(asking: Asking, ca: Authority, server: Issued
         assert await asking.in_thread(connected, tunnel.port) == b""
         assert told("warn: security: pid ")
         assert told("has connected to the port that is for talk alone; it was turned away")
+        assert [(each.peer, each.port) for each in refused] == [("127.0.0.1", tunnel.port)] * 2
+        assert all("is not talk, which it is for" in each.text for each in refused)
         os.write(gate, b"\n")
         os.close(gate)
         record = await child.exited

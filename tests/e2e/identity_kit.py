@@ -32,7 +32,7 @@ ROLES = ("admin", "north", "south", "finder", "retriever", "storer", "lone", "no
 
 def key_of(name: str) -> dict[str, str]:
     """The header field with the API key of a subject."""
-    return {"X-API-Key": f"the-key-of-{name}-{'x' * 32}"}
+    return {"X-Site-Key": f"the-key-of-{name}-{'x' * 32}"}
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -150,7 +150,7 @@ def site_in(folder: Path) -> Iterator[Site]:
 def _config(folder: Path, pacs: RunningPacs, issuer: Issuer, guarded: int) -> Path:
     folder.mkdir()
     keys = {
-        name: {"sha256": hashlib.sha256(key_of(name)["X-API-Key"].encode()).hexdigest(), "roles": [name]}
+        name: {"sha256": hashlib.sha256(key_of(name)["X-Site-Key"].encode()).hexdigest(), "roles": [name]}
         for name in ROLES
     }
     hashed = hash_password(PASSWORD)
@@ -174,7 +174,7 @@ def _config(folder: Path, pacs: RunningPacs, issuer: Issuer, guarded: int) -> Pa
     ]
     tokens = {"type": "jwt_auth", "jwks_url": issuer.url, "issuer": "issuer", "audience": "harmonyd"}
     middleware = {
-        "keys": {"type": "api_key", "optional": True, "keys": keys},
+        "keys": {"type": "api_key", "optional": True, "header": "X-Site-Key", "keys": keys},
         "users": {"type": "basic_auth", "optional": True, "users": users},
         "tokens": {**tokens, "optional": True},
         "rules": {"type": "authorize", "rules": rules},

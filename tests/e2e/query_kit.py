@@ -21,6 +21,23 @@ STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 WORKLIST_FIND = "1.2.840.10008.5.1.4.31"
 ALL_SERVICES = ("find", "get", "move")
+STUDY_KEYS = (
+    *("QueryRetrieveLevel=STUDY", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID"),
+    *("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName"),
+    *("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"),
+)
+OSIRIX_KEYS = (
+    *("SpecificCharacterSet=ISO_IR 100", "QueryRetrieveLevel=STUDY", "PatientName=*", "PatientID", "AccessionNumber"),
+    *("StudyDescription", "StudyDate=19900101-20991231", "StudyTime", "StudyInstanceUID", "StudyID"),
+    *("PatientBirthDate", "ModalitiesInStudy", "NumberOfStudyRelatedInstances", "InstitutionName"),
+    # Study Status and Interpretation Status IDs are retired.
+    *("ReferringPhysicianName", "PerformingPhysicianName", "0032,000A", "4008,0212"),
+)
+WEASIS_KEYS = (
+    *("QueryRetrieveLevel=STUDY", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("ReferringPhysicianName", "StudyDescription", "StudyDate", "StudyTime", "AccessionNumber", "StudyInstanceUID"),
+    "StudyID",
+)
 RUNS_ALONE = ("-v", "-to", "10", "-ta", "20", "-td", "30")
 
 
@@ -116,7 +133,7 @@ def raw_elements(ds: Dataset) -> dict[str, Any]:
 
 
 def _raw(element: Any) -> Any:
-    if element.VR == "SQ":
+    if element.VR == "SQ" and not isinstance(element.value, bytes):
         return [raw_elements(item) for item in element.value]
     return element.value
 

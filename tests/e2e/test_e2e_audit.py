@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,17 @@ from xml.etree.ElementTree import Element, fromstring
 import pytest
 from audit_kit import Collector, counts, details, event_type, kind, objects, outcome, participants, text
 from audit_schema import check
-from endpoint_kit import wait_delivered
+from endpoint_kit import Receiver, wait_delivered
 from metrics_kit import scrape
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_dataset
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
+from query_kit import AET as QR_AET
+from query_kit import Node
+from query_kit import associate as query_associate
+from query_kit import dataset as query
+from query_kit import endpoint as query_endpoint
 from retrieve_kit import DICOM, MULTIPART, ct_bytes, pacs_backend
 
 from harmonyd.testing.config_files import write_config
@@ -34,6 +41,7 @@ QUERY, BEGIN, DONE = "Query", "Begin Transferring DICOM Instances", "DICOM Insta
 ALERT, ACTIVITY = "Security Alert", "Application Activity"
 PATIENT, STUDY = "Patient Number", "Study Instance UID"
 CT = str(CTImageStorage)
+STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 
 
 @pytest.fixture
@@ -230,6 +238,103 @@ def test_a_collector_that_hangs_or_is_away_keeps_nobody(tmp_path: Path, archive:
         assert not keys.PatientName
     finally:
         daemon.kill9()
+
+
+def test_what_is_refused_kept_and_moved_on(tmp_path: Path, archive: RunningPacs, study: MadeStudy) -> None:
+    """Hours, breaker, selectivity and limits of a role; uploads; and where a workstation's C-MOVE sends to."""
+    now = datetime.now(UTC) + timedelta(hours=12)
+    pacs = {**pacs_backend(archive), "engine": "native"}
+    away = {"engine": "native", "aet": "AWAY", "host": "127.0.0.1", "port": free_port()}
+    backends: dict[str, dict[str, Any]] = {
+        "pacs": {**pacs, "selectivity": {}},
+        "night": {**pacs, "permitted_hours": [f"{now:%H:%M}-{now + timedelta(minutes=1):%H:%M}"],
+                  "permitted_hours_zone": "UTC"},
+        "gone": {**away, "breaker": {"failures": 1, "open_secs": 3600, "max_open_secs": 3600}},
+        "keep": {"service": "storage", "path": str(tmp_path / "kept")},
+        "plain": pacs,
+    }  # fmt: skip
+    key = {"X-API-Key": "the-key-of-a-few-patients-" + "x" * 20}
+    roles = {"few": {"sha256": hashlib.sha256(key["X-API-Key"].encode()).hexdigest(), "roles": ["few"]}}
+    rules = [{"roles": ["few"], "allow": ["find", "retrieve"], "only": {"PatientID": "OTHER*"}}]
+    port = free_port()
+    common = {"networks": ["default"]}
+    with Receiver() as receiver, Collector(tmp_path / "collector") as collector:
+        there = {"THERE": {"host": "127.0.0.1", "port": receiver.port}}
+        config = write_config(
+            tmp_path,
+            http_port=free_port(),
+            backends=backends,
+            endpoints={
+                "http": {"service": "http", "path_prefix": "/dicom"},
+                "few": {"service": "http", "path_prefix": "/few"},
+                "keep": {"service": "http", "path_prefix": "/keep"},
+                "qr": query_endpoint(port, move_destinations=there),
+            },
+            middleware={
+                "keys": {"type": "api_key", "keys": roles},
+                "rules": {"type": "authorize", "rules": rules},
+            },
+            pipelines={
+                "main": {**common, "endpoints": ["http"], "backends": ["pacs", "night", "gone"]},
+                "few": {**common, "endpoints": ["few"], "middleware": ["keys", "rules"], "backends": ["plain"]},
+                "keep": {**common, "endpoints": ["keep"], "backends": ["keep"]},
+                "qr": {**common, "endpoints": ["qr"], "backends": ["plain"]},
+            },
+            sections={"audit": {"syslog": collector.toml()}},
+        )
+        with RunningDaemon(config) as daemon:
+
+            def ask(id_: str, path: str, **given: Any) -> int:
+                headers = {"X-Request-ID": id_, **given.pop("headers", {})}
+                return daemon.http("POST", path, headers=headers, **given).status
+
+            whole = {"StudyInstanceUID": study.study_uid}
+            assert ask("broad", "/dicom/find", json={"PatientName": "*", "level": "STUDY"}) == 400
+            assert ask("hours", "/dicom/get?backend=night", json=whole) == 503
+            assert ask("fails", "/dicom/find?backend=gone", json={"PatientID": MARK}) == 502
+            assert ask("open", "/dicom/find?backend=gone", json={"PatientID": MARK}) == 503
+            assert ask("theirs", "/few/get", json=whole, headers=key) == 404
+            body = study.files[0].read_bytes()
+            assert ask("kept", "/keep/x", body=body, headers={"Content-Type": DICOM}) == 200
+            for destination, status in (("THERE", 0), ("ELSEWHERE", 0xA801)):
+                assert move(Node(QR_AET, port), study.study_uid, destination) == status
+        messages = collector.messages
+    for message in messages:
+        check(message)
+    assert MARK not in daemon.log
+
+    def about(id_: str) -> list[tuple[str, str, str]]:
+        found = [each for each in messages if details(each).get("RequestID") == id_]
+        return [(kind(each), outcome(each), text(each)) for each in found]
+
+    ((broad_kind, broad_outcome, broad_text),) = about("broad")
+    assert (broad_kind, broad_outcome) == (QUERY, "8") and "too much of its archive" in broad_text
+    ((hours_kind, hours_outcome, hours_text),) = about("hours")
+    assert (hours_kind, hours_outcome) == (DONE, "8") and "at this time of the day" in hours_text
+    assert [each[:2] for each in about("fails") + about("open")] == [(QUERY, "8")] * 2
+    assert "is not asked now" in about("open")[0][2]
+    assert (ALERT, "4") in [each[:2] for each in about("theirs")]
+    (kept,) = (each for each in messages if details(each).get("RequestID") == "kept")
+    assert (kind(kept), outcome(kept), ends(kept)) == (DONE, "0", ("127.0.0.1", "harmonyd"))
+    assert (objects(kept), counts(kept)) == ({STUDY: study.study_uid, PATIENT: MARK}, {CT: 1})
+    assert kept[0].get("EventActionCode") == "C"
+    moved = [each for each in messages if kind(each) in (BEGIN, DONE) and ends(each)[1] == "THERE"]
+    assert [(kind(each), outcome(each), ends(each)[0]) for each in moved] == [
+        (BEGIN, "0", "harmonyd"), (DONE, "0", "harmonyd")
+    ]  # fmt: skip
+    assert all(asked_by(each, "AETITLES=WORKSTATION") for each in moved)
+    assert (objects(moved[1]), counts(moved[1])) == ({STUDY: study.study_uid, PATIENT: MARK}, {CT: 3})
+    (unknown,) = (each for each in messages if kind(each) == ALERT and "ELSEWHERE" in text(each))
+    assert event_type(unknown) == "Use of Restricted Function"
+
+
+def move(node: Node, study_uid: str, destination: str) -> int:
+    """The final status of a C-MOVE."""
+    assoc = query_associate(node, STUDY_ROOT_MOVE)
+    question = query(QueryRetrieveLevel="STUDY", StudyInstanceUID=study_uid)
+    status = [status.Status for status, _ in assoc.send_c_move(question, destination, STUDY_ROOT_MOVE)][-1]
+    assoc.release()
+    return int(status)
 
 
 def activities(collector: Collector) -> list[str]:

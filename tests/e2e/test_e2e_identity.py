@@ -54,7 +54,7 @@ def test_credentials_of_each_kind(site: Site) -> None:
 def test_without_and_with_wrong_credentials(site: Site, path: str) -> None:
     """401 as problem details, with what would do; nothing of what was sent is in the answer or the log."""
     method = "GET" if "web" in path or "operations" in path else "POST"
-    kinds: list[dict[str, str]] = [{}, {"X-API-Key": "wrong-secret-1"}, basic("jürgen", "wrong-secret-2")]
+    kinds: list[dict[str, str]] = [{}, {"X-Site-Key": "wrong-secret-1"}, basic("jürgen", "wrong-secret-2")]
     kinds += [{"Authorization": "Bearer wrong-secret-3"}]
     address = f"127.0.1.{10 + len(path)}"
     for who in kinds:
@@ -75,7 +75,7 @@ def test_credentials_go_no_further(site: Site) -> None:
     assert answer.status == 200
     headers = answer.json()["headers"]
     assert headers["x-other"] == "1"
-    assert "x-api-key" not in headers
+    assert "x-site-key" not in headers
 
 
 def test_a_key_that_was_changed(site: Site) -> None:
@@ -304,7 +304,7 @@ def test_operations_belong_to_who_asked(site: Site) -> None:
         for below in ("", "/events", "/result"):
             assert site.ask("GET", path + below, who).status == 404, (who, below)
         assert site.ask("DELETE", path, who).status == 404
-    assert site.ask("GET", path, {"X-API-Key": "wrong"}).status in (401, 429)
+    assert site.ask("GET", path, {"X-Site-Key": "wrong"}).status in (401, 429)
     assert site.ask("GET", path + "/result", "south").json()["file_count"] == 2
     refused = site.ask("POST", "/dicom/get", "north", document=study(site, "south"), Prefer="respond-async, wait=10")
     assert refused.status == 404
@@ -322,9 +322,43 @@ def test_paths_about_harmonyd(site: Site, path: str) -> None:
     assert status("finder") == 403
     assert status("admin") == 200
     assert status(basic("ops", PASSWORD)) == 200
-    assert status({"X-API-Key": "wrong"}) in (401, 429)
-    for probe in ("/livez", "/readyz"):
-        assert site.ask("GET", probe, port=site.guarded_port).status == 200
+    assert status({"X-Site-Key": "wrong"}) in (401, 429)
+
+
+def test_what_is_said_of_credentials(site: Site) -> None:
+    """The document has what a network and a pipeline want, and pages of others may send a field of our choice."""
+    document = site.ask("GET", "/openapi.json", "admin", port=site.guarded_port).json()
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["keys"] == {"type": "apiKey", "in": "header", "name": "X-Site-Key"}
+    assert schemes.keys() == {"keys", "users", "tokens"}
+    security = {path: document["paths"][path]["get"]["security"] for path in ("/metrics", "/readyz", "/openapi.json")}
+    one = [{"keys": []}, {"users": []}]
+    assert security == {"/metrics": one, "/readyz": [*one, {}], "/openapi.json": one}
+    assert {"keys": [], "tokens": []} in document["paths"]["/dicom/find"]["post"]["security"]
+    assert {"401", "403", "429"} <= document["paths"]["/dicom/operations/{id}"]["get"]["responses"].keys()
+    asked = {"Access-Control-Request-Method": "GET", "Origin": "https://viewer.example"}
+    for port in (site.daemon.port, site.guarded_port):
+        allowed = site.ask("OPTIONS", "/web/studies", asked, port=port).headers["Access-Control-Allow-Headers"]
+        assert allowed.endswith(", X-Site-Key")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_probes(site: Site, path: str) -> None:
+    """On a network with middleware they need nothing and tell what is well; folders and children need a role."""
+
+    def asked(query: str, who: Any, port: int) -> Any:
+        answer = site.ask("GET", path + query, who, port=port, address="127.0.0.4")
+        return answer.status if answer.status != 200 else answer.json()["checks"].get("storage", {}).keys()
+
+    more = {"ok"} if path == "/readyz" else set()
+    told = {"ok", "detail"} if path == "/readyz" else set()
+    for query in ("", "?verbose=0", "?verbose&verbose=false", "/"):
+        assert asked(query, None, site.guarded_port) == more
+        assert asked(query, None, site.daemon.port) == told
+    for query in ("?verbose", "?verbose=1", "/?verbose", "?%76erbose=yes", "?verbose=0&verbose"):
+        assert asked(query, None, site.guarded_port) == 401
+        assert asked(query, "finder", site.guarded_port) == 403
+        assert asked(query, "admin", site.guarded_port) == (told and told | {"since"})
 
 
 def test_a_network_limits_its_pipelines(site: Site) -> None:
@@ -343,4 +377,4 @@ def test_refusals_are_logged_without_credentials(site: Site) -> None:
     site.ask("POST", "/dicom/find", "nobody", document={"level": "STUDY"}, address="127.0.0.9")
     lines = [line for line in site.daemon.log.splitlines() if "127.0.0.9" in line]
     assert any("find" in line and "nobody" in line for line in lines), lines
-    assert json.dumps(key_of("nobody")["X-API-Key"])[1:-1] not in site.daemon.log
+    assert json.dumps(key_of("nobody")["X-Site-Key"])[1:-1] not in site.daemon.log

@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from endpoint_kit import WebServer, associate, endpoint, send_as_is, status_of
 from patients_kit import damaged_objects, marked_study
+from query_kit import AET, STUDY_ROOT_FIND, WORKLIST_FIND, Node, dataset
+from query_kit import associate as query_associate
+from query_kit import endpoint as query_endpoint
 from retrieve_kit import multipart, peer_backend
 
 from harmonyd.testing.config_files import write_config
@@ -35,6 +38,17 @@ RECORD = {
     "00100030": {"vr": "DA", "Value": [BIRTH]},
     "0020000D": {"vr": "UI", "Value": ["1.2.3"]},
 }
+STUDY_ROOT_GET, STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.3", "1.2.840.10008.5.1.4.1.2.2.2"
+ODD = {
+    "type": "transform",
+    "apply": "right",
+    "per_record": True,
+    "spec": [
+        {"operation": "shift", "spec": {"00100020": {"*": "00201208.&"}, "*": "&"}},
+        {"operation": "default", "spec": {"00201208": {"vr": "IS"}}},
+    ],
+}
+"""Makes of a patient's number one of instances, which it cannot be."""
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
@@ -46,7 +60,11 @@ class Scene:
     inbound: int
     server: WebServer
     folder: Path
+    workstations: dict[str, Node] = field(default_factory=dict)
+    """Where a workstation reaches each backend."""
     answers: list[Answer] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    """Error Comments that workstations got."""
 
     def ask(self, method: str, path: str, **options: object) -> Answer | None:
         """One request; None when its answer was cut."""
@@ -83,21 +101,32 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             "fhir": {"service": "http", "path_prefix": "/fhir"},
             **endpoint(inbound, engine=request.param),
         }
+        nodes = {name: Node(AET, free_port()) for name in backends}
+        somewhere = {"SOMEWHERE": {"host": "127.0.0.1", "port": free_port()}}
+        endpoints |= {
+            f"qr-{name}": query_endpoint(node.port, move_destinations=somewhere) for name, node in nodes.items()
+        }
         common = {"description": "x", "networks": ["default"], "middleware": []}
         config = write_config(
             folder,
             http_port=free_port(),
             backends={**backends, "server": server.backend},
             endpoints=endpoints,
+            middleware={"odd": ODD},
             pipelines={
                 "dimse": {**common, "endpoints": ["http"], "backends": list(backends)},
                 "web": {**common, "endpoints": ["web"], "backends": ["pacs"]},
                 "fhir": {**common, "endpoints": ["fhir", "inbound"], "backends": ["server"]},
+                **{
+                    f"qr-{name}": {**common, "endpoints": [f"qr-{name}"], "middleware": ["odd"], "backends": [name]}
+                    for name in nodes
+                },
             },
         )
         daemon = stack.enter_context(RunningDaemon(config))
-        found = Scene(daemon, inbound, server, folder)
+        found = Scene(daemon, inbound, server, folder, nodes)
         ask_everything(found, tuple(backends))
+        ask_as_workstations(found)
         bring_everything(found, request.param)
         yield found
 
@@ -162,6 +191,23 @@ def ask_everything(scene: Scene, backends: tuple[str, ...]) -> None:
     wait_until(lambda: "operation_id" in (ended_line(scene) or {}), "the later operation ended")
 
 
+def ask_as_workstations(scene: Scene) -> None:
+    """C-FIND, C-GET and C-MOVE over DIMSE, also wrong ones."""
+    keys = {"PatientName": PERSON, "PatientID": NUMBER, "PatientBirthDate": BIRTH, "StudyInstanceUID": "1.2.3"}
+    for name in ("pacs", "failing", "nowhere"):
+        node = scene.workstations[name]
+        assoc = query_associate(node, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE, WORKLIST_FIND)
+        asked = [dataset(QueryRetrieveLevel=level, **keys) for level in ("STUDY", NAME)]
+        asked += [dataset(QueryRetrieveLevel="STUDY", **{**keys, "StudyInstanceUID": NAME})]
+        answers = [list(assoc.send_c_find(each, STUDY_ROOT_FIND)) for each in asked]
+        answers += [list(assoc.send_c_find(dataset(**keys), WORKLIST_FIND))]
+        for each in asked:
+            answers.append(list(assoc.send_c_get(each, STUDY_ROOT_GET)))
+            answers.append(list(assoc.send_c_move(each, "SOMEWHERE", STUDY_ROOT_MOVE)))
+        scene.told += [status.get("ErrorComment", "") for answer in answers for status, _ in answer]
+        assoc.abort()
+
+
 def ended_line(scene: Scene) -> dict[str, object] | None:
     """The line that an operation which is answered later ends with."""
     for text in scene.daemon.raw_log.splitlines():
@@ -211,6 +257,8 @@ def test_no_error_repeats_what_was_asked(scene: Scene) -> None:
     assert len(problems) > 40
     assert [body for body in (each.body.decode() for each in problems) if any(mark in body for mark in MARKS)] == []
     assert any(COMMENT in each.json()["detail"] for each in problems if b"dimse_comment" in each.body)
+    assert any(COMMENT in comment for comment in scene.told)
+    assert [comment for comment in scene.told if any(mark in comment for mark in MARKS)] == []
 
 
 def test_the_lines_are_as_documented(scene: Scene) -> None:

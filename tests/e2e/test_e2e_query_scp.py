@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from pydicom import Dataset, dcmread
 from query_kit import (
+    OSIRIX_KEYS,
+    STUDY_KEYS,
     STUDY_ROOT_FIND,
+    WEASIS_KEYS,
     WORKLIST_FIND,
     Node,
     as_set,
@@ -30,23 +33,6 @@ from harmonyd.testing.peer import ScriptedPeer
 from harmonyd.testing.processes import free_port
 
 _FOLDERS = count()
-STUDY_KEYS = (
-    *("QueryRetrieveLevel=STUDY", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID"),
-    *("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName"),
-    *("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"),
-)
-OSIRIX_KEYS = (
-    *("SpecificCharacterSet=ISO_IR 100", "QueryRetrieveLevel=STUDY", "PatientName=*", "PatientID", "AccessionNumber"),
-    *("StudyDescription", "StudyDate=19900101-20991231", "StudyTime", "StudyInstanceUID", "StudyID"),
-    *("PatientBirthDate", "ModalitiesInStudy", "NumberOfStudyRelatedInstances", "InstitutionName"),
-    # Study Status and Interpretation Status IDs are retired.
-    *("ReferringPhysicianName", "PerformingPhysicianName", "0032,000A", "4008,0212"),
-)
-WEASIS_KEYS = (
-    *("QueryRetrieveLevel=STUDY", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("ReferringPhysicianName", "StudyDescription", "StudyDate", "StudyTime", "AccessionNumber", "StudyInstanceUID"),
-    "StudyID",
-)
 WEASIS_SERIES_KEYS = (
     *("QueryRetrieveLevel=SERIES", f"StudyInstanceUID={dcmread(demo_files()[0]).StudyInstanceUID}", "Modality"),
     *("SeriesNumber", "SeriesDescription", "SeriesInstanceUID"),

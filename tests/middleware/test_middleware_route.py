@@ -12,6 +12,7 @@ from harmonyd.bodies import EmptyBody
 from harmonyd.config.model import MiddlewareConfig, RouteRule
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.middleware.registry import build
+from harmonyd.subject import Caller
 
 OBJECT = {
     "00080008": {"vr": "CS", "Value": ["ORIGINAL", None, "AXIAL"]},
@@ -82,6 +83,28 @@ async def test_metadata() -> None:
     assert not await matches("calling_aet", "CT?", "MR?", calling_aet="US1")
     assert await matches("move_originator_aet", "", move_originator_aet="")
     assert await matches("peer_address", "")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("10.1.2.3", True), ("192.0.2.7", True), ("::ffff:10.1.2.3", True), ("2001:db8::1", True), ("192.0.3.7", False),
+     ("2001:db9::1", False), ("somewhere", False), ("", False)],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_places(address: str, expected: bool) -> None:
+    """An address is compared with patterns, and with blocks of addresses."""
+    assert await matches("peer_address", "10.0.0.0/8", "2001:db8::/32", "192.0.2.*", peer_address=address) is expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_request_has_without_metadata() -> None:
+    """Its method, and its caller's address."""
+    rules = (RouteRule({"method": ("C-*",), "peer_address": ("192.0.2.0/24",)}, ("a",)),)
+    link = build(MiddlewareConfig("m", "route", {"rules": rules, "otherwise": ()}), RESOURCES)
+    for method, address, expected in [("C-FIND", "192.0.2.1", "a"), ("GET", "192.0.2.1", None), ("C-FIND", "", None)]:
+        request = RequestEnvelope("x", method, "/", "/", EmptyBody(), caller=Caller(address))
+        assert await link.on_request(request) is None
+        assert request.metadata.get("backend") == expected
 
 
 @pytest.mark.parametrize("normalized", [None, [], "text", {"00080060": "CT"}, {"00080060": {"Value": "CT"}}])

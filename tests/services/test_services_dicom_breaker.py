@@ -24,7 +24,7 @@ from harmonyd.dimse.errors import (
 from harmonyd.errors import BadRequest, DeadlinePassed, NotFound, StorageFull, Unavailable
 from harmonyd.hours import Hours, parse_window
 from harmonyd.services.dicom.breaker import Breaker, State, Verdict, of_echo, of_operation
-from harmonyd.services.dicom.guard import CircuitOpen, Guard, OutsideHours
+from harmonyd.services.dicom.guard import CircuitOpen, OutsideHours, PacsGuard
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.spool.api import Failed
 
@@ -122,9 +122,14 @@ class Node:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
+        self.set_by = 0.0
+        """How the machine's clock was set since the reactor's began."""
         self.asked: list[Deferred[None]] = []
         given = DicomBackendOptions("PACS", "pacs.example", 104, **{"breaker": BreakerOptions(3, 10, 30), **options})
-        self.guard = Guard("pacs", given, self.clock, self._echo)
+        self.guard = PacsGuard("pacs", given, self.clock, self._echo, wall=self.wall)
+
+    def wall(self) -> float:
+        return self.clock.seconds() + self.set_by
 
     def _echo(self) -> Deferred[None]:
         self.asked.append(Deferred())
@@ -281,7 +286,7 @@ def test_the_spool_is_told_that_it_is_back() -> None:
     """Once, when it answers again; not while all is well."""
     told: list[str] = []
     node = Node()
-    node.guard = Guard("pacs", DicomBackendOptions("P", "p", 1), node.clock, node._echo, told.append)
+    node.guard = PacsGuard("pacs", DicomBackendOptions("P", "p", 1), node.clock, node._echo, told.append)
     node.guard.note(None, "echo")
     assert told == []
     for _ in range(5):
@@ -320,6 +325,17 @@ def test_permitted_hours_of_some_operations() -> None:
     node.clock.advance(6 * 3600)
     node.guard.admit("get")
     assert node.guard.figures()["next_permitted_at"] is None
+
+
+def test_hours_go_by_the_clock_as_it_is_now() -> None:
+    """Also where it was set, or the machine slept, since the daemon began."""
+    node = Node(hours=Hours((parse_window("18:00-07:00"),), "UTC"))
+    node.guard.admit("get")
+    node.set_by = 12 * 3600 - 1000
+    assert node.refused("get") == 6 * 3600
+    assert node.guard.figures()["next_permitted_at"] == 18 * 3600
+    node.set_by += 7 * 3600
+    node.guard.admit("get")
 
 
 def test_a_node_that_may_not_be_asked_gets_no_echo_either() -> None:

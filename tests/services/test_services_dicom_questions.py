@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -46,6 +47,7 @@ from harmonyd.errors import (
     Unavailable,
 )
 from harmonyd.services.dicom.asked import ONCE, request_for
+from harmonyd.services.dicom.locating import FAILED
 from harmonyd.services.dicom.questions import Questions
 from harmonyd.services.dicom.request import RETRIEVE, build_query, read_document
 from harmonyd.services.dicom.results import MatchRecord
@@ -192,6 +194,7 @@ async def test_matches_go_back() -> None:
         (DimseTimeout("silent"), 0xC001, "silent"),
         (DeadlinePassed("too late"), 0xC001, "too late"),
         (HarmonydError("secret path"), 0xC001, "our fault; the log says more"),
+        (OSError(errno.ENOSPC, "No space left on device"), 0xA700, "The disk is full."),
         (ResponseEnvelope(status=403), 0x0124, "the answer of the pipeline has status 403"),
         (ResponseEnvelope(status=400), 0xA900, "status 400"),
         (ResponseEnvelope(status=503), 0xA700, "status 503"),
@@ -319,6 +322,26 @@ async def test_what_did_not_come(tmp_path: Path, summary: Any, counted: Any, mis
         pipeline.asked[0].progress.counted(*counted)
     assert len([instance async for instance in retrieval]) == 1
     assert (retrieval.missed, retrieval.total) == (missed, 1 + missed)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_came_twice_is_not_missing(tmp_path: Path) -> None:
+    """Of several nodes: those that were left out were counted by their nodes."""
+    results = FakeResults(instances(tmp_path, [demo_files()[0].read_bytes()]))
+    results.repeated = 2  # type: ignore[attr-defined]
+    handler, pipeline = questions(ResponseEnvelope(results=results))
+    retrieval = await handler.retrieve(asked(GET))
+    pipeline.asked[0].progress.counted(3, 0, 0, 0)
+    assert len([instance async for instance in retrieval]) == 1
+    assert (retrieval.missed, retrieval.total, retrieval.doubt) == (0, 1, "")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_could_not_be_asked() -> None:
+    """May have more of it."""
+    handler, _ = questions(ResponseEnvelope(results=FakeResults(), metadata={FAILED: "lund,malmo"}))
+    retrieval = await handler.retrieve(asked(GET))
+    assert retrieval.doubt == "there may be more: lund,malmo could not be asked"
 
 
 @pytest_twisted.ensureDeferred

@@ -103,6 +103,23 @@ async def test_a_query_gets_the_limit_as_a_key_and_answers_are_looked_at() -> No
     assert asked.dataset.PatientID == "N1"
 
 
+@pytest.mark.parametrize("level", ["PATIENT", "STUDY"])
+@pytest_twisted.ensureDeferred
+async def test_a_match_opens_no_study(level: str) -> None:
+    """A PACS that repeats the keys of a query makes any study look like a match; a retrieve asks for its attributes."""
+
+    def build(more: Mapping[str, str]) -> Query:
+        asked = {"level": level, "query_model": "patient", "PatientID": "N1", "StudyInstanceUID": "1.2"}
+        return parse_query(asked, operation="find", forced=more)
+
+    pacs, seen = Pacs(), Seen(lambda: 0.0)
+    _, shows = await hold(pacs, seen).query(build)
+    shows(Match(json.dumps(entry("1.2", "N1")).encode()))
+    with pytest.raises(NotFound):
+        await hold(pacs, seen).studies(query(StudyInstanceUID="1.2", level="STUDY"))
+    assert pacs.asked[0].dataset.PatientID in ("", None), "there is nothing to repeat"
+
+
 @pytest_twisted.ensureDeferred
 async def test_below_a_study_only_what_belongs_to_it_is_shown() -> None:
     """A PACS that finds series of other studies, or does not say of which they are, gives nothing away."""

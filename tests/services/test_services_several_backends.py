@@ -17,6 +17,7 @@ from harmonyd.config.model import DicomwebEndpointOptions, HttpEndpointOptions
 from harmonyd.dimse.errors import IdentifierError
 from harmonyd.envelope import Record, ResponseEnvelope
 from harmonyd.errors import BadRequest, NotFound, RemoteError
+from harmonyd.progress import SummedProgress
 from harmonyd.services.base import HttpRequest
 from harmonyd.services.choosing import choose_backend
 from harmonyd.services.dicom.chaining import ChainedResults, Step
@@ -238,7 +239,7 @@ async def test_steps_follow_each_other() -> None:
     await results.begin()
     assert (results.operation, results.media_type) == ("get", one.media_type)
     assert await names_of(results) == ["1", "2", "3"]
-    assert one.closed == two.closed == 0
+    assert (results.repeated, one.closed, two.closed) == (1, 0, 0)
     summary = results.summary()
     assert (summary["success"], summary["complete"], summary["file_count"]) == (True, True, 3)
     assert summary["suboperations"] == {"completed": 4, "failed": 0, "warning": 0, "remaining": None}
@@ -249,6 +250,27 @@ async def test_steps_follow_each_other() -> None:
     ]
     await results.aclose()
     assert (one.closed, two.closed) == (1, 1)
+
+
+def test_how_several_stand_together() -> None:
+    """What remains is not known before the last one has said it; all else is summed up as it comes."""
+    told: list[Any] = []
+
+    class Watching:
+        def began(self) -> None: ...
+
+        def arrived(self, size_bytes: int) -> None: ...
+
+        def counted(self, *counts: int | None) -> None:
+            told.append(counts)
+
+    progress = SummedProgress(Watching())
+    progress.expected = 2
+    progress.step().counted(2, 1, None, 0)
+    second = progress.step()
+    second.counted(1, 0, 0, 4)
+    second.counted(5, 0, 0, None)
+    assert told == [(2, 1, None, None), (3, 1, 0, 4), (7, 1, 0, None)]
 
 
 @pytest_twisted.ensureDeferred

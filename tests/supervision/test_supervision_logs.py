@@ -30,6 +30,30 @@ def test_severity_follows_dcmtks_prefix(line: bytes, level: LogLevel) -> None:
     assert severity(line) is level
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"W: DcmElement: Invalid value (ZQNAME^X) for element PatientName (0010,0010)",
+        b"E: Cannot select source character set: SpecificCharacterSet (0008,0005) value 'ZQNAME' not supported",
+        b'W: DcmItem: "ZQNAME" is odd',
+        b"E: No file for [ZQNAME]: can't be, and won't be",
+        b"E: cannot write DICOM file: /var/lib/harmonyd/CT.ZQNAME: No space left on device",
+        b"W: DIMSE Warning: SOP Instance UID: ZQNAME",
+    ],
+)
+def test_what_a_complaint_quotes_is_withheld(line: bytes, tmp_path: Path) -> None:
+    """Of a data set, or of a peer: in the log, in the file and for who asks for the last lines."""
+    log = ChildLog("storescp:x", RingBuffer(1000), RotatedFile(tmp_path / "log", 1000, 0, Clock().seconds))
+    with capturedLogs() as captured:
+        log.lines(1, [line, b"E: can't bind: it isn't (0006:031c) free: /run/x/CT.1.2.3: Address already in use"])
+    log.close()
+    said = [str(event["line"]) for event in captured]
+    kept = (tmp_path / "log").read_text()
+    assert "ZQNAME" not in said[0] + kept + str(log.last_lines(2))
+    assert said[0][:6] == line[:6].decode()
+    assert said[1] == "E: can't bind: it isn't (0006:031c) free: /run/x/CT.1.2.3: Address already in use"
+
+
 @given(st.lists(st.binary(max_size=12), max_size=20), st.integers(0, 20), st.integers(0, 30))
 def test_the_ring_keeps_the_end(writes: list[bytes], size: int, wanted: int) -> None:
     """The buffer holds the last bytes of the stream, and knows the position of its end."""

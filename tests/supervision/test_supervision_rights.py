@@ -15,7 +15,7 @@ import psutil
 import pytest
 import pytest_twisted
 
-from harmonyd import landlock
+from harmonyd import landlock, seccomp
 from harmonyd.landlock import Rights
 from harmonyd.supervision.api import ExitRecord, OnceSpec
 from harmonyd.supervision.errors import SpawnError
@@ -117,7 +117,7 @@ tried("signal", lambda: os.kill({os.getpid()}, 0))
 tried("memory", lambda: open("/proc/{os.getpid()}/mem", "rb").close())
 """
     record = await ran(supervise(), script, Rights(reads=(Path("/proc"),)))
-    expected = ["signal Operation not permitted" if landlock.abi() >= 6 else "signal ok"]
+    expected = ["signal Operation not permitted" if landlock.abi() >= 6 or seccomp.is_known() else "signal ok"]
     expected.append(f"memory {refused('Permission denied')}")
     assert record.output.decode().splitlines() == expected
 
@@ -139,6 +139,7 @@ async def test_limits_and_privileges(supervise: Supervise, until: Callable) -> N
         resource.RLIMIT_FSIZE: 0,
     }
     assert "NoNewPrivs:\t1" in status_of(child.pid)
+    assert ("Seccomp:\t2" in status_of(child.pid)) == seccomp.is_known()
     assert threading.active_count() == threads + 1
     assert os.getsid(child.pid) == child.pid
     await child.stop()

@@ -12,6 +12,7 @@ from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.telemetry.health import Health
 from harmonyd.tls import TlsServer
 from harmonyd.web.front_end import HttpFrontEnd, Route
+from harmonyd.web.secure import OnRefusal
 
 Serve = Callable[..., Awaitable[HttpFrontEnd]]
 
@@ -30,9 +31,11 @@ def serve() -> Iterator[Serve]:
         address: str = "127.0.0.1",
         tls: TlsServer | None = None,
         hsts_max_age_secs: int = 0,
+        on_refusal: OnRefusal = lambda address, why: None,
     ) -> HttpFrontEnd:
         network = NetworkConfig("default", HttpListener(address, 0), tls=tls, hsts_max_age_secs=hsts_max_age_secs)
-        front_end = HttpFrontEnd(reactor, network, list(routes), limits or LimitsConfig(), health)
+        given = list(routes), limits or LimitsConfig(), health
+        front_end = HttpFrontEnd(reactor, network, *given, on_refusal=on_refusal)
         await front_end.start()
         running.append(front_end)
         return front_end

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from web_kit import GET, Endpoint, Reply, StreamBody, measure, say_hello, until
 from web_kit import route as plain_route
 
+from harmonyd.audit.api import AuditEvent, AuditKind
 from harmonyd.bodies import BytesBody
 from harmonyd.config.model import HttpListener, LimitsConfig, NetworkConfig
 from harmonyd.envelope import RequestEnvelope, ResponseEnvelope
 from harmonyd.errors import Unavailable
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.subject import PeerCertificate
 from harmonyd.testing.certificates import Authority, Issued
 from harmonyd.tls import TlsServer
@@ -212,6 +215,28 @@ async def test_a_certificate_is_who_asks(serve: Any, mutual: TlsServer, ca: Auth
     assert (request.caller.address, request.is_secure) == ("127.0.0.1", True)
 
 
+@pytest.mark.parametrize("field", ["198.51.100.7", "127.0.0.1", "unknown", ""])
+@pytest_twisted.ensureDeferred
+async def test_the_certificate_of_a_proxy_is_its_own(
+    serve: Any, mutual: TlsServer, ca: Authority, viewer: Issued, field: str
+) -> None:
+    """Who asks through it has none, also a program beside it, or one whose address it does not know."""
+    endpoint = Endpoint()
+    made = Route(endpoint, say_hello)
+    front_end = await serve(made, tls=mutual)
+    request = f"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {field}\r\nConnection: close\r\n\r\n".encode()
+
+    def answered() -> bytes:
+        with secured(front_end.port, trusting(ca, viewer), request) as client:
+            return client.recv(12)
+
+    assert await deferToThread(answered) == b"HTTP/1.1 200"
+    network = NetworkConfig("default", HttpListener("127.0.0.1", 1), trusted_proxies=("127.0.0.1",))
+    front_end.serve(network, [made], LimitsConfig(), None, connections_for(mutual))
+    assert await deferToThread(answered) == b"HTTP/1.1 200"
+    assert [each.caller.certificate is not None for each in endpoint.seen] == [True, False]
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_certificate_may_be_left_out_where_it_may(
     serve: Any, mutual: TlsServer, ca: Authority, viewer: Issued
@@ -230,9 +255,11 @@ async def test_a_certificate_may_be_left_out_where_it_may(
 async def test_who_is_kept_out(
     serve: Any, mutual: TlsServer, ca: Authority, tmp_path: Path, said: list[str]
 ) -> None:
-    """Without a certificate, with one of another authority, or of last year: an alert, and the reason in the log."""
+    """Without a certificate, with one of another authority, or of last year: an alert, the reason in log and audit."""
     endpoint = Endpoint()
-    front_end = await serve(Route(endpoint, say_hello), tls=mutual)
+    events: list[AuditEvent] = []
+    told = partial(Witness(events.append).no_tls, "default")
+    front_end = await serve(Route(endpoint, say_hello), tls=mutual, on_refusal=told)
     strangers = Authority(tmp_path, "strangers")
     for own, why in (
         (None, "shown no certificate"),
@@ -243,6 +270,9 @@ async def test_who_is_kept_out(
             await ask(front_end.port, trusting(ca, own))
         await until(lambda why=why: any(why in line for line in said))  # type: ignore[misc]
     assert endpoint.seen == []
+    assert [each.caller.address for each in events] == ["127.0.0.1"] * 3
+    assert all(each.kind is AuditKind.SECURITY_ALERT and "network default" in each.text for each in events)
+    assert "from no authority in ca_file" in events[1].text
 
 
 @pytest_twisted.ensureDeferred

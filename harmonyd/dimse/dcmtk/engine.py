@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmonyd.dimse.accepting import OnRefusal, unheard
+from harmonyd.dimse.accepting import Answered, OnRefusal, unheard
 from harmonyd.dimse.dcmtk import find, retrieve, store
 from harmonyd.dimse.dcmtk.echo import echo
 from harmonyd.dimse.dcmtk.listeners import Listeners
@@ -60,7 +60,7 @@ class DcmtkEngine:
     ) -> None:
         log_config, dictionary = support_files(scratch)
         verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
-        self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose)
+        self._box = Toolbox(reactor, supervisor, tools, log_config, dictionary, scratch, verbose, on_refusal)
         self._storage = storage
         self._quarantine = storage / "quarantine"
         self._listeners = Listeners(self._box, on_refusal)
@@ -100,9 +100,9 @@ class DcmtkEngine:
             return PerAssociationScp(self._box, config, handler, admission, folder, self._listeners)
         return DcmtkStoreScp(self._box, config, handler, admission, folder)
 
-    def association_count(self, ports: Collection[int] | None = None) -> int:
-        """How many associations run that somebody else began, where harmonyd itself listens (on these ports)."""
-        return self._listeners.association_count(ports)
+    def association_count(self, only: Collection[Answered] | None = None) -> int:
+        """How many associations run that somebody else began, where harmonyd itself listens (with these AE titles)."""
+        return self._listeners.association_count(only)
 
     def accept_no_more(self) -> None:
         """Close the ports on which harmonyd itself listens; associations that run go on."""

@@ -22,6 +22,7 @@ from harmonyd.dimse.associate import (
 )
 from harmonyd.dimse.dcmtk.wire import PlainWire
 from harmonyd.dimse.tls_failures import inbound_plain_problem
+from harmonyd.subject import PeerCertificate
 
 CLOSE_SECS = 5.0
 """For a peer that was refused, to close its side."""
@@ -80,6 +81,7 @@ class Handshake(Reader):
 
     proof = ""
     """What the peer has shown of itself."""
+    certificate: PeerCertificate | None = None
 
     def __init__(
         self,

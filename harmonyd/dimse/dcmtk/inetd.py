@@ -26,6 +26,7 @@ from harmonyd.dimse.dcmtk.wire import Wire
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.part10 import DamagedFile, check_complete
 from harmonyd.landlock import Rights
+from harmonyd.privacy import complaint
 from harmonyd.supervision.api import ExitRecord, OnceChild, OnceSpec
 from harmonyd.waiters import Waiters
 
@@ -173,7 +174,7 @@ class InboundAssociation:
         if line == b"@INFO|Association Release":
             self._is_released()
         elif line.startswith((b"@WARN|", b"@ERROR|", b"@FATAL|")):
-            said = line.partition(b"|")[2].decode("utf-8", "replace")
+            said = complaint(line.partition(b"|")[2]).decode("utf-8", "replace")
             self._log.warn("{line}", line=said, child=f"storescp:{self.association.id}")
         if self._box.verbose:
             self._log.info("{line}", line=line.decode("utf-8", "replace"), child=f"storescp:{self.association.id}")

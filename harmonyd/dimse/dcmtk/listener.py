@@ -159,7 +159,8 @@ class AssociationListener(Acceptor):
         return owner.admit(request, peer)
 
     def _accept(self, handshake: Opening, request: AssociateRequest, receiving: Receiving) -> Rejection | None:
-        known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, handshake.peer)
+        titles = request.called_aet, request.calling_aet
+        known = Association(uuid.uuid4().hex, *titles, handshake.peer, handshake.certificate)
         assert self._inotify is not None
         try:
             association = InboundAssociation(self._box, handshake.hand_over(), known, receiving, self._ended)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harmonyd.dimse.accepting import OnRefusal, unheard
+from harmonyd.dimse.accepting import Answered, OnRefusal, unheard
 from harmonyd.dimse.associate import AssociateRequest, Rejection
 from harmonyd.dimse.dcmtk.deliveries import Host, MoveDeliveries
 from harmonyd.dimse.dcmtk.inetd import Receiving
@@ -154,10 +154,13 @@ class Listeners:
         for listener in self._open.values():
             listener.close()
 
-    def association_count(self, ports: Collection[int] | None = None) -> int:
-        """How many inbound associations run (on these ports)."""
-        listeners = [item for item in self._open.values() if ports is None or item.port in ports]
-        return sum(len(listener.associations) for listener in listeners)
+    def association_count(self, only: Collection[Answered] | None = None) -> int:
+        """How many inbound associations run (with these called AE titles)."""
+        return sum(
+            only is None or Answered(listener.port, item.association.called_aet) in only
+            for listener in self._open.values()
+            for item in listener.associations
+        )
 
 
 def _taken(place: Place) -> Unavailable:

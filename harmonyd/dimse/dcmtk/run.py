@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from harmonyd.dimse import query_file
+from harmonyd.dimse.accepting import OnRefusal, unheard
 from harmonyd.dimse.dcmtk.arrivals import FolderWatch
 from harmonyd.dimse.dcmtk.log import Response, ToolLog
 from harmonyd.dimse.dcmtk.log_config import watched_log_file
@@ -50,6 +51,8 @@ class Toolbox:
     """For files that live as long as one run: query files, association profiles."""
     verbose: bool
     """Log what children say at info level (``HARMONY_TEST_VERBOSE_DCMTK``)."""
+    on_refusal: OnRefusal = unheard
+    """Of who came to a port that is for a child alone."""
 
     def kept_line(self, child: str) -> Callable[[bytes], None] | None:
         """What is done with the lines of a kept child, besides keeping them: logged, when that was asked for."""
@@ -147,7 +150,9 @@ class ToolRun:
         """
         await self._begin()
         if remote.tls is not None:
-            self._tunnel = await open_tunnel(self._box.reactor, remote, self._op.deadline)
+            self._tunnel = await open_tunnel(
+                self._box.reactor, remote, self._op.deadline, self._box.on_refusal
+            )
             remote = self._tunnel.node
         written = (self._folder,) if self._folder is not None else ()
         rights = Rights((self._box.scratch, *reads), written, (remote.port, DNS_PORT), tuple(listens))

@@ -27,7 +27,8 @@ from harmonyd.dimse.associate import (
 )
 from harmonyd.dimse.dcmtk.handshake import CLOSE_SECS
 from harmonyd.dimse.dcmtk.relay import End, SecureEnd, attach
-from harmonyd.dimse.tls_server import SecurePort, caller_problem, proof_of
+from harmonyd.dimse.tls_server import SecurePort, caller_problem, shown_by
+from harmonyd.subject import PeerCertificate
 
 
 class SecureWire:
@@ -62,6 +63,7 @@ class SecureHandshake(SecureEnd):
         super().__init__(reactor)
         self.peer = peer
         self.proof = ""
+        self.certificate: PeerCertificate | None = None
         self.problem = ""
         self.on_close: Callable[[], object] = lambda: None
         self._on_request = on_request
@@ -78,7 +80,7 @@ class SecureHandshake(SecureEnd):
 
     def handshakeCompleted(self) -> None:
         self.is_secured = True
-        self.proof = proof_of(self.transport.getHandle())
+        self.proof, self.certificate = shown_by(self.transport.getHandle())
 
     def _hold(self, data: bytes) -> None:
         if self._is_refused:

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from harmonyd.dimse.accepting import Acceptor
+from harmonyd.dimse.accepting import Acceptor, OnRefusal, Refusal, unheard
 from harmonyd.dimse.connecting import connect
 from harmonyd.dimse.dcmtk.relay import End, SecureEnd, attach
 from harmonyd.dimse.engine import RemoteNode
@@ -70,11 +70,12 @@ class Tunnel(Acceptor):
     backlog = 16
     _log = Logger()
 
-    def __init__(self, reactor: Any, remote: RemoteNode, end: RemoteEnd) -> None:
+    def __init__(self, reactor: Any, remote: RemoteNode, end: RemoteEnd, on_refusal: OnRefusal = unheard) -> None:
         """Raises ``EngineFailed``."""
         super().__init__(reactor, LOOPBACK, 0)
         self._remote = remote
         self._remote_end = end
+        self._on_refusal = on_refusal
         self._child: OnceChild | None = None
         self._name = ""
         self._unknown: set[LocalEnd] = set()
@@ -149,6 +150,7 @@ class Tunnel(Acceptor):
             "security: {who} has connected to the port that is for {child} alone; it was turned away",
             who=who, child=self._name, port=self.port,
         )  # fmt: skip
+        self._on_refusal(Refusal(end.peer[0], self.port, f"{who} is not {self._name}, which it is for"))
 
 
 class LocalEnd(End):
@@ -164,11 +166,13 @@ class LocalEnd(End):
         self.pauseProducing()
 
 
-async def open_tunnel(reactor: Any, remote: RemoteNode, deadline: float) -> Tunnel:
+async def open_tunnel(
+    reactor: Any, remote: RemoteNode, deadline: float, on_refusal: OnRefusal = unheard
+) -> Tunnel:
     """Connect to the node and secure the connection. Raises what ``connecting.connect`` does."""
     end = await connect(reactor, remote, lambda: RemoteEnd(reactor), deadline)
     try:
-        return Tunnel(reactor, remote, end)
+        return Tunnel(reactor, remote, end, on_refusal)
     except BaseException:
         end.cut()
         raise

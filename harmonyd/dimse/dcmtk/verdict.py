@@ -15,6 +15,7 @@ from harmonyd.dimse.dcmtk.log import ToolLog
 from harmonyd.dimse.engine import Outcome, RemoteNode
 from harmonyd.dimse.errors import DimseError, EngineFailed
 from harmonyd.errors import HarmonydError
+from harmonyd.privacy import complaint
 from harmonyd.supervision.api import ExitRecord
 
 _CONDITION = re.compile(r"\b([0-9a-f]{4}):([0-9a-f]{4}) (.*)")
@@ -112,7 +113,8 @@ def _tool_failure(operation: str, log: ToolLog, record: ExitRecord) -> HarmonydE
         how = f"was ended by signal {record.signal}"
     else:
         how = f"exited with {record.exit_code} and no final response"
-    said = " / ".join((log.complaints or log.other)[-3:])
+    lines = (log.complaints or log.other)[-3:]
+    said = " / ".join(complaint(line.encode()).decode("utf-8", "replace") for line in lines)
     return EngineFailed(
         f"The DCMTK program for C-{operation.upper()} {how}" + (f": {said}" if said else ""),
         exit_code=record.exit_code,

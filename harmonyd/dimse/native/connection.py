@@ -22,6 +22,7 @@ from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.silence import SilenceWatch, unsent_bytes
 from harmonyd.dimse.tls_failures import inbound_plain_problem, speaks_tls
+from harmonyd.subject import PeerCertificate
 
 MAX_WAITING_BYTES = 1024 * 1024
 """So much of data sets may wait to be read; more stays in the socket."""
@@ -50,6 +51,7 @@ class Connection(Protocol):
     """See ``connecting.Attempted``."""
     proof = ""
     """What the peer has shown of itself, for the log; nothing without TLS."""
+    certificate: PeerCertificate | None = None
 
     def __init__(self, reactor: Any, association: core.Association, silence_secs: float) -> None:
         self.association = association

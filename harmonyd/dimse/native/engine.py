@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmonyd.dimse.accepting import Explain, OnRefusal, explain, unheard
+from harmonyd.dimse.accepting import Answered, Explain, OnRefusal, explain, unheard
 from harmonyd.dimse.engine import (
     Admission,
     Instance,
@@ -85,9 +85,9 @@ class NativeEngine:
         """Listen for C-MOVE deliveries now instead of with the first move."""
         await self._ports.open(receiver)
 
-    def association_count(self, ports: Collection[int] | None = None) -> int:
-        """How many associations run that somebody else began (on these ports)."""
-        return self._listeners.association_count(ports)
+    def association_count(self, only: Collection[Answered] | None = None) -> int:
+        """How many associations run that somebody else began (with these called AE titles)."""
+        return self._listeners.association_count(only)
 
     def accept_no_more(self) -> None:
         """Close the ports; associations that run go on."""

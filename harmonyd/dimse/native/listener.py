@@ -162,7 +162,8 @@ class AssociationListener(Acceptor):
         return owner.admit(request, peer)
 
     def _accept(self, connection: Connection, request: core.AssociateRequest, receiver: Receiver) -> None:
-        known = Association(uuid.uuid4().hex, request.called_aet, request.calling_aet, connection.peer)
+        titles = request.called_aet, request.calling_aet
+        known = Association(uuid.uuid4().hex, *titles, connection.peer, connection.certificate)
         connection.association.accept(receiver.answer(request), _INFORMATION, max_pdu=receiver.max_pdu)
         connection.allow_silence(receiver.association_timeout_secs)
         connection.flush()

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harmonyd.dimse.accepting import Explain, OnRefusal, explain, unheard
+from harmonyd.dimse.accepting import Answered, Explain, OnRefusal, explain, unheard
 from harmonyd.dimse.associate import Rejection
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.deliveries import MoveDeliveries
@@ -68,6 +68,8 @@ class Listeners:
         """What comes there is this endpoint's, and refused until it claims the place, whoever listens there before."""
         title = self._titles.setdefault(place, Title())
         title.endpoint = title.endpoint or endpoint
+        if (listener := self._open.get((place.bind_addr, place.port))) is not None:
+            listener.owners[place.aet] = title
 
     def claim(self, place: Place, endpoint: Endpoint, tls: TlsServer | None = None) -> AssociationListener:
         """Have the endpoint receive there. ``tls`` counts for all on this port.
@@ -131,10 +133,13 @@ class Listeners:
         for listener in self._open.values():
             listener.close()
 
-    def association_count(self, ports: Collection[int] | None = None) -> int:
-        """How many inbound associations run (on these ports)."""
-        listeners = [item for item in self._open.values() if ports is None or item.port in ports]
-        return sum(len(listener.sessions) for listener in listeners)
+    def association_count(self, only: Collection[Answered] | None = None) -> int:
+        """How many inbound associations run (with these called AE titles)."""
+        return sum(
+            only is None or Answered(listener.port, item.association.called_aet) in only
+            for listener in self._open.values()
+            for item in listener.sessions
+        )
 
     def _listening(self, place: Place, title: Title, tls: TlsServer | None) -> AssociationListener:
         address = place.bind_addr, place.port
@@ -144,8 +149,13 @@ class Listeners:
         if address not in self._open:
             listener.listen(self._why)
             self._open[address] = listener
-        self._titles[place] = listener.owners[place.aet] = title
+        self._titles[place] = title
+        listener.owners.update(self._at(address))
         return listener
+
+    def _at(self, address: tuple[str, int]) -> dict[str, Title]:
+        """Who has a place there, by AE title; those that do not receive yet, or for the moment, are refused for now."""
+        return {place.aet: title for place, title in self._titles.items() if (place.bind_addr, place.port) == address}
 
     def _clear(self, place: Place, title: Title) -> None:
         """Keep nothing that nobody needs."""
@@ -153,10 +163,12 @@ class Listeners:
             self._titles.pop(place, None)
         address = place.bind_addr, place.port
         listener = self._open.get(address)
-        if title.is_receiving or title.moves is not None or listener is None:
+        if listener is None:
             return
-        listener.owners.pop(place.aet, None)
-        if not listener.owners:
+        titles = self._at(address)
+        if place.aet not in titles:
+            listener.owners.pop(place.aet, None)
+        if not any(each.is_receiving or each.moves is not None for each in titles.values()):
             listener.close()
             del self._open[address]
 

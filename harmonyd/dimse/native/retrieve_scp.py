@@ -21,8 +21,8 @@ from harmonyd.dimse.native.inbound import Ended, InboundSession, Stopped, error_
 from harmonyd.dimse.native.ongoing import Ongoing
 from harmonyd.dimse.native.sending import Outgoing
 from harmonyd.dimse.native.sub_operations import CannotSend, Count, Target
-from harmonyd.dimse.part10 import DamagedFile, read_header
-from harmonyd.dimse.serving import Asked, Handler, NotServed
+from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, read_header
+from harmonyd.dimse.serving import Asked, Handler, NotServed, Retrieval
 from harmonyd.dimse.status import CANCEL, CANNOT_PERFORM, PENDING, SOME_FAILED, UNABLE_TO_PROCESS
 from harmonyd.dimse.wire import written
 
@@ -74,7 +74,7 @@ class Retrieving:
             try:
                 async for instance in retrieval:
                     with ongoing.finishing():
-                        await self._one(target, instance, count)
+                        await self._one(target, instance, count, retrieval)
                     responses.tell()
                 count.missed(retrieval.missed, retrieval.missed_uids, "the PACS could not deliver all")
             finally:
@@ -88,16 +88,25 @@ class Retrieving:
             responses.end()
             await target.close()
 
-    async def _one(self, target: Target, instance: Instance, count: Count) -> None:
+    async def _one(self, target: Target, instance: Instance, count: Count, retrieval: Retrieval) -> None:
         uid = instance.sop_instance_uid
+        header: InstanceHeader | None = None
+        problem = "the association ended before it was answered"
         try:
-            header = await self.means.in_thread(read_header, instance.path)
+            header = _header(instance) or await self.means.in_thread(read_header, instance.path)
             status = await target.store(Outgoing(instance.path, header))
         except (CannotSend, DamagedFile, OSError) as error:
-            count.not_sent(uid, str(error))
-            self._log.warn("{uid} is not sent: {why}", uid=uid, why=str(error))
+            problem = str(error)
+            count.not_sent(uid, problem)
+            self._log.warn("{uid} is not sent: {why}", uid=uid, why=problem)
+        except NotServed as error:
+            problem = error.comment or problem
+            raise
         else:
-            count.answered(uid, status)
+            problem = count.answered(uid, status)
+        finally:
+            if header is not None:
+                retrieval.told(header, problem)
 
     def _respond(
         self,
@@ -108,7 +117,8 @@ class Retrieving:
         why: NotServed | None,
     ) -> None:
         status, comment = _final(count, why)
-        self._say_end(session, command, count, status, comment)
+        is_ours = why is None or not why.is_quoted
+        self._say_end(session, command, count, status, comment if is_ours else "")
         connection = session.connection
         if not connection.association.established:
             return
@@ -133,10 +143,26 @@ class Retrieving:
         )  # fmt: skip
 
 
+def _header(instance: Instance) -> InstanceHeader | None:
+    """As it was read when the file was checked."""
+    if not instance.data_set_at:
+        return None
+    return InstanceHeader(
+        instance.sop_class_uid,
+        instance.sop_instance_uid,
+        instance.transfer_syntax_uid,
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+        instance.patient_id,
+        instance.size_bytes,
+        data_set_at=instance.data_set_at,
+    )
+
+
 def _final(count: Count, why: NotServed | None) -> tuple[int, str]:
     """Status and comment; what could not be tried any more is counted."""
     if why is None:
-        return count.final_status(), count.why
+        return count.final_status(), count.why or count.doubt
     if why.status == CANCEL:
         return CANCEL, ""
     if not count.done:

@@ -15,7 +15,7 @@ from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.native import connection
 from harmonyd.dimse.native.connection import LAST_WORDS_SECS, Connection
 from harmonyd.dimse.tls_client import Verdict, tls_problem
-from harmonyd.dimse.tls_server import caller_problem, proof_of
+from harmonyd.dimse.tls_server import caller_problem, shown_by
 
 
 class OverTls(Connection):
@@ -89,7 +89,7 @@ class SecureInbound(OverTls):
 
     def handshakeCompleted(self) -> None:
         self._is_secured = True
-        self.proof = proof_of(self.transport.getHandle())
+        self.proof, self.certificate = shown_by(self.transport.getHandle())
         self._begin()
 
     def _connected(self) -> None:

@@ -59,20 +59,28 @@ class Count:
         return self.completed + self.failed + self.warning
 
     @property
+    def doubt(self) -> str:
+        """See ``Retrieval``."""
+        return self.retrieval.doubt if self.retrieval is not None else ""
+
+    @property
     def remaining(self) -> int | None:
         """None while nobody knows how many there are."""
         total = self.retrieval.total if self.retrieval is not None else None
         return None if total is None else max(0, total - self.done)
 
-    def answered(self, sop_instance_uid: str, status: int) -> None:
-        """One was sent."""
+    def answered(self, sop_instance_uid: str, status: int) -> str:
+        """One was sent; return why it was not taken, or nothing."""
         match category(status):
             case StatusCategory.SUCCESS:
                 self.completed += 1
             case StatusCategory.WARNING:
                 self.warning += 1
             case _:
-                self.not_sent(sop_instance_uid, f"the receiver answered with status 0x{status:04X}")
+                why = f"the receiver answered with status 0x{status:04X}"
+                self.not_sent(sop_instance_uid, why)
+                return why
+        return ""
 
     def not_sent(self, sop_instance_uid: str, why: str) -> None:
         """One could not be sent, or was not taken."""
@@ -94,9 +102,9 @@ class Count:
             self.failed_uids.append(uid)
 
     def final_status(self) -> int:
-        """When all was tried (PS3.4 sections C.4.2.1.5 and C.4.3.1.4)."""
+        """When all was tried (PS3.4 sections C.4.2.1.5 and C.4.3.1.4). What may not be all is no Success either."""
         if not self.failed and not self.warning:
-            return SUCCESS
+            return SOME_FAILED if self.doubt else SUCCESS
         return SOME_FAILED if self.completed or self.warning else CANNOT_PERFORM
 
     def response(self, command: core.Command, status: int, comment: str | None = None) -> core.Command:

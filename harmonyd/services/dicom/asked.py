@@ -80,5 +80,5 @@ def request_for(asked: Asked, request_id: str, operation: str, **metadata: str) 
         },
         normalized=json.loads(text),
         id=request_id,
-        caller=Caller(address=association.peer, aet=association.calling_aet),
+        caller=Caller(association.peer, association.certificate, association.calling_aet),
     )

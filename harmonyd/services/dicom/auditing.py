@@ -10,19 +10,27 @@ from typing import Any, Protocol
 from harmonyd.audit.api import AuditEvent, AuditKind, Auditor, Node, Outcome, Queried, Transferred, no_audit, node_of
 from harmonyd.audit.batches import Batches, Way, outcome_of
 from harmonyd.dimse.accepting import Refusal
-from harmonyd.dimse.engine import Instance, Query, QueryModel, RemoteNode, StoreResult
+from harmonyd.dimse.engine import Association, Instance, Query, QueryModel, RemoteNode, StoreResult
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.status import StatusCategory, category
 from harmonyd.envelope import RequestEnvelope, Results
+from harmonyd.services.dicom.selectivity import TooBroad
 from harmonyd.subject import Caller
 
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 _FIND = {
     QueryModel.PATIENT_ROOT: "1.2.840.10008.5.1.4.1.2.1.1",
     QueryModel.STUDY_ROOT: "1.2.840.10008.5.1.4.1.2.2.1",
+    QueryModel.WORKLIST: "1.2.840.10008.5.1.4.31",
 }
 _MOST_STUDIES = 1000
 """Of one operation, that have messages of their own."""
+PassedOn = Callable[[InstanceHeader, str], None]
+"""Told of an object that was to go on, and why it did not."""
+
+
+def nobody_is_told(header: InstanceHeader, problem: str) -> None:
+    """Where there is no audit trail."""
 
 
 class Audited(Protocol):
@@ -76,6 +84,64 @@ class Witness:
         """C-STOREs begin."""
         return Sent(remote, request, self)
 
+    def kept(self, request: RequestEnvelope, header: InstanceHeader) -> None:
+        """A client has sent an object, and it is kept here. Those of one client and study are told together."""
+        if self.batches is not None:
+            way = self._from_caller(request)
+            key = ("kept", request.caller, request.subject)
+            self.batches.add(key, way, header.study_instance_uid, header.patient_id, header.sop_class_uid)
+
+    @staticmethod
+    def _from_caller(request: RequestEnvelope) -> Way:
+        source = node_of(request.caller, request.subject)
+        return Way(source, Node(), request.id, request.caller, request.subject, is_new=True)
+
+    def passed_on(self, association: Association, destination: RemoteNode, request_id: str) -> PassedOn:
+        """A C-MOVE to a third node: what is told of each object that was sent there, or was not."""
+        batches = self.batches
+        if batches is None:
+            return nobody_is_told
+        caller = Caller(association.peer, aet=association.calling_aet)
+        there = Node(destination.aet, destination.aet, destination.host)
+        way = Way(Node(aet=association.called_aet), there, request_id, caller, says_begin=True)
+
+        def told(header: InstanceHeader, problem: str) -> None:
+            study, patient = header.study_instance_uid, header.patient_id
+            batches.add(("moved", request_id), way, study, patient, header.sop_class_uid, problem)
+
+        return told
+
+    def unknown_destination(self, association: Association, aet: str) -> None:
+        """Somebody wants objects to be sent where they may not go."""
+        event = AuditEvent(
+            AuditKind.SECURITY_ALERT,
+            Outcome.MINOR_FAILURE,
+            f"a C-MOVE to {aet or 'nobody'} is refused: it is no move destination here",
+            caller=Caller(association.peer, aet=association.calling_aet),
+            details={"alert": "restricted-function", "Called AE Title": association.called_aet},
+        )
+        self.audit(event)
+
+    def too_broad(self, remote: RemoteNode, request: RequestEnvelope, error: TooBroad) -> None:
+        """A C-FIND was not begun."""
+        if error.query is not None:
+            self.query(remote, request, error.query).ended({"complete": False, "error": error.detail})
+
+    def out_of_bounds(self, remote: RemoteNode, request: RequestEnvelope, operation: str, what: str) -> None:
+        """Somebody who may do this with some data asked for other. What is forbidden altogether is told elsewhere."""
+        details = {"alert": "restricted-function", "node": remote.host, "Backend": remote.name}
+        self.audit(
+            AuditEvent(
+                AuditKind.SECURITY_ALERT,
+                Outcome.MINOR_FAILURE,
+                f"{operation} at {remote.name} is refused: {what}",
+                request.id,
+                request.caller,
+                request.subject,
+                details,
+            )
+        )
+
     def refused(self, refusal: Refusal) -> None:
         """Somebody called who may not."""
         event = AuditEvent(
@@ -86,6 +152,16 @@ class Witness:
             details={"alert": "node-authentication", "Called AE Title": refusal.called_aet},
         )
         self.audit(event)
+
+    def no_tls(self, network: str, address: str, why: str) -> None:
+        """There is no secure connection to an HTTP client, which may have shown a certificate of somebody else."""
+        text = f"A connection to network {network} was refused: {why}"
+        details = {"alert": "node-authentication", "network": network}
+        self.audit(
+            AuditEvent(
+                AuditKind.SECURITY_ALERT, Outcome.MINOR_FAILURE, text, caller=Caller(address), details=details
+            )
+        )
 
     def read(self, request: RequestEnvelope, study: str, results: Results, read: Sequence[Instance]) -> None:
         """What was in the cache, or came to it, has gone to who asked. A viewer asks for each slice by itself."""

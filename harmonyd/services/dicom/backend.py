@@ -39,7 +39,7 @@ from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.auditing import Sent, Witness
-from harmonyd.services.dicom.guard import Guard
+from harmonyd.services.dicom.guard import PacsGuard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
@@ -49,6 +49,7 @@ from harmonyd.services.dicom.outcomes import reason_of
 from harmonyd.services.dicom.record import OperationRecord, failed
 from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
 from harmonyd.services.dicom.running import Running
+from harmonyd.services.dicom.selectivity import TooBroad
 from harmonyd.services.dicom.storing import store_objects, store_request
 from harmonyd.services.dicom.storing_each import EACH, store_each
 from harmonyd.services.http.media import JSON, negotiate
@@ -88,7 +89,7 @@ class DicomBackend:
         witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``Guard``."""
+        """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``PacsGuard``."""
         self.name = name
         self.options = options
         self.storage = options.storage_dir or storage
@@ -98,7 +99,7 @@ class DicomBackend:
         self._cache = cache
         self._witness = witness
         self._slots = AssociationSlots(reactor, name, options.max_associations, options.max_queue)
-        self.guard = Guard(name, options, reactor, self._own_echo, returned)
+        self.guard = PacsGuard(name, options, reactor, self._own_echo, returned)
         self._seen = Seen(reactor.seconds)
         self.receiver = move_receiver(options)
         self.remote = remote_node(name, options)
@@ -139,6 +140,8 @@ class DicomBackend:
                 return await self._retrieve_any(operation, request, document)
             return await self._perform(operation, request, document, hold)
         except HarmonydError as error:
+            if isinstance(error, TooBroad):
+                self.too_broad(request, error)
             error.extra.setdefault("operation", operation)
             error.extra.setdefault("backend", self.name)
             if operation == "move" and isinstance(error, DimseError):
@@ -146,10 +149,17 @@ class DicomBackend:
                 error.extra.setdefault("incoming_store_port", self.receiver.port)
             raise
 
+    def too_broad(self, request: RequestEnvelope, error: TooBroad) -> None:
+        """Audit a query that the selectivity of this backend does not let pass."""
+        self._witness.too_broad(self.remote, request, error)
+
     def _hold(self, operation: str, request: RequestEnvelope) -> Hold | None:
         """What limits the request; None: nothing. Raises ``Forbidden`` and ``Unauthorized``."""
         limits = request.permit.limits(operation, self.name) if request.permit is not None else UNLIMITED
-        return Hold(limits, self._seen, partial(self._found, request)) if limits else None
+        if not limits:
+            return None
+        refused = partial(self._witness.out_of_bounds, self.remote, request, operation)
+        return Hold(limits, self._seen, partial(self._found, request), refused)
 
     async def _found(self, request: RequestEnvelope, query: Query) -> list[dict[str, Any]]:
         """The matches of a question of our own, asked on behalf of a request."""
@@ -178,13 +188,16 @@ class DicomBackend:
         return await self._perform(operation, request, document)
 
     async def send_all(self, requests: Sequence[RequestEnvelope]) -> Sequence[ResponseEnvelope | Exception]:
-        """Store inbound objects over one association; what middleware made of some goes by itself."""
+        """Store inbound objects over one association.
+
+        What middleware made of some goes by itself, and so does what somebody sent who may not store everything.
+        """
         try:
             await self.guard.admit_delivery()
         except HarmonydError as error:
             return [error, *[NotTried("The PACS is not asked now") for _ in requests[1:]]]
         paths = [request.body.path for request in requests if isinstance(request.body, ObjectBody)]
-        if not paths or len(paths) < len(requests):
+        if not paths or len(paths) < len(requests) or any(self._is_limited(request) for request in requests):
             return [await self._answer(request) for request in requests]
         sent = self._witness.store(self.remote, requests[0])
         async with self._running.recorded("store", requests[0]) as (op, summary):
@@ -202,6 +215,10 @@ class DicomBackend:
                 problem = reason_of(answer) if isinstance(answer, Exception) else ""
                 sent.told(request, request.metadata.get("sop_instance_uid", ""), problem)
         return answers
+
+    def _is_limited(self, request: RequestEnvelope) -> bool:
+        """Whether its study has to be looked at before; the pipeline has looked at what is allowed at all."""
+        return request.permit is not None and bool(request.permit.limits("store", self.name))
 
     async def _answer(self, request: RequestEnvelope) -> ResponseEnvelope | Exception:
         try:

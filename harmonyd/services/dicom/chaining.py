@@ -36,6 +36,8 @@ class ChainedResults:
         self._closing = AsyncExitStack()
         self._seen: set[str] = set()
         self._whole = False
+        self.repeated = 0
+        """Instances that were left out because they had come already."""
         self.operation = ""
         self.media_type = ""
 
@@ -56,9 +58,11 @@ class ChainedResults:
         for number, step in enumerate(self._steps):
             results = self._begun[0][1] if number == 0 else await self._begin(step)
             async for record in results:
-                if record.name not in self._seen:
-                    self._seen.add(record.name)
-                    yield record
+                if record.name in self._seen:
+                    self.repeated += 1
+                    continue
+                self._seen.add(record.name)
+                yield record
         self._whole = True
 
     def summary(self) -> Mapping[str, Any]:
@@ -77,6 +81,11 @@ class ChainedResults:
         told: list[dict[str, Any]] = [{"name": name, "success": one["success"]} for name, one in each]
         told += [{"name": name, "success": False, "error": why} for name, why in self._failed.items()]
         return {**members, "backends": told}
+
+    @property
+    def failed_uids(self) -> tuple[str, ...]:
+        """SOP Instance UIDs that the steps did not bring, as far as they are known; after the end."""
+        return tuple(uid for _, results in self._begun for uid in getattr(results, "failed_uids", ()))
 
     async def aclose(self) -> None:
         """Close all that was begun. Safe to call twice."""

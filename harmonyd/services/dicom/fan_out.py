@@ -18,6 +18,7 @@ from harmonyd.services.dicom.asked import IdentifierBody
 from harmonyd.services.dicom.backend import DicomBackend
 from harmonyd.services.dicom.locating import Locator, Places
 from harmonyd.services.dicom.merging import MergedResults, Source
+from harmonyd.services.dicom.selectivity import TooBroad
 from harmonyd.services.http.media import negotiate
 
 LEFT_OUT = "fan_out_left_out"
@@ -59,7 +60,11 @@ class FanOut:
         self, request: RequestEnvelope, document: Any, nodes: Mapping[str, DicomBackend]
     ) -> ResponseEnvelope:
         media_type = negotiate("find", request.headers.get("accept"))
-        query = dicom_request.build_query(request, document, "find", _first(nodes).options)
+        try:
+            query = dicom_request.build_query(request, document, "find", _first(nodes).options)
+        except TooBroad as error:
+            _first(nodes).too_broad(request, error)
+            raise
         has_levels = query.model is not QueryModel.WORKLIST
         unique = f"{UNIQUE_KEYS[query.level][0]:08X}" if has_levels else None
         results = self.ask(request, nodes, media_type, unique)

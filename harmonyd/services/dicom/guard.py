@@ -7,6 +7,7 @@ and each brings a C-ECHO with it that may close the breaker before its time.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +22,12 @@ from harmonyd.errors import HarmonydError, Unavailable
 from harmonyd.services.dicom.breaker import Breaker, State, Verdict, is_suspicious, of_echo, of_operation
 from harmonyd.waiters import Waiters
 
-__all__ = ["CircuitOpen", "Echo", "Guard", "OutsideHours", "kind_of"]
+__all__ = ["CircuitOpen", "Echo", "OutsideHours", "PacsGuard", "kind_of"]
 
 KINDS = ("echo", "find", "retrieve", "store")
 _RETRIEVES = ("get", "move")
+_LOOK_SECS = 3600.0
+"""At the latest after so long it is looked whether hours have begun: clocks are set."""
 _LEAST_SECS = 1.0
 """Between two C-ECHOs on behalf of deliveries, or of operations that ended badly."""
 
@@ -52,7 +55,7 @@ class Echo:
     """Empty: the node answered Success."""
 
 
-class Guard:
+class PacsGuard:
     """Of one backend. ``echo`` performs a C-ECHO, and raises what is wrong; ``start`` and ``stop`` it."""
 
     _log = Logger()
@@ -64,8 +67,12 @@ class Guard:
         reactor: Any,
         echo: Callable[[], Awaitable[Any]],
         returned: Callable[[str], None] = lambda name: None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """``returned`` is told the name when the node answers again."""
+        """``returned`` is told the name when the node answers again.
+
+        Hours go by ``wall``: unlike the reactor's clock it notices when the machine's is set, or was asleep.
+        """
         self.name = name
         self.breaker = Breaker(options.breaker, reactor.seconds)
         self.last_echo: Echo | None = None
@@ -76,6 +83,7 @@ class Guard:
         self._hours = options.hours
         self._echo_secs = options.health_echo_secs
         self._reactor = reactor
+        self._wall = wall
         self._echo = echo
         self._returned = returned
         self._timers: dict[str, DelayedCall] = {}
@@ -125,7 +133,7 @@ class Guard:
         if self.permits(kind_of(operation)) or self._hours is None:
             return
         self.refused["hours"] += 1
-        now = self._reactor.seconds()
+        now = self._wall()
         raise OutsideHours(
             f"Backend {self.name} is not to be asked for this at this time of the day.",
             hint="Ask again in its permitted hours (permitted_hours of the backend); Retry-After says when they begin.",
@@ -136,7 +144,7 @@ class Guard:
     def permits(self, kind: str) -> bool:
         """Tell whether operations of this kind may reach the node now."""
         hours = self._hours
-        return hours is None or not hours.concern(kind) or hours.permit(self._reactor.seconds())
+        return hours is None or not hours.concern(kind) or hours.permit(self._wall())
 
     def _suspended(self) -> CircuitOpen:
         breaker = self.breaker
@@ -201,8 +209,8 @@ class Guard:
         if self.breaker.is_closed:
             return
         if self._hours is not None and not self.permits("echo"):
-            now = self._reactor.seconds()
-            self._later("probe", self._hours.next_begin(now) - now, self._probe)
+            now = self._wall()
+            self._later("probe", min(_LOOK_SECS, self._hours.next_begin(now) - now), self._probe)
             return
         self._begin_asking()
 
@@ -268,7 +276,7 @@ class Guard:
     def figures(self) -> dict[str, Any]:
         """How the node is. Times in seconds since the epoch, None for never."""
         breaker, echo = self.breaker, self.last_echo
-        now = self._reactor.seconds()
+        now = self._wall()
         permitted = {kind: self.permits(kind) for kind in KINDS}
         begins = None if self._hours is None or all(permitted.values()) else self._hours.next_begin(now)
         return {

@@ -18,6 +18,7 @@ from harmonyd.dimse.identifier import parse_query
 from harmonyd.envelope import Record, Results
 from harmonyd.errors import Forbidden, NotFound
 from harmonyd.permit import Limits, elements, forced, holds, texts
+from harmonyd.privacy import uid_or_nothing
 
 KNOWN_SECS = 30.0
 """How long a study counts as looked at."""
@@ -56,10 +57,13 @@ class Seen:
 
 
 class Hold:
-    """One request's. ``find`` asks the node on its behalf."""
+    """One request's. ``find`` asks the node on its behalf; ``refused`` is told what was out of the limits."""
 
-    def __init__(self, limits: Limits, seen: Seen, find: Find) -> None:
+    def __init__(
+        self, limits: Limits, seen: Seen, find: Find, refused: Callable[[str], None] = lambda what: None
+    ) -> None:
         self.limits = limits
+        self._refused = refused
         self._seen = seen
         self._find = find
 
@@ -72,7 +76,10 @@ class Hold:
         """
         query = build({})
         if query.level in _BELOW:
-            studies = {uid for uid in self._named(query) if await self._is_within(uid)}
+            named = self._named(query)
+            studies = {uid for uid in named if await self._is_within(uid)}
+            if len(studies) < len(named):
+                self._refused("it is below a study that is not there, or not within the limits of the caller")
             return query, lambda match: _study_of(json.loads(match.json)) in studies
         missing = [each for each in elements(self.limits) if not _value(query, each)]
         keys = dict.fromkeys(missing, "") | {t: v for t, v in forced(self.limits).items() if t in missing}
@@ -83,12 +90,8 @@ class Hold:
         return query, self._shows
 
     def _shows(self, match: Match) -> bool:
-        found = json.loads(match.json)
-        if not holds(self.limits, found):
-            return False
-        if study := _study_of(found):
-            self._seen.note(self.limits, study)
-        return True
+        # It opens no study: a node may repeat keys of a query that it does not know, and look like a match by that.
+        return holds(self.limits, json.loads(match.json))
 
     # --- retrieve
 
@@ -100,6 +103,7 @@ class Hold:
         named = self._named(query)
         for uid in named:
             if not await self._is_within(uid):
+                self._refused(f"study {uid_or_nothing(uid)} is not there, or not within the limits of the caller")
                 raise NotFound("The PACS has nothing like that.", hint="Check the UIDs with a find.")
         return frozenset(named)
 
@@ -109,9 +113,11 @@ class Hold:
         """Raise ``Forbidden`` unless all may be stored: they are within limits, and the studies that they are for."""
         for data_set in data_sets:
             if not holds(self.limits, data_set):
+                self._refused("an object is not within the limits of the caller")
                 raise Forbidden("An object here is not one of those that you may store.")
         for uid in {_study_of(data_set) for data_set in data_sets}:
             if not uid or not (self._seen.has(self.limits, uid) or all(map(self._holds, await self._about(uid)))):
+                self._refused("a study is not within the limits of the caller")
                 raise Forbidden("A study here is not one of those that you may store to.")
 
     # --- details
@@ -119,6 +125,7 @@ class Hold:
     def _named(self, query: Query) -> list[str]:
         named = _value(query, _STUDY)
         if not named or any(char in uid for uid in named for char in "*?"):
+            self._refused("it names no study, and the caller is limited to some")
             raise Forbidden(
                 "What you may see is limited to some studies, so this has to name its study.",
                 hint="Give a StudyInstanceUID; a find at the level STUDY shows those that there are.",

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from harmonyd.audit.batches import Batches
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
 from harmonyd.dimse.part10 import claimed_uid
@@ -18,12 +17,13 @@ from harmonyd.envelope import RequestEnvelope
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.at_once import deliver_one
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.inbound_audit import InboundWitness
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.services.dicom.questions import Questions
 from harmonyd.spool.api import Entry, NewEntry, Result, Spool
-from harmonyd.subject import Caller
+from harmonyd.subject import Caller, from_text, to_text
 from harmonyd.tracing import Span, Trace, begin, is_tracing, parse
 
 InThread = Callable[..., Awaitable[Any]]
@@ -61,14 +61,14 @@ class DicomEndpoint:
         spool: Spool,
         in_thread: InThread,
         own: Backend | None = None,
-        batches: Batches | None = None,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
     ) -> None:
         """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint."""
         self.name = name
         self._options = options
         self._pipeline = pipeline
         self._own = own
-        self._inbound = InboundWitness(name, batches)
+        self._inbound = InboundWitness(name, witness.batches)
         self._started: Backend | None = None
         """Of its own."""
         self._in_thread = in_thread
@@ -77,7 +77,7 @@ class DicomEndpoint:
         self._engines = engines
         self._mode = (options.engine, options.store_scp)
         engine = engines[options.engine]
-        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options)
+        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options, witness)
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission, self._questions)
 
     async def start(self) -> None:
@@ -258,6 +258,7 @@ def _metadata(association: Association) -> dict[str, str]:
         "calling_aet": association.calling_aet,
         "peer_address": association.peer,
         "association_id": association.id,
+        **({"peer_certificate": to_text(association.certificate)} if association.certificate else {}),
     }
 
 
@@ -290,6 +291,10 @@ def _envelope(entry: Entry) -> RequestEnvelope:
         headers={"content-type": "application/dicom"},
         metadata={**entry.metadata, "dimse_op": "store"},
         id=entry.request_id,
-        caller=Caller(entry.metadata.get("peer_address", ""), aet=entry.metadata.get("calling_aet", "")),
+        caller=Caller(
+            entry.metadata.get("peer_address", ""),
+            from_text(entry.metadata.get("peer_certificate", "")),
+            entry.metadata.get("calling_aet", ""),
+        ),
         trace=_trace(entry.metadata.get("association_id", "")),
     )

@@ -18,7 +18,10 @@ from harmonyd.services.dicom.merging import MergedResults, NoBackendAnswered
 from harmonyd.services.dicom.request import RETRIEVE
 
 FAILED = "fan_out_failed"
-"""Metadata of an answer to a retrieve: names of backends (with commas) that could not be asked whether they have it."""
+"""Metadata of an answer to a retrieve: names of backends (with commas) that could not be asked whether they have it.
+
+So there may be more of it than comes.
+"""
 KNOWN_SECS = 60.0
 MAX_KNOWN = 1000
 MAX_COUNTS = 50
@@ -104,6 +107,7 @@ class Locator:
         return response
 
     async def _begun(self, plan: list[tuple[str, Document]]) -> ResponseEnvelope:
+        self._progress.expected = len(plan)
         steps = [Step(name, self._sender(name, document)) for name, document in plan]
         if len(steps) == 1 and self._operation == RETRIEVE and not self._failed:
             # Nothing is to be told of several: so it is what it would be without the others, entity-tags and all.

@@ -9,9 +9,10 @@ from twisted.logger import Logger
 from harmonyd.dimse.engine import NotDelivered, Obstacle
 from harmonyd.dimse.errors import AssociationRejected, DimseFailure, RemoteUnreachable
 from harmonyd.dimse.status import StatusCategory, category
-from harmonyd.errors import DeadlinePassed, HarmonydError, StorageFull, Unavailable
+from harmonyd.errors import DeadlinePassed, Forbidden, HarmonydError, StorageFull, Unavailable
 from harmonyd.pipeline.errors import DeliveryRefused, MiddlewareRefused, NotTried
 from harmonyd.privacy import said
+from harmonyd.services.archive.errors import ArchiveBusy
 from harmonyd.services.dicom.guard import OutsideHours
 from harmonyd.services.http.errors import UpstreamUnreachable
 from harmonyd.spool.api import Delivered, Failed, Result, Untried
@@ -39,7 +40,7 @@ def spool_result(outcome: Exception | None) -> Result:
     if isinstance(outcome, NotTried):
         return Untried()
     _say_our_fault(outcome)
-    again = outcome.extra["retry_after_secs"] if isinstance(outcome, OutsideHours) else None
+    again = outcome.extra.get("retry_after_secs") if isinstance(outcome, OutsideHours | ArchiveBusy) else None
     return Failed(reason_of(outcome), is_away=_is_away(outcome), again_secs=again)
 
 
@@ -48,7 +49,7 @@ def obstacle(error: Exception) -> NotDelivered:
     _say_our_fault(error)
     if isinstance(error, NotTried) or _is_away(error):
         return NotDelivered(Obstacle.AWAY, reason_of(error))
-    if isinstance(error, MiddlewareRefused):
+    if isinstance(error, MiddlewareRefused | Forbidden):
         return NotDelivered(Obstacle.REFUSED, reason_of(error))
     return NotDelivered(Obstacle.FAILED, reason_of(error), _status(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -17,13 +18,15 @@ from harmonyd.dimse.engine import Received
 from harmonyd.dimse.serving import FIND, Asked, NotServed, Pending
 from harmonyd.dimse.status import OUT_OF_RESOURCES, UNABLE_TO_PROCESS
 from harmonyd.envelope import Record, RequestEnvelope, ResponseEnvelope, Results
-from harmonyd.errors import HarmonydError
+from harmonyd.errors import HarmonydError, StorageFull
+from harmonyd.privacy import said
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.asked import request_for
 from harmonyd.services.dicom.refusals import OUR_FAULT, not_answered, not_served
 
 MAX_BODY_BYTES = 10_000_000
 """Of an answer that is no stream of records: it is read as a whole."""
+_DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HERE_BYTES = 1024
 """A match that was changed is encoded in a thread when its JSON is longer."""
 InThread = Callable[..., Awaitable[Any]]
@@ -39,9 +42,14 @@ async def told_as_status(asked: Asked, request_id: str) -> AsyncIterator[None]:
         raise
     except HarmonydError as error:
         told = not_served(asked.operation, error)
-        _say_refused(asked, request_id, told, error.detail)
+        _say_refused(asked, request_id, told, said(error))
         raise told from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            full = StorageFull("The disk is full.")
+            told = not_served(asked.operation, full)
+            _say_refused(asked, request_id, told, full.detail)
+            raise told from error
         fields: dict[str, Any] = _fields(asked, request_id)
         _log.failure("a question could not be answered, by our fault", **fields)
         raise NotServed(UNABLE_TO_PROCESS, OUR_FAULT) from error

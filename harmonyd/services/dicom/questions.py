@@ -10,6 +10,7 @@ from harmonyd.dimse.engine import RemoteNode
 from harmonyd.dimse.serving import Asked, NotServed, Pending, Retrieval
 from harmonyd.dimse.status import UNKNOWN_DESTINATION
 from harmonyd.services.base import Ask
+from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.querying import InThread, Querying
 from harmonyd.services.dicom.retrieving import Retrieving
 
@@ -21,11 +22,14 @@ _MAX_PDU = 131072
 class Questions:
     """``ask`` passes an envelope through the pipeline that the endpoint has at the moment."""
 
-    def __init__(self, ask: Ask, in_thread: InThread, options: DicomEndpointOptions) -> None:
+    def __init__(
+        self, ask: Ask, in_thread: InThread, options: DicomEndpointOptions, witness: Witness = Witness(),  # noqa: B008 - it is frozen
+    ) -> None:
         self.options = options
         """What counts for the next question."""
         self._querying = Querying(ask, in_thread)
         self._retrieving = Retrieving(ask, in_thread)
+        self._witness = witness
 
     def find(self, asked: Asked) -> AsyncGenerator[Pending, None]:
         """See ``Handler``."""
@@ -33,13 +37,18 @@ class Questions:
 
     async def retrieve(self, asked: Asked) -> Retrieval:
         """See ``Handler``."""
-        return await self._retrieving.retrieve(asked)
+        brought = await self._retrieving.retrieve(asked)
+        if asked.destination_aet in self.options.move_destinations:
+            to = self.destination(asked)
+            brought.passed_on = self._witness.passed_on(asked.association, to, brought.request_id)
+        return brought
 
     def destination(self, asked: Asked) -> RemoteNode:
         """See ``Handler``."""
         aet = asked.destination_aet
         known = self.options.move_destinations.get(aet)
         if known is None:
+            self._witness.unknown_destination(asked.association, aet)
             raise NotServed(UNKNOWN_DESTINATION, f"{aet or 'no AE title'} is no move destination here")
         return _node(aet, known, asked.association.called_aet)
 

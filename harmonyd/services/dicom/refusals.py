@@ -63,7 +63,7 @@ def not_served(operation: str, error: HarmonydError) -> NotServed:
     said = error.extra.get("dimse_status")
     if isinstance(error, DimseFailure) and said:
         comment = error.extra.get("dimse_comment") or error.extra.get("dimse_status_text") or ""
-        return NotServed(int(said, 16), comment, failed=_failed(error))
+        return NotServed(int(said, 16), comment, failed=_failed(error), is_quoted=True)
     status = next((_BY_CLASS[kind] for kind in type(error).__mro__ if kind in _BY_CLASS), UNABLE_TO_PROCESS)
     comment = error.detail if error.fault is not Fault.OURS or status == _BUSY else OUR_FAULT
     return NotServed(_of(operation, status), comment, failed=_failed(error))

@@ -7,15 +7,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from harmonyd.dimse.accept import instance_of
 from harmonyd.dimse.engine import Instance
-from harmonyd.dimse.part10 import read_header
+from harmonyd.dimse.part10 import InstanceHeader, read_header
 from harmonyd.dimse.serving import Asked, NotServed
 from harmonyd.dimse.status import UNABLE_TO_PROCESS
 from harmonyd.envelope import Record, ReshapedRecord, ResponseEnvelope, Results
 from harmonyd.errors import NotFound
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.asked import ONCE, request_for
+from harmonyd.services.dicom.auditing import PassedOn, nobody_is_told
+from harmonyd.services.dicom.locating import FAILED
 from harmonyd.services.dicom.querying import InThread, answered, told_as_status
 from harmonyd.services.dicom.request import RETRIEVE
 
@@ -49,15 +53,20 @@ class Brought:
         self.total: int | None = None
         self.missed = 0
         self.missed_uids: tuple[str, ...] = ()
+        self.doubt = ""
         self._asked = asked
         self._in_thread = in_thread
         self._response: ResponseEnvelope | None = None
         self._items: AsyncGenerator[Instance, None] | None = None
         self._count = 0
+        self._removing: Deferred[None] | None = None
+        self.passed_on: PassedOn = nobody_is_told
 
     def begin(self, response: ResponseEnvelope) -> None:
         """Here is the answer."""
         self._response = response
+        if failed := response.metadata.get(FAILED):
+            self.doubt = f"there may be more: {failed} could not be asked"
 
     # --- Progress
 
@@ -79,11 +88,17 @@ class Brought:
         self._items = self._instances()
         return self._items
 
+    def told(self, header: InstanceHeader, problem: str) -> None:
+        """See ``Retrieval``."""
+        self.passed_on(header, problem)
+
     async def aclose(self) -> None:
         """See ``Retrieval``."""
         items, self._items = self._items, None
         if items is not None:
             await items.aclose()
+        with suppress(OSError):
+            await self._removed()
         response, self._response = self._response, None
         if response is not None:
             await response.close()
@@ -101,9 +116,17 @@ class Brought:
                 instance = await self._instance(record)
                 self._count += 1
                 yield instance
+                await self._removed()
                 if (discard := getattr(record, "discard", None)) is not None:
-                    await discard()
+                    self._removing = Deferred.fromCoroutine(discard())
+            await self._removed()
             self._conclude(results)
+
+    async def _removed(self) -> None:
+        """The file before the last one is gone: while it is removed, the next one is sent."""
+        removing, self._removing = self._removing, None
+        if removing is not None:
+            await removing
 
     async def _instance(self, record: Record) -> Instance:
         instance: Instance | None = getattr(record, "instance", None)
@@ -118,6 +141,8 @@ class Brought:
         """What the node says failed, or did not come; at least one where not all did."""
         summary: Mapping[str, Any] = results.summary()
         counts = summary.get("suboperations") or {}
+        if self.total is not None:
+            self.total -= getattr(results, "repeated", 0)
         not_come = max(0, (self.total or 0) - self._count)
         self.missed = max(counts.get("failed") or 0, not_come, 0 if summary["complete"] else 1)
         self.missed_uids = getattr(results, "failed_uids", ())

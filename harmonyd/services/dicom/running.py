@@ -11,8 +11,9 @@ from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import OperationContext, RemoteNode
 from harmonyd.dimse.waiting import AssociationSlots
 from harmonyd.envelope import RequestEnvelope
+from harmonyd.errors import HarmonydError
 from harmonyd.services.dicom.auditing import UNAUDITED, Audited
-from harmonyd.services.dicom.guard import Guard
+from harmonyd.services.dicom.guard import PacsGuard
 from harmonyd.services.dicom.keeping import new_id
 from harmonyd.services.dicom.metering import Meter
 from harmonyd.services.dicom.record import OperationRecord, failed
@@ -30,7 +31,7 @@ class Running:
         options: DicomBackendOptions,
         reactor: Any,
         slots: AssociationSlots,
-        guard: Guard,
+        guard: PacsGuard,
         meter: Meter,
         in_thread: InThread,
     ) -> None:
@@ -51,8 +52,12 @@ class Running:
         storage: Path | None = None,
         audited: Audited = UNAUDITED,
     ) -> OperationRecord:
-        """Begin one; ``ended`` it once. Raises what the guard of the node does."""
-        self._guard.admit(operation)
+        """Begin one; ``ended`` it once. Raises what the guard of the node does, which is audited."""
+        try:
+            self._guard.admit(operation)
+        except HarmonydError as error:
+            audited.ended(failed(error))
+            raise
         now = self._reactor.seconds()
         deadline = now + self._options.operation_timeout_secs
         if request.deadline is not None:

@@ -20,6 +20,8 @@ class TooBroad(BadRequest):
     """The query has no key that narrows it enough."""
 
     title = "The query is too broad"
+    query: Query | None = None
+    """Not for the answer."""
 
 
 def check_selective(query: Query, options: SelectivityOptions, today: datetime.date) -> None:
@@ -32,11 +34,13 @@ def check_selective(query: Query, options: SelectivityOptions, today: datetime.d
         if _narrows(keyword, _values(query.dataset, keyword), options, today):
             return
     ranges = f", or {' or '.join(_DATES)} of at most {options.max_days} days" if options.max_days else ""
-    raise TooBroad(
+    error = TooBroad(
         "The query would have the PACS look through too much of its archive.",
         hint=f"Give one of {', '.join(key for key in options.keys if key not in _DATES)} (with wildcards: at least "
         f"{options.min_letters} letters or digits{ranges}). The backend's selectivity says so.",
     )
+    error.query = query
+    raise error
 
 
 def _narrows(keyword: str, values: Sequence[str], options: SelectivityOptions, today: datetime.date) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 
+from harmonyd.bodies import FilesBody
 from harmonyd.dimse import status as dimse_status
 from harmonyd.dimse.engine import Engine, OperationContext, OperationStream, RemoteNode, StoreResult
 from harmonyd.dimse.errors import DimseError, DimseFailure
@@ -186,6 +187,8 @@ async def request_files(request: RequestEnvelope, folder: Path, in_thread: InThr
     if isinstance(request.body, ObjectBody):
         # An object of our own spool: sent from where it lies.
         return [request.body.path]
+    if isinstance(request.body, FilesBody):
+        return list(request.body.paths)
     content_type = request.headers.get("content-type", "")
     media = parse_media_type(content_type)
     kind = media.essence if media is not None else content_type.strip()

@@ -14,7 +14,11 @@ MAX_JSON_BYTES = 1 << 20
 
 
 class Closed(Exception):
-    """The other side ended in the middle, or said what nobody can mean."""
+    """The other side ended in the middle."""
+
+
+class Nonsense(Closed):
+    """The other side said what nobody can mean; it may still run."""
 
 
 def send(sock: socket.socket, document: Mapping[str, Any], files: Sequence[int] = (), data: bytes = b"") -> None:
@@ -47,13 +51,13 @@ def receive(sock: socket.socket, max_files: int = 0) -> tuple[dict[str, Any], li
 def _document(sock: socket.socket, first: bytes) -> dict[str, Any]:
     (length,) = _LENGTH.unpack(first + exactly(sock, _LENGTH.size - 1))
     if length > MAX_JSON_BYTES:
-        raise Closed(f"a document of {length} bytes")
+        raise Nonsense(f"a document of {length} bytes")
     try:
         document = json.loads(exactly(sock, length))
     except ValueError as error:
-        raise Closed("no JSON") from error
+        raise Nonsense("no JSON") from error
     if not isinstance(document, dict):
-        raise Closed("no object")
+        raise Nonsense("no object")
     return document
 
 

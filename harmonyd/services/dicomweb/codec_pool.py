@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from harmonyd import errors
 from harmonyd.dimse.elements import MalformedDataset
 from harmonyd.errors import DeadlinePassed, HarmonydError
-from harmonyd.services.dicomweb.codec_frames import Closed, exactly, receive, send
+from harmonyd.services.dicomweb.codec_frames import Closed, Nonsense, exactly, receive, send
 from harmonyd.services.dicomweb.pixel_file import MAX_FRAME_BYTES, PixelFile
 from harmonyd.services.dicomweb.rendering import Rendering
 from harmonyd.services.dicomweb.transcoding import transcoded
@@ -96,19 +96,20 @@ class _Worker:
         answer = received[0]
         length = answer.get("length")
         if not isinstance(length, int) or not 0 <= length <= 4 * MAX_FRAME_BYTES:
-            raise Closed("an answer without a length")
+            raise Nonsense("an answer without a length")
         data = exactly(self._sock, length)
         _raise(answer)
         return data
 
     def end(self) -> str:
         """Kill it; returns how it had ended, if it had."""
-        self._sock.close()
         code = self._process.poll()
         if code is None:
             with suppress(ProcessLookupError):
                 self._process.kill()
             self._process.wait()
+        self._sock.close()  # not before: it would end by itself
+        if code is None:
             return "was killed"
         named = -code in set(signal.Signals)
         return f"ended by {signal.Signals(-code).name}" if named else f"exited with code {code}"
@@ -187,7 +188,7 @@ class Codecs:
             fit = True
             raise
         except Closed as ended:
-            how = worker.ended_alone()
+            how = worker.end() if isinstance(ended, Nonsense) else worker.ended_alone()
             _log.error("a process that decodes pixels {how}", how=how)
             raise MalformedDataset(f"The pixels cannot be decoded: the codec {how}") from ended
         except TimeoutError:

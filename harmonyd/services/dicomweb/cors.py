@@ -34,11 +34,13 @@ def cors_headers(origin: str | None, allowed: Sequence[str]) -> dict[str, str]:
 
 def preflight(request: HttpRequest, methods: Sequence[str], backend_header: str = "") -> HttpAnswer:
     """Answer OPTIONS at a path that takes ``methods``. Who may read it is in the common fields."""
+    always = _ASKED.lower().split(", ")
+    more = [name for name in (backend_header, *request.shown) if name and name.lower() not in always]
     headers = {"Allow": ", ".join([*methods, "OPTIONS"])}
     if "access-control-request-method" in request.headers:
         headers |= {
             "Access-Control-Allow-Methods": ", ".join(methods),
-            "Access-Control-Allow-Headers": f"{_ASKED}, {backend_header}" if backend_header else _ASKED,
+            "Access-Control-Allow-Headers": ", ".join([_ASKED, *dict.fromkeys(more)]),
             "Access-Control-Max-Age": str(_MAX_AGE_SECS),
         }
     return HttpAnswer(204, headers)

@@ -20,7 +20,7 @@ from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.native.scp import NativeStoreScp
-from harmonyd.dimse.part10 import check_complete
+from harmonyd.dimse.part10 import InstanceHeader, check_complete
 from harmonyd.dimse.recode import EXPLICIT_VR_LE
 from harmonyd.dimse.serving import SERVICES, Asked, NotServed, Pending
 from harmonyd.dimse.wire import written
@@ -51,7 +51,10 @@ class Retrieved:
     total: int | None = None
     missed: int = 0
     missed_uids: tuple[str, ...] = ()
+    doubt: str = ""
     closed: int = 0
+    heard: list[tuple[str, str]] = field(default_factory=list)
+    """SOP Instance UID of each object that was sent on, and why not."""
 
     async def __aiter__(self) -> AsyncIterator[Instance]:
         for step in self.steps:
@@ -62,6 +65,9 @@ class Retrieved:
             else:
                 assert isinstance(step, Instance)
                 yield step
+
+    def told(self, header: InstanceHeader, problem: str) -> None:
+        self.heard.append((header.sop_instance_uid, problem))
 
     async def aclose(self) -> None:
         self.closed += 1

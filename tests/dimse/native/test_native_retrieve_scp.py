@@ -135,6 +135,19 @@ async def test_what_the_caller_answers(
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_may_not_be_all(asking: Asking, three: MadeStudy, ended: Ended) -> None:
+    """Is no Success, though nothing failed; the comment says why."""
+    asking.retrieval = retrieved(three, total=3, doubt="there may be more")
+    await asking.start()
+    assoc = await asking.call(GET, receives=CT_IN)
+    ask(assoc, GET, get())
+    _, responses = await served(assoc)
+    command, data = responses[-1]
+    assert (counters(command), command.error_comment, data) == ((0xB000, None, 3, 0, 0), "there may be more", b"")
+    await ended(assoc)
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_a_backend_could_not_bring(asking: Asking, three: MadeStudy, ended: Ended) -> None:
     """Has failed, under the UIDs that it named."""
     asking.retrieval = retrieved(three, total=5, missed=2, missed_uids=("1.2.3", "1.2.4"))
