@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from harmonyd.errors import Forbidden, Unauthorized
 from harmonyd.subject import Subject
 
-ACTIONS = ("echo", "find", "retrieve", "store", "forward", "manage")
+ACTIONS = ("echo", "find", "retrieve", "store", "commit", "mpps", "forward", "manage")
 """``forward`` is whatever an http or echo backend is asked; ``manage`` the paths that are about harmonyd itself."""
 ANYBODY, ANONYMOUS = "*", "anonymous"
 """Roles in rules: of everybody whose credentials were checked, and of those, too, who have none."""
-_ACTION_OF = {"get": "retrieve", "move": "retrieve"}
+_ACTION_OF = {"get": "retrieve", "move": "retrieve", "worklist": "find"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,10 @@ class Permit(Protocol):
         """Tell the same, without limits and errors."""
         ...
 
+    def refused(self, action: str, backend: str) -> None:
+        """Take note that a request was refused because of its limits."""
+        ...
+
 
 class Rules:
     """The permit of one subject. ``tell`` hears of each refusal: the action, and the backend."""
@@ -99,6 +103,9 @@ class Rules:
 
     def allows(self, action: str, backend: str) -> bool:
         return bool(self._found(action, backend))
+
+    def refused(self, action: str, backend: str) -> None:
+        self._tell(_ACTION_OF.get(action, action), backend)
 
     def limits(self, action: str, backend: str) -> Limits:
         found = self._found(action, backend)
@@ -130,6 +137,9 @@ class Both:
     def allows(self, action: str, backend: str) -> bool:
         return self.one.allows(action, backend) and self.other.allows(action, backend)
 
+    def refused(self, action: str, backend: str) -> None:
+        self.one.refused(action, backend)
+
 
 @dataclass(frozen=True, slots=True)
 class Acting:
@@ -144,9 +154,15 @@ class Acting:
     def allows(self, action: str, backend: str) -> bool:
         return self.permit.allows(self.action, backend)
 
+    def refused(self, action: str, backend: str) -> None:
+        self.permit.refused(self.action, backend)
+
 
 class Nothing:
     """The permit of a request that nobody looked at: it is answered by its endpoint alone."""
+
+    def refused(self, action: str, backend: str) -> None:
+        """There is nobody to tell."""
 
     def limits(self, action: str, backend: str) -> Limits:
         raise Forbidden("This request was not authorized.")

@@ -12,7 +12,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-__all__ = ["NO_SPAN", "Span", "Trace", "Tracer", "begin", "install", "is_tracing", "note", "parse", "trace_of"]
+__all__ = [
+    *("NO_SPAN", "Span", "Trace", "Tracer", "begin", "install", "is_tracing", "note", "of_association", "parse"),
+    "trace_of",
+]
 
 Attribute = str | int | float | bool | None
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
@@ -58,6 +61,11 @@ def parse(traceparent: str, tracestate: str = "") -> Trace | None:
         return None
     state = tracestate if _TRACESTATE.fullmatch(tracestate) else ""
     return Trace(trace_id, span_id, int(flags, 16) & 1, state)
+
+
+def of_association(association_id: str) -> Trace | None:
+    """All that came over one association is one trace, whose id is the association's, over restarts, too."""
+    return parse(f"00-{association_id}-{association_id[:16]}-01") if is_tracing() else None
 
 
 # --- the traces of requests, for the log

@@ -57,9 +57,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "middleware": BASE | {"waiters", "dimse", "rewriting", "config", "jolt", "audit", "passwords", "jwk"},
     "pipeline": BASE | {"config", "middleware"},
     "spool": BASE | {"config"},
+    "commitment": {"errors"},
     "cache": BASE | {"waiters", "config", "dimse"},
     "services": BASE
-    | {"waiters", "tls", "landlock", "seccomp", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"},
+    | {"waiters", "tls", "landlock", "seccomp", "audit", "config", "middleware", "pipeline", "dimse", "spool", "cache"}
+    | {"commitment"},
     "control": {"errors", "describe", "config", "supervision", "telemetry", "spool"},
     "operations": BASE | {"waiters", "audit", "config", "services", "web"},
     "metrics": BASE

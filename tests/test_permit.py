@@ -54,6 +54,17 @@ def test_roles_and_actions(roles: tuple[str, ...] | None, allowed: set[str]) -> 
     assert TELLS.pop() == ("unheard-of", "main")
 
 
+def test_a_refusal_because_of_limits_is_told() -> None:
+    """Once, whatever permits are around it."""
+    Both(Acting(permit("guest"), "find"), permit("guest")).refused("get", "main")
+    assert TELLS[-1:] == [("find", "main")]
+    TELLS.clear()
+    permit("guest").refused("move", "main")
+    assert TELLS.pop() == ("retrieve", "main")
+    NOTHING.refused("find", "main")
+    assert TELLS == []
+
+
 def test_backends() -> None:
     """A rule may be for some only."""
     assert permit("modality").allows("store", "main")

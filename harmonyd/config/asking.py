@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from harmonyd.tls import TlsClient
 
 STORE = "store"
-SERVICES = (STORE, "find", "get", "move")
+COMMIT, STEPS = "commit", "mpps"
+SERVICES = (STORE, "find", "get", "move", COMMIT, STEPS)
 """Beside C-ECHO."""
 
 
 def are_asked(services: Sequence[str]) -> bool:
     """Whether callers can ask the pipeline for something, and not only send."""
-    return tuple(services) != (STORE,)
+    return not set(services) <= {STORE, COMMIT, STEPS}
 
 
 @dataclass(frozen=True, slots=True)
 class MoveDestination:
-    """Where a C-MOVE that comes to an endpoint may send to; its AE title is its key."""
+    """A node that an endpoint may send to: what a C-MOVE asks for, reports. Its AE title is its key."""
 
     host: str
     port: int

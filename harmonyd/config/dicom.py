@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harmonyd.config import acknowledge, checks, guarding, identity, offered, tls
+from harmonyd.config import acknowledge, checks, committing, guarding, identity, offered, tls
 from harmonyd.config.fields import NOT_BUILT, Section
 from harmonyd.config.model import DicomBackendOptions, DicomEndpointOptions
 from harmonyd.identity import Credentials
@@ -19,12 +19,14 @@ _MAX_PDU = (4096, 131072)
 _ENDPOINT_ONLY = (
     *("bind_addr", "allowed_calling_aets", "max_associations_per_peer", "in_order", "transfer_syntaxes"),
     *("acknowledge", "acknowledge_timeout_ms", "acknowledge_status", "services", "move_destinations"),
+    *committing.ENDPOINT_KEYS,
 )
 _BACKEND_ONLY = (
     *("aet", "host", "persistent_store_scp", "incoming_store_port", "incoming_store_tls", "move_destination_aet"),
     *("dimse_retrieve_mode", "connect_timeout_ms", "operation_timeout_ms"),
     *("max_queue", "max_results", "query_model", "association_idle_ms"),
     *guarding.KEYS,
+    *committing.BACKEND_KEYS,
 )
 PERSISTENT, PER_ASSOCIATION, TRANSIENT = "persistent", "per-association", "transient"
 DCMTK, NATIVE = "dcmtk", "native"
@@ -64,6 +66,7 @@ def endpoint_options(section: Section, base: Path) -> DicomEndpointOptions:
         storage_dir=_storage_dir(section, base),
         services=offered.services(section, is_native=engine == NATIVE),
         move_destinations=offered.destinations(section, base),
+        **committing.endpoint_options(section),
     )
     section.finish()
     return settle_receiver(section, options)
@@ -124,6 +127,7 @@ def backend_options(section: Section, base: Path) -> DicomBackendOptions:
         tls=_tls(section, base),
         user_identity=_user_identity(section, engine, base),
         **guarding.options(section),
+        **committing.backend_options(section, is_native=engine == NATIVE),
     )
     section.finish()
     if options.engine == NATIVE:

@@ -126,7 +126,13 @@ class DicomEndpointOptions:
     """What is offered beside C-ECHO: "store", "find", "get", "move"; the last three with engine = "native" only."""
 
     move_destinations: Mapping[str, MoveDestination] = field(default_factory=dict)
-    """By AE title."""
+    """By AE title; reports on storage commitment go there, too."""
+    commit_wait_secs: float = 600.0
+    """How long objects may be under way to the backends before they count as not committed."""
+    commit_report_secs: float = 2 * 24 * 3600.0
+    """How long it is tried to report."""
+    commit_same_association: bool = True
+    """Report over the association of the request while that is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +178,14 @@ class DicomBackendOptions:
     """Between C-ECHOs that nobody asked for; 0: there are none."""
     selectivity: SelectivityOptions | None = None
     """None: any query is let through."""
+    commit: str = "off"
+    """"off" or "after_forwarding": ask for the commitment of what was sent. engine = "native" only."""
+    release: str = "stored"
+    """"stored" or "committed": when the spool lets go of an object."""
+    commit_timeout_secs: float = 3600.0
+    """For the node to report."""
+    commit_hold_secs: float = 5.0
+    """How long the association of the request stays open for the report."""
 
 
 @dataclass(frozen=True, slots=True)

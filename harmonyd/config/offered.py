@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harmonyd.config import checks, tls
-from harmonyd.config.asking import SERVICES, STORE, MoveDestination
+from harmonyd.config.asking import COMMIT, SERVICES, STORE, MoveDestination
 from harmonyd.config.errors import listing, nearest
 from harmonyd.config.fields import Section, shown
 
@@ -29,8 +29,11 @@ def services(section: Section, *, is_native: bool) -> tuple[str, ...]:
         return (STORE,)
     if MOVE in found and "move_destinations" not in section:
         section.warn("services", "no move_destinations: every C-MOVE is answered that its destination is unknown")
-    elif MOVE not in found and "move_destinations" in section:
-        section.warn("move_destinations", 'it has no effect without "move" in services')
+    elif COMMIT in found and "move_destinations" not in section:
+        what = "no move_destinations: who asks for a commitment is told only while its own association is open"
+        section.warn("services", what)
+    elif MOVE not in found and COMMIT not in found and "move_destinations" in section:
+        section.warn("move_destinations", 'it has no effect without "move" or "commit" in services')
     return found
 
 

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
 from harmonyd.cache.cache import SeriesCache
+from harmonyd.commitment.books import Books
 from harmonyd.config.model import (
     Config,
     EndpointConfig,
@@ -41,6 +42,8 @@ from harmonyd.services import registry
 from harmonyd.services.base import Backend
 from harmonyd.services.describing import described
 from harmonyd.services.dicom.auditing import Witness
+from harmonyd.services.dicom.commitments import Commitments
+from harmonyd.services.dicom.committing import CommitmentMeans
 from harmonyd.services.dicom.fan_out import FanOut
 from harmonyd.services.dicom.inbound import DicomEndpoint
 from harmonyd.services.securing import fields_of, in_part, secured
@@ -144,6 +147,8 @@ class Builder:
         self._metrics = metrics
         self._witness = witness
         self._limits = LimitState(reactor.seconds, metrics.limited)
+        books = Books(folders.storage, self._in_thread)
+        self.commitment = CommitmentMeans(reactor, books, Commitments(reactor, self._in_thread))
         self.guard = Guard(reactor, self._in_thread, witness.audit)
         self._endpoint_resources = registry.EndpointResources(reactor.seconds, self._codecs)
         self._made_codecs: Any = None
@@ -207,6 +212,7 @@ class Builder:
             self._metrics.operations,
             self._witness,
             self._spool.returned,
+            self.commitment.commitments,
         )
         names = dict.fromkeys(name for pipeline in config.pipelines.values() for name in pipeline.backends)
         return {
@@ -245,7 +251,9 @@ class Builder:
         """A dicom endpoint."""
         options, _ = dicom_endpoints(config)[name]
         pipeline, own = self.inbound_pipeline(config, name, pipelines)
-        return DicomEndpoint(name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness)
+        return DicomEndpoint(
+            name, options, engines, pipeline, self._spool, self._in_thread, own, self._witness, self.commitment
+        )
 
     def inbound_pipeline(
         self, config: Config, name: str, pipelines: Mapping[str, Pipeline]

@@ -236,7 +236,7 @@ class Daemon:
         await self._all([self.cache.stop])
         self.manager.step("receivers hand on what they have")
         await self._all(endpoint.stop for endpoint in parts.dicom_endpoints)
-        await self._all([self.spool.stop])
+        await self._all([self.spool.stop, self._builder.commitment.books.close])
         await self._all(backend.stop for backend in parts.all_backends)
         self.manager.step("the last processes are ended")
         await self._all([self.supervisor.stop_all, self._disk.stop, self.operated.sampler.stop])

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from harmonyd.config.checks import SYSTEMD
+from harmonyd.config.committing import ENDPOINT_KEYS
 from harmonyd.config.errors import Problem
 from harmonyd.config.model import (
     Config,
@@ -77,7 +78,10 @@ def _pipeline(config: Config, pipeline: PipelineConfig) -> object:
     endpoints = [config.endpoints[name] for name in pipeline.endpoints]
     # What storescp gets to know is compared by itself.
     served = [
-        (item.name, item.options.storage_dir, item.options.in_order, item.options.move_destinations)
+        (
+            *(item.name, item.options.storage_dir, item.options.in_order, item.options.move_destinations),
+            *(getattr(item.options, key) for key in ENDPOINT_KEYS),
+        )
         if isinstance(item.options, DicomEndpointOptions)
         else item
         for item in endpoints

@@ -21,7 +21,8 @@ from harmonyd.dimse.engine import MoveReceiver
 from harmonyd.operations.operation import Owner
 from harmonyd.services import registry
 from harmonyd.services.base import Backend
-from harmonyd.services.dicom.backend import DicomBackend, move_receiver
+from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.dicom.node import move_receiver
 
 LONG_RUNNING = ("http", "dicomweb")
 """Services whose requests may be answered later, where dicom backends answer them."""

@@ -28,7 +28,7 @@ from harmonyd.dimse.errors import IdentifierError
 from harmonyd.dimse.keys import nearest, shown
 from harmonyd.dimse.levels import model_of
 
-OPERATIONS = ("echo", "find", "get", "move", "store")
+OPERATIONS = ("echo", "find", "worklist", "get", "move", "store", "commit")
 
 _OPERATION_WORDS = {
     form: name for name in OPERATIONS for form in (name, f"c-{name}", f"c_{name}", f"c {name}", f"c{name}")

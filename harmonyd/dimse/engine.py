@@ -190,7 +190,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """An inbound association, as far as its receiver knows it."""
+    """An inbound association, as far as its receiver knows it; ``certificate`` is what the caller proved to hold."""
 
     id: str
     """UUID in hex; joins log lines about what came over it."""
@@ -199,7 +199,6 @@ class Association:
     peer: str = ""
     """IP address of the caller; empty where the receiver cannot know it (a storescp that listens itself)."""
     certificate: PeerCertificate | None = None
-    """What it proved to hold, over TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +292,6 @@ class OperationStream(Protocol[ItemT]):
 
     async def aclose(self) -> None:
         """End the operation if it still runs; returns when its processes are gone. Safe to call twice."""
-        ...
 
 
 class Admission(Protocol):
@@ -301,7 +299,6 @@ class Admission(Protocol):
 
     def refusal(self) -> str | None:
         """Why no association may be accepted now, for people; None when it may. Cheap, never blocks."""
-        ...
 
     def must_end(self) -> bool:
         """Room runs out under way: associations that bring objects have to end before it is gone."""
@@ -393,7 +390,6 @@ class Engine(Protocol):
 
     async def open_receiver(self, receiver: MoveReceiver) -> None:
         """Start the receiver for C-MOVE deliveries now instead of with the first move."""
-        ...
 
 
 class EnginesByName(Protocol):

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harmonyd.dimse.engine import Association, Instance, QueryModel, RemoteNode
+from harmonyd.dimse.normalized import NormalizedAnswer, NormalizedAsked
 from harmonyd.dimse.part10 import InstanceHeader
 from harmonyd.dimse.status import PENDING
 
 FIND, GET, MOVE, STORE = "find", "get", "move", "store"
-SERVICES = (STORE, FIND, GET, MOVE)
+COMMIT, STEPS = "commit", "mpps"
+SERVICES = (STORE, FIND, GET, MOVE, COMMIT, STEPS)
 """What an endpoint may offer beside C-ECHO."""
+REPORT = "report"
+"""N-EVENT-REPORTs of a node about what it was asked to commit: taken wherever questions are answered."""
 
 
 class NotServed(Exception):
@@ -50,6 +54,12 @@ class Asked:
     """Of the identifier, and of every data set in the answer."""
     destination_aet: str = ""
     """Move Destination (0000,0600)."""
+
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"C-{self.operation.upper()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +119,9 @@ class Handler(Protocol):
 
     def destination(self, asked: Asked) -> RemoteNode:
         """Where a C-MOVE goes. Raises ``NotServed`` when nobody knows it."""
+        ...
+
+    async def normalized(self, asked: NormalizedAsked) -> NormalizedAnswer:
+        """Answer a DIMSE-N request. Raises ``NotServed``."""
         ...
 

@@ -21,6 +21,14 @@ CANNOT_PERFORM = 0xA702
 UNKNOWN_DESTINATION = 0xA801
 UNABLE_TO_PROCESS = 0xC001
 SOME_FAILED = 0xB000
+DUPLICATE_TRANSACTION = 0x0131
+"""Of Storage Commitment, as a Failure Reason (PS3.3 section C.14.1.1)."""
+INVALID_ATTRIBUTE_VALUE = 0x0106
+NO_SUCH_INSTANCE = 0x0112
+NO_SUCH_EVENT = 0x0113
+INVALID_ARGUMENT = 0x0115
+CLASS_INSTANCE_CONFLICT = 0x0119
+NO_SUCH_ACTION = 0x0123
 PENDING = 0xFF00
 CANCEL = 0xFE00
 UNKNOWN = "Unknown status"
@@ -52,6 +60,7 @@ _GENERAL = {
     0x0210: "Failed: duplicate invocation",
     0x0211: "Failed: unrecognized operation",
     0x0212: "Failed: mistyped argument",
+    0x0131: "Failed: duplicate transaction UID",
     0x0213: "Failed: resource limitation",
 }
 
@@ -74,6 +83,8 @@ _BY_OPERATION: dict[str, dict[int, str]] = {
         0xFF00: "Pending: matches are continuing",
         0xFF01: "Pending: matches are continuing, one or more optional keys were not supported",
     },
+    "commit": {},
+    "mpps": {},
     "get": _RETRIEVE | {0xA700: "Refused: out of resources"},
     "move": _RETRIEVE | {0xA700: "Refused: out of resources", 0xA801: "Refused: move destination unknown"},
     "store": {

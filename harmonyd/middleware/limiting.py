@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from harmonyd.envelope import RequestEnvelope
+from harmonyd.middleware.auth.throttle import network_of
 
 __all__ = ["Buckets", "Counts", "LimitState", "caller_key"]
-
-IPV6_PREFIX = 64
-"""Who has one address of such a network has all of them (RFC 6177)."""
 
 
 def caller_key(request: RequestEnvelope, by: str) -> str | None:
@@ -24,19 +21,9 @@ def caller_key(request: RequestEnvelope, by: str) -> str | None:
     if request.protocol == "dicom" and request.method == "C-STORE":
         return None
     if by == "subject" and request.subject is not None:
-        return f"subject {request.subject.name}"
+        return f"subject {request.subject.scheme} {request.subject.name}"
     address = request.caller.address
-    return f"address {_network(address)}" if address else None
-
-
-def _network(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return address
-    return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
+    return f"address {network_of(address)}" if address else None
 
 
 @dataclass(slots=True)

@@ -121,6 +121,24 @@ class Pipeline:
                 raise
         return await self._response_side(request, response, passed)
 
+    async def admit(self, request: RequestEnvelope, action: str) -> tuple[str, ...]:
+        """Pass the request side alone; names of the backends that are left for it.
+
+        For what is answered later, and from more than one backend. None: middleware has answered, with a success.
+        Raises what ``handle`` raises, and ``Forbidden`` where ``action`` is not allowed at one of them without limits.
+        """
+        passed: list[Middleware] = []
+        early = await self._request_side(request, passed)
+        if early is not None:
+            await _require_success(await self._response_side(request, early, passed))
+            return ()
+        names = self._chosen(request)
+        for name in names if request.permit is not None else ():
+            assert request.permit is not None
+            if request.permit.limits(action, name):
+                raise Forbidden("This cannot be held to the attributes that a rule names.")
+        return names
+
     async def deliver(self, backend: str, requests: Sequence[RequestEnvelope]) -> list[Exception | None]:
         """Deliver inbound objects to one backend.
 
@@ -207,6 +225,7 @@ class Pipeline:
         limits = request.permit.limits("store", backend)
         elements = request.normalized if isinstance(request.normalized, Mapping) else {}
         if not holds(limits, elements):
+            request.permit.refused("store", backend)
             raise Forbidden("This object is not one of those that its sender may store.")
 
     async def _response_side(
@@ -276,6 +295,7 @@ class Pipeline:
 def _require_unlimited(request: RequestEnvelope, action: str, backend: str) -> None:
     """For a backend of which nobody knows what a request to it is about."""
     if request.permit is not None and request.permit.limits(action, backend):
+        request.permit.refused(action, backend)
         raise Forbidden(
             "What you may do here is limited to some data, and this backend cannot be held to that.",
             hint="Only dicom backends can: a rule without `only` may allow it.",

@@ -22,6 +22,7 @@ from harmonyd.dimse.engine import EnginesByName
 from harmonyd.services.base import AskingEndpoint, Backend, HttpEndpoint
 from harmonyd.services.dicom.auditing import Witness
 from harmonyd.services.dicom.backend import DicomBackend
+from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.metering import UNMETERED, Meter
 from harmonyd.services.echo import EchoBackend, EchoEndpoint
 from harmonyd.services.http.endpoint import HttpServiceEndpoint
@@ -45,6 +46,7 @@ class Resources:
     witness: Witness = Witness()  # noqa: RUF009 - it is frozen
     returned: Callable[[str], None] = lambda name: None
     """Told the name of a dicom backend whose node answers again."""
+    commitments: Commitments | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def _dicom_backend(config: BackendConfig, resources: Resources) -> Backend:
         meter=resources.meter,
         witness=resources.witness,
         returned=resources.returned,
+        commitments=resources.commitments,
     )
 
 

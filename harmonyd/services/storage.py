@@ -11,12 +11,13 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from harmonyd.bodies import BytesBody
+from harmonyd.commitment.api import Place
 from harmonyd.dimse.part10 import DamagedFile, InstanceHeader, check_complete, read_header
 from harmonyd.dimse.uid import is_uid
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
@@ -66,6 +67,11 @@ class StorageBackend:
         headers = {"content-type": "application/json"}
         return ResponseEnvelope(headers=headers, body=BytesBody(json.dumps(answer).encode() + b"\n"))
 
+    async def held(self, sought: Mapping[str, Place]) -> Mapping[str, str]:
+        """See ``holdings.Holds``."""
+        found: Mapping[str, str] = await self._in_thread(_held, self.folder, sought)
+        return found
+
     async def _keep_upload(self, request: RequestEnvelope) -> Path:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/dicom":
@@ -95,6 +101,26 @@ class StorageBackend:
             await self._in_thread(_flush, file)
         finally:
             await self._in_thread(file.close)  # it waits for a write that is under way
+
+
+def _held(folder: Path, sought: Mapping[str, Place]) -> dict[str, str]:
+    """The files that are there; their names are durable then, too. Raises OSError."""
+    found, folders = {}, set()
+    for uid, place in sought.items():
+        path = _target(folder, place.study_instance_uid, place.series_instance_uid, uid)
+        if path is not None and path.is_file():
+            found[uid] = place.sop_class_uid
+            folders.add(path.parent)
+    for each in folders:
+        _sync(each)
+    return found
+
+
+def _target(folder: Path, study: str, series: str, instance: str) -> Path | None:
+    if not is_uid(instance):
+        return None
+    names = (uid if is_uid(uid) else "unknown" for uid in (study, series))
+    return folder.joinpath(*names) / f"{instance}.dcm"
 
 
 def _temporary(folder: Path) -> Path:

@@ -7,7 +7,7 @@ The spool knows neither DICOM nor HTTP: what an object is stands in its ``metada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -74,7 +74,16 @@ class Untried:
     """Another entry of the same delivery was in the way: nothing is known of this one, and it may be tried at once."""
 
 
-Result = Delivered | Failed | Untried
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The backend has it, and it is to be kept here all the same; no attempt has failed."""
+
+    reason: str
+    again_secs: float
+    """When it is asked about again, unless ``retry`` says so before."""
+
+
+Result = Delivered | Failed | Untried | Held
 
 
 class Deliverer(Protocol):
@@ -204,6 +213,10 @@ class Spool(Protocol):
 
     def returned(self, backend: str) -> None:
         """It can be reached again: try it now."""
+        ...
+
+    async def outstanding(self, endpoint: str, backends: Iterable[str], studies: Iterable[str]) -> frozenset[str]:
+        """SOP Instance UIDs of what came to this endpoint, is of these studies, and one of these backends has not."""
         ...
 
     async def emptied(self, endpoint: str) -> None:

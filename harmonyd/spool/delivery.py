@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from harmonyd.config.daemon import SpoolConfig
 from harmonyd.errors import HarmonydError
 from harmonyd.privacy import said
-from harmonyd.spool.api import Delivered, Deliverer, Entry, Failed, Result, Untried
+from harmonyd.spool.api import Delivered, Deliverer, Entry, Failed, Held, Result, Untried
 from harmonyd.spool.backoff import wait_secs
 from harmonyd.spool.journal import Due, Journal
 from harmonyd.spool.recovery import GONE, say_damaged
@@ -244,6 +244,8 @@ class Dispatcher:
                     record.done.append((entry, name))
             elif isinstance(result, Untried):
                 continue
+            elif isinstance(result, Held):
+                journal.put_off(self._queue, entry, now + result.again_secs, result.reason, due.attempts)
             elif entry in gone:
                 if journal.damage(entry, GONE, now):
                     record.damaged.append(due)

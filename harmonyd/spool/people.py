@@ -68,6 +68,27 @@ def _deliveries(journal: Journal, id_: int) -> tuple[DeliveryInfo, ...]:
     )
 
 
+def outstanding(
+    journal: Journal, endpoint: str, backends: Sequence[str], studies: Iterable[str]
+) -> frozenset[str]:
+    """SOP Instance UIDs of these studies that wait for one of these backends, or were given up."""
+    queues = [queue.id for queue in journal.queues() if queue.endpoint == endpoint and queue.backend in backends]
+    found: set[str] = set()
+    for queue in queues:
+        for study in studies:
+            for sql in (_WAITING, _ASIDE):
+                found.update(row[0] for row in journal.db.execute(sql, (queue, study)))
+    return frozenset(found)
+
+
+_OUTSTANDING = (
+    "SELECT json_extract(e.metadata, '$.sop_instance_uid') FROM deliveries d INDEXED BY {}"
+    " CROSS JOIN entries e ON e.id = d.entry WHERE d.queue = ? AND d.study = ? AND {}"
+)
+_WAITING = _OUTSTANDING.format("deliveries_study", "d.state = 'WAITING'")
+_ASIDE = _OUTSTANDING.format("deliveries_aside", "d.state = 'QUARANTINED' AND d.state <> 'WAITING'")
+
+
 def retry(journal: Journal, ids: Sequence[int] | None, now: float, due: float | None = None) -> int:
     """Make these due now, with all attempts and all time before them; None: all that wait or were given up.
 

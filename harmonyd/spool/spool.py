@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random as _random
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,6 +214,11 @@ class DurableSpool:
         for desk in self._desks.values():
             if backend in desk.dispatchers:
                 desk.dispatchers[backend].wake(probe=True)
+
+    async def outstanding(self, endpoint: str, backends: Iterable[str], studies: Iterable[str]) -> frozenset[str]:
+        """See ``Spool``."""
+        wanted, which = tuple(backends), tuple(studies)
+        return await self._do(lambda journal: people.outstanding(journal, endpoint, wanted, which))
 
     async def emptied(self, endpoint: str) -> None:
         """Return when nothing of this endpoint waits (what is in quarantine does not count)."""

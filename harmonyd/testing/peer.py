@@ -95,6 +95,15 @@ class PeerOptions:
     """Who is named; empty: who asked."""
     store_statuses: tuple[int, ...] = (0x0000,)
     """Answers to C-STORE, in turn, over all associations."""
+    commits: tuple[str, ...] = ("same",)
+    """What is done with each N-ACTION of Storage Commitment in turn, the last one for ever: report over the ``same``
+    association, or a ``new`` one to the port in ``destinations``, ``late`` when there is a file ``gate``; ``never``;
+    ``refuse`` (0x0110); report an ``unknown`` transaction and no other; ``fail`` the first object, and commit to the
+    others; ``empty``: all is well, and no object is named; ``garbage``: a report on nothing."""
+    report_status: int = 0x0000
+    """Answer to an N-EVENT-REPORT."""
+    step_status: int = 0x0000
+    """Answer to an N-CREATE or N-SET."""
     reject: tuple[int, int, int] = (2, 3, 2)
     """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 section 9.3.4): transient, local limit exceeded."""
     garbage: str = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<html>nonsense</html>"
@@ -104,7 +113,8 @@ class ScriptedPeer:
     """A peer as a context manager: listening when entered, gone when left.
 
     ``options`` are those of ``PeerOptions``. Events have ``event`` (listening, association, request, response, stored,
-    hanging, waiting, cancel, delivered-late, released, aborted, rejected, closed, error) and ``id``, the association's
+    n-action, n-event-report, reported, n-create, n-set, hanging, waiting, cancel, delivered-late, released, aborted,
+    rejected, closed, error) and ``id``, the association's
     number.
     """
 

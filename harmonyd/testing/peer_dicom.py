@@ -19,7 +19,7 @@ from pydicom import Dataset
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, evt, service_class
 from pynetdicom.dsutils import decode, encode
 
-from harmonyd.testing import peer_endings, peer_records
+from harmonyd.testing import peer_endings, peer_managed, peer_records
 from harmonyd.testing.peer import PeerOptions, Report
 from harmonyd.testing.peer_endings import ENDINGS, is_open
 from harmonyd.testing.peer_sending import let_reader_go_on, send_broken
@@ -44,7 +44,8 @@ def serve(port: int, options: PeerOptions, report: Report, *, contexts: bool) ->
     node.maximum_associations = 50
     node.network_timeout = None
     syntaxes = list(dict.fromkeys([*filter(None, [options.transfer_syntax]), *ALL_TRANSFER_SYNTAXES]))
-    for uid in [_VERIFICATION, *_QUERY_RETRIEVE, _WORKLIST, *_STORAGE] if contexts else [_INSTANCE_AVAILABILITY]:
+    known = [_VERIFICATION, *_QUERY_RETRIEVE, _WORKLIST, *peer_managed.CLASSES, *_STORAGE]
+    for uid in known if contexts else [_INSTANCE_AVAILABILITY]:
         node.add_supported_context(uid, syntaxes, scu_role=True, scp_role=True)
     for served in (service_class.QueryRetrieveServiceClass, service_class.BasicWorklistManagementServiceClass):
         setattr(served, "SCP", _service(options, report))  # noqa: B010 - mypy: a method
@@ -116,7 +117,8 @@ def _handlers(options: PeerOptions, report: Report) -> list[Any]:
     asked = [(evt.EVT_C_ECHO, echoed), (evt.EVT_C_STORE, stored)]
     if options.users:
         seen.append((evt.EVT_USER_ID, lambda event: (_is_user(event, options.users), None)))
-    return [*seen, *asked, *((on, told(name)) for on, name in endings.items())]
+    managed = peer_managed.handlers(options, report, _numbers.of)
+    return [*seen, *asked, *managed, *((on, told(name)) for on, name in endings.items())]
 
 
 def _is_user(event: Any, users: Mapping[str, str]) -> bool:

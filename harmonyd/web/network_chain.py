@@ -41,6 +41,7 @@ async def identified(route: Route, request: HttpRequest) -> HttpRequest:
     for link in route.chain:
         await link.on_request(envelope)
     if route.action and envelope.permit is not None and envelope.permit.limits(route.action, ""):
+        envelope.permit.refused(route.action, "")
         raise Forbidden("What you may do here is limited to some data.")
     return replace(request, subject=envelope.subject, permit=envelope.permit, consumed=envelope.consumed)
 

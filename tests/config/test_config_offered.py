@@ -57,7 +57,7 @@ def test_mistakes(problems, text, keys):
     ("text", "said"),
     [
         (NATIVE + "services = ['move']\n", "no move_destinations"),
-        (MOVE.replace("'move'", "'find'") + "host = 'x'\nport = 1\n", 'without "move" in services'),
+        (MOVE.replace("'move'", "'find'") + "host = 'x'\nport = 1\n", 'without "move" or "commit"'),
     ],
 )
 def test_what_an_operator_should_know(loaded, text, said):

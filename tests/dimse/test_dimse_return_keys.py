@@ -13,7 +13,7 @@ VALID = [
     (level, model)
     for level in QueryLevel
     for model in QueryModel
-    if (level, model) != (QueryLevel.PATIENT, QueryModel.STUDY_ROOT)
+    if model is not QueryModel.WORKLIST and (level, model) != (QueryLevel.PATIENT, QueryModel.STUDY_ROOT)
 ]
 
 

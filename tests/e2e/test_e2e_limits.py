@@ -271,9 +271,16 @@ def cramped(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> Iterator[Ru
             yield running
 
 
+def _used_bytes(disk: Path) -> int:
+    """By files that have a name."""
+    return sum(os.lstat(Path(folder, name)).st_blocks * 512 for folder, _, names in os.walk(disk) for name in names)
+
+
 @contextmanager
 def full(disk: Path, left_bytes: int = 0) -> Iterator[None]:
     """While inside there is no room on the disk, or only so much."""
+    # What is removed takes up room while a child that is about to end has it open.
+    wait_until(lambda: shutil.disk_usage(disk).used <= _used_bytes(disk), "what was removed has left the disk")
     filler = disk / "filler"
     try:
         with filler.open("wb", buffering=0) as file:
@@ -295,7 +302,7 @@ def test_a_full_disk(cramped: RunningDaemon, disk: Path, path: str, left_bytes: 
 
     def ask() -> Any:
         if path == "store":
-            parts = [ct_bytes(tmp_path, number, size=256) for number in (1, 2)]
+            parts = [ct_bytes(tmp_path, number, size=512) for number in (1, 2)]
             return cramped.http("POST", "/dicom/store", **multipart(parts))
         query = {"patient_id": "DISK", "query_level": "STUDY"} if path == "find" else QUERY
         return post(cramped, path, query, accept=JSON if path == "find" else DICOM)

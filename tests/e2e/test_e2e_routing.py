@@ -18,7 +18,7 @@ from reload_kit import Host
 
 from harmonyd.testing.data import MadeStudy, make_charset_studies, make_study
 from harmonyd.testing.pacs import RunningPacs
-from harmonyd.testing.processes import free_port
+from harmonyd.testing.processes import free_port, wait_until
 
 CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 STUDY_ROOT_MOVE, STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -124,7 +124,7 @@ def call(site: Site, aet: str, *sop_classes: str, calling: str = "WS", **options
 
 def refusal(assoc: Association) -> tuple[int, int, int]:
     """Result, source, reason."""
-    assert assoc.is_rejected
+    wait_until(lambda: assoc.is_rejected, "it is rejected")
     primitive = assoc.acceptor.primitive
     assert primitive is not None
     return primitive.result, primitive.result_source, primitive.diagnostic

@@ -84,9 +84,6 @@ def tortured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         b"GET /livez HTTP/9.9\r\nHost: x\r\n\r\n",
         b"GET  /livez  HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /livez\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 2000 + b"\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 100_000 + b"\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
@@ -94,6 +91,19 @@ def tortured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 def test_a_head_that_two_servers_read_differently(tortured: Target, head: bytes) -> None:
     """It is 400 and the end of the connection: what follows it is no request, whoever may take it for one."""
     assert statuses(throw(tortured.http, head + LAST, half_close=False)) == [400]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 2000 + b"\r\n", 431),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 100_000 + b"\r\n\r\n", 431),
+    ],
+)
+def test_a_head_that_is_too_large(tortured: Target, head: bytes, status: int) -> None:
+    """It is told which part of it is, and the connection ends: what follows it is no request."""
+    assert statuses(throw(tortured.http, head + LAST, half_close=False)) == [status]
 
 
 @pytest.mark.parametrize(

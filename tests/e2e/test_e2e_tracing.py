@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from collector_kit import collector
 from endpoint_kit import WebServer, endpoint, send
+from query_kit import AET, STUDY_ROOT_FIND, Node, associate, dataset, find
+from query_kit import endpoint as query_endpoint
 from retrieve_kit import peer_backend
 
 from harmonyd.testing.config_files import write_config
@@ -40,7 +42,7 @@ class Seen:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """A find by a child, one that fails, a forwarded request, and two objects that come in."""
     folder = tmp_path_factory.mktemp("tracing")
-    inbound = free_port()
+    inbound, node = free_port(), Node(AET, free_port())
     headers = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "a=1", "X-Request-ID": "traced"}
     with ExitStack() as stack:
         url, taken = stack.enter_context(collector())
@@ -53,14 +55,17 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             backends={
                 "pacs": peer_backend(peer, engine="dcmtk"),
                 "nowhere": {"aet": "X", "host": "127.0.0.1", "port": free_port(), "engine": "dcmtk"},
+                "asked": peer_backend(peer, engine="native", incoming_store_port=free_port()),
                 "server": server.backend,
             },
             endpoints={
                 "http": {"service": "http", "path_prefix": "/dicom"},
                 "web": {"service": "http", "path_prefix": "/web"},
                 **endpoint(inbound, engine="native"),
+                "qr": query_endpoint(node.port),
             },
             pipelines={
+                "qr": {**common, "endpoints": ["qr"], "backends": ["asked"]},
                 "dimse": {**common, "endpoints": ["http"], "backends": ["pacs", "nowhere"]},
                 "web": {**common, "endpoints": ["web", "inbound"], "backends": ["server"]},
             },
@@ -71,6 +76,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             assert daemon.http("POST", "/dicom/find?backend=pacs", json=keys, headers=headers).status == 200
             assert daemon.http("POST", "/dicom/echo?backend=nowhere").status == 502
             assert daemon.http("GET", f"/web/{MARK}?name={MARK}", headers=headers).status == 200
+            assoc = associate(node, STUDY_ROOT_FIND)
+            assert find(assoc, dataset(QueryRetrieveLevel="STUDY", PatientName=MARK))[-1][0].Status == 0
+            assoc.release()
             send(inbound, *make_study(folder / "study", 2, patient_id=MARK).files)
             wait_until(lambda: len(server.received) == 3, "the objects are delivered")
         scopes = [scope for each in taken for found in each.resource_spans for scope in found.scope_spans]
@@ -107,7 +115,8 @@ def test_an_http_backend_gets_our_span(seen: Seen) -> None:
 
 def test_an_association_is_a_trace(seen: Seen) -> None:
     """Its id is that of the association, which the log names, too; delivering is part of it."""
-    [association] = {line["association"] for line in seen.log if "association" in line}
+    of_senders = [line for line in seen.log if line.get("calling_aet", "WORKSTATION") != "WORKSTATION"]
+    [association] = {line["association"] for line in of_senders if "association" in line}
     spans = seen.of(association)
     assert {"receive inbound", "deliver inbound server", "HTTP C-STORE server"} <= spans.keys()
 
@@ -122,3 +131,12 @@ def test_log_lines_name_the_trace(seen: Seen) -> None:
     about = [line for line in seen.log if line.get("request") == "traced"]
     assert {line.get("trace") for line in about} == {TRACE}
     assert any("child" in line for line in about)
+
+
+def test_what_a_workstation_asks_is_in_the_trace_of_its_association(seen: Seen) -> None:
+    """From the pipeline to the PACS; lines of the log say which."""
+    (line,) = (line for line in seen.log if line["message"].startswith("C-FIND of WORKSTATION"))
+    assert line["trace"] == line["association"]
+    spans = seen.of(line["association"])
+    assert spans["DIMSE find asked"].parent_span_id == spans["pipeline qr"].span_id
+    assert spans["pipeline qr"].parent_span_id.hex() == line["association"][:16]

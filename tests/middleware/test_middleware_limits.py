@@ -96,6 +96,16 @@ async def test_each_caller_has_a_limit_of_its_own(kit: Kit) -> None:
 
 
 @ensureDeferred
+async def test_who_is_somebody_else(kit: Kit) -> None:
+    """The same name shown in another way, and IPv4 in IPv6, where each address is one of its own."""
+    link = kit.made("rate_limit", requests=1, burst=1)
+    ann, other = request(subject="ann"), request()
+    other.subject = Subject("ann", scheme="jwt_auth")
+    mapped = [request("::ffff:192.0.2.1"), request("::ffff:192.0.2.2"), request("192.0.2.2")]
+    assert await lets_through(link, ann, other, *mapped) == [True, True, True, True, False]
+
+
+@ensureDeferred
 async def test_by_address_subjects_share_it(kit: Kit) -> None:
     """``by = "address"`` is for who tries many names."""
     link = kit.made("rate_limit", requests=1, burst=1, by="address")

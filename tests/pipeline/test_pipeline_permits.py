@@ -90,12 +90,13 @@ class Site:
 )
 @pytest_twisted.ensureDeferred
 async def test_inbound_objects(backend: str, aet: str, address: str, patient: str | None, passes: bool) -> None:
-    """Who sends it, from where, to which backend, and about whom, have to fit."""
+    """Who sends it, from where, to which backend, and about whom, have to fit; what does not is in the audit trail."""
     site = Site()
     outcome = await site.deliver(backend, aet, address, patient)
     assert (outcome is None) == passes
     assert passes or isinstance(outcome, MiddlewareRefused)
     assert len(site.backends[backend].seen) == passes
+    assert bool(site.events) is not passes
 
 
 def asked(certificate: PeerCertificate | None = None, **headers: str) -> RequestEnvelope:

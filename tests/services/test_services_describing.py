@@ -19,7 +19,7 @@ from harmonyd.web.problem import STATUS
 PACS = {"engine": "native", "aet": "PACS", "host": "127.0.0.1", "port": 104}
 SERVER = {"service": "http", "base_url": "http://127.0.0.1:8888"}
 FOLDER = {"service": "storage", "path": "kept"}
-DIMSE = {"/echo", "/find", "/get", "/move", "/store"}
+DIMSE = {"/echo", "/find", "/get", "/move", "/store", "/worklist", "/commit"}
 
 
 def offered(folder: Path, backends: dict[str, Any], middleware: Any = None, **options: Any) -> Description:

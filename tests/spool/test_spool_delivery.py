@@ -7,7 +7,7 @@ from pytest_twisted import ensureDeferred
 from spool_kit import BACKEND, CONFIG, ENDPOINT, Pacs, away, object_files, received, refuse, take, uid_of
 from twisted.internet.defer import Deferred
 
-from harmonyd.spool.api import Delivered, EntryState, Failed
+from harmonyd.spool.api import Delivered, EntryState, Failed, Held
 
 UIDS = ["1.1", "1.2", "1.3"]
 
@@ -307,3 +307,26 @@ async def test_detaching_cancels_and_delivers_again_later(make_spool, incoming, 
     spool.attach(ENDPOINT, pacs, in_order=False)
     await spool.emptied(ENDPOINT)
     assert sorted(pacs.uids()) == UIDS
+
+
+@ensureDeferred
+async def test_what_is_held_stays_and_costs_no_attempt(make_spool, incoming, storage, until, clock):
+    """Its backend has it, and the entry waits until it is looked at again; then it may go."""
+    spool, pacs = make_spool(), Pacs()
+    pacs.answer = lambda backend, entry: Held("waits for its commitment", 100.0)
+    await spool.start()
+    spool.attach(ENDPOINT, pacs, in_order=False)
+    await take(spool, incoming, "1.1")
+    await until(lambda: pacs.offered)
+    (info,) = await spool.entries()
+    await until(lambda: clock.waits() and max(clock.waits()) >= 100.0)
+    (info,) = await spool.entries()
+    (delivery,) = info.deliveries
+    assert (delivery.state, delivery.attempts, delivery.reason) == (EntryState.WAITING, 0, "waits for its commitment")
+    assert await spool.outstanding(ENDPOINT, [BACKEND], ["1.2"]) == {"1.1"}
+    assert await spool.outstanding(ENDPOINT, ["another"], ["1.2"]) == frozenset()
+    pacs.answer = lambda backend, entry: Delivered()
+    assert await spool.retry([info.entry.id]) == 1
+    await spool.emptied(ENDPOINT)
+    assert len(pacs.offered) == 2
+    assert await spool.outstanding(ENDPOINT, [BACKEND], ["1.2"]) == frozenset()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from harmonyd.dimse.engine import (
     StoreScp,
     StoreScpConfig,
 )
-from harmonyd.dimse.native import find, get, move, store
+from harmonyd.dimse.native import find, get, move, normalized, store
 from harmonyd.dimse.native.answering import services_for
 from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.move_ports import MovePorts
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.native.scp import NativeStoreScp
+from harmonyd.dimse.normalized import Listening, NormalizedAnswer, NormalizedRequest
 from harmonyd.dimse.quarantine import Quota
 from harmonyd.dimse.serving import Handler
 from harmonyd.dimse.streams import ItemStream
@@ -73,6 +74,21 @@ class NativeEngine:
 
     def store(self, remote: RemoteNode, files: Sequence[Path], op: OperationContext) -> ItemStream[StoreResult]:
         return store.store(self._means, remote, files, op)
+
+    async def normalized(
+        self,
+        remote: RemoteNode,
+        request: NormalizedRequest,
+        op: OperationContext,
+        *,
+        as_scp: bool = False,
+        listening: Listening | None = None,
+        answered: Callable[[NormalizedAnswer], None] = lambda answer: None,
+    ) -> NormalizedAnswer:
+        """See ``NormalizedEngine``."""
+        return await normalized.perform(
+            self._means, remote, request, op, as_scp=as_scp, listening=listening, answered=answered
+        )
 
     def store_scp(
         self, config: StoreScpConfig, handler: ObjectHandler, admission: Admission, questions: Handler | None = None

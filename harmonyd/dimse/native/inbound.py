@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from harmonyd.dimse.engine import Association
 from harmonyd.dimse.native import core
 from harmonyd.dimse.native.connection import Connection, Silence
+from harmonyd.dimse.native.outgoing import Outgoing
 from harmonyd.dimse.serving import NotServed
 from harmonyd.dimse.status import CANNOT_UNDERSTAND, UNRECOGNIZED_OPERATION
 from harmonyd.waiters import Waiters
@@ -77,6 +78,8 @@ class InboundSession:
         """The data set that comes next belongs to a command that nobody serves."""
         connection.closed.addCallback(lambda _: self._end_is_near(Ended()))
         self._over: Waiters[None] = Waiters()
+        self.outgoing = Outgoing()
+        """Requests of ours to the peer."""
 
     async def run(self) -> None:
         """Serve it until it is over. Never raises."""
@@ -92,6 +95,7 @@ class InboundSession:
         if self.connection.association.established:
             self.connection.abort()
         self.has_ended = True
+        self.outgoing.end()
         self.receiver.ended(self)
         self._over.fire(None)
 
@@ -190,7 +194,11 @@ class InboundSession:
         command = event.command
         service = self.receiver.services.get(command.field)
         if service is not None:
-            await service(self, context, command)
+            self.outgoing.begin()
+            try:
+                await service(self, context, command)
+            finally:
+                self.outgoing.done()
         else:
             await self._unknown(context, command)
         return True
@@ -198,6 +206,8 @@ class InboundSession:
     async def _unknown(self, context: core.Context, command: core.Command) -> None:
         """A response to nothing, and a C-CANCEL of what has ended already, are let pass."""
         await self.skip_data(command)
+        if command.is_response:
+            self.outgoing.answered(command)
         if not command.is_response and command.field != core.CommandField.C_CANCEL_RQ:
             self.say("{calling} ({peer}) asks for what is not offered: {command}", command=command.name)
             self.respond(context, command, UNRECOGNIZED_OPERATION)

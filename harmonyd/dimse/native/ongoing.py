@@ -137,6 +137,8 @@ class Ongoing:
         if waiting is not None and command.message_id_being_responded_to == self._awaited:
             self._response = None
             waiting.callback(command)
+        else:
+            self._session.outgoing.answered(command)
 
     def _cancel(self) -> None:
         self.is_cancelled = True

@@ -27,7 +27,7 @@ from harmonyd.dimse.native.listeners import Listeners, Place
 from harmonyd.dimse.native.offering import answer_for
 from harmonyd.dimse.native.storing import OUT_OF_RESOURCES, SUCCESS, Kept, Offer, Reception, Refused, Storing
 from harmonyd.dimse.part10 import InstanceHeader
-from harmonyd.dimse.serving import STORE
+from harmonyd.dimse.serving import REPORT, STORE
 from harmonyd.dimse.threads import ReactorThreads, in_thread
 from harmonyd.waiters import Waiters
 
@@ -126,7 +126,7 @@ class NativeStoreScp:
         return {field: service for field, (name, service) in self._known.items() if self._offers(name)}
 
     def _offers(self, name: str) -> bool:
-        return name == "echo" or name in self._config.services
+        return name in ("echo", REPORT) or name in self._config.services
 
     @property
     def max_pdu(self) -> int:

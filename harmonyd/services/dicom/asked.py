@@ -18,6 +18,7 @@ from harmonyd.dimse.keyset import KeyReader, Scope, build
 from harmonyd.dimse.serving import Asked
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.subject import Caller
+from harmonyd.tracing import note, of_association
 
 DICOM_JSON = "application/dicom+json"
 IDENTIFIER_PREFIX = "identifier."
@@ -62,6 +63,9 @@ def request_for(asked: Asked, request_id: str, operation: str, **metadata: str) 
     received = Received(asked.identifier, asked.transfer_syntax_uid)
     text = wire.json_of(received)
     association = asked.association
+    trace = of_association(association.id)
+    if trace is not None:
+        note(request_id, trace.trace_id)
     return RequestEnvelope(
         protocol="dicom",
         method=f"C-{asked.operation.upper()}",
@@ -81,4 +85,5 @@ def request_for(asked: Asked, request_id: str, operation: str, **metadata: str) 
         normalized=json.loads(text),
         id=request_id,
         caller=Caller(association.peer, association.certificate, association.calling_aet),
+        trace=trace,
     )

@@ -101,7 +101,7 @@ class Witness:
         batches = self.batches
         if batches is None:
             return nobody_is_told
-        caller = Caller(association.peer, aet=association.calling_aet)
+        caller = Caller(association.peer, association.certificate, association.calling_aet)
         there = Node(destination.aet, destination.aet, destination.host)
         way = Way(Node(aet=association.called_aet), there, request_id, caller, says_begin=True)
 
@@ -117,7 +117,7 @@ class Witness:
             AuditKind.SECURITY_ALERT,
             Outcome.MINOR_FAILURE,
             f"a C-MOVE to {aet or 'nobody'} is refused: it is no move destination here",
-            caller=Caller(association.peer, aet=association.calling_aet),
+            caller=Caller(association.peer, association.certificate, association.calling_aet),
             details={"alert": "restricted-function", "Called AE Title": association.called_aet},
         )
         self.audit(event)

@@ -19,12 +19,12 @@ from twisted.logger import Logger
 from harmonyd.cache.cache import SeriesCache, Source
 from harmonyd.cache.key import Key
 from harmonyd.cache.results import KeptResults
+from harmonyd.commitment.api import Reference, Report
 from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import (
     Engine,
     Instance,
     Match,
-    MoveReceiver,
     OperationContext,
     OperationStream,
     Query,
@@ -39,15 +39,17 @@ from harmonyd.progress import UNWATCHED, Progress
 from harmonyd.services.dicom import request as dicom_request
 from harmonyd.services.dicom.asked import ONCE, IdentifierBody
 from harmonyd.services.dicom.auditing import Sent, Witness
+from harmonyd.services.dicom.commitments import Commitments
 from harmonyd.services.dicom.guard import PacsGuard
 from harmonyd.services.dicom.holding import HeldResults, Hold, Seen, Showing, admit_files
 from harmonyd.services.dicom.keeping import AHEAD, document_for, key_of, new_id, wants_fresh
+from harmonyd.services.dicom.managing import Managing
 from harmonyd.services.dicom.metering import UNMETERED, Meter, outcome_of_error
-from harmonyd.services.dicom.node import remote_node
+from harmonyd.services.dicom.node import move_receiver, remote_node
 from harmonyd.services.dicom.objects import ObjectBody
 from harmonyd.services.dicom.outcomes import reason_of
 from harmonyd.services.dicom.record import OperationRecord, failed
-from harmonyd.services.dicom.results import DimseResults, FixedResults, InstanceRecord, MatchRecord, raise_for_nothing
+from harmonyd.services.dicom.results import DimseResults, InstanceRecord, MatchRecord, echoed, raise_for_nothing
 from harmonyd.services.dicom.running import Running
 from harmonyd.services.dicom.selectivity import TooBroad
 from harmonyd.services.dicom.storing import store_objects, store_request
@@ -57,14 +59,8 @@ from harmonyd.services.http.media import JSON, negotiate
 DEBUG_VARIABLE = "HARMONY_TEST_DEBUG"
 ECHO_SECS = 10.0
 """For a C-ECHO of ours, beside the connect timeout."""
+_QUESTIONS = ("find", dicom_request.WORKLIST)
 T = TypeVar("T", Match, Instance)
-
-
-def move_receiver(options: DicomBackendOptions) -> MoveReceiver:
-    """Who receives what is moved for a backend."""
-    return MoveReceiver(
-        options.store_scp, options.move_destination_aet, options.incoming_store_port, options.incoming_store_tls
-    )
 
 
 class DicomBackend:
@@ -73,6 +69,7 @@ class DicomBackend:
     max_batch = 100
     """Inbound objects that are sent over one association."""
     holds_permits = True
+    queryable = True  # see holdings
     _log = Logger()
 
     def __init__(
@@ -88,6 +85,7 @@ class DicomBackend:
         meter: Meter = UNMETERED,
         witness: Witness = Witness(),  # noqa: B008 - it is frozen
         returned: Callable[[str], None] = lambda name: None,
+        commitments: Commitments | None = None,
     ) -> None:
         """``has_retrievers``: somebody can ask it, and so perhaps for a C-MOVE. ``returned``: see ``PacsGuard``."""
         self.name = name
@@ -105,6 +103,7 @@ class DicomBackend:
         self.remote = remote_node(name, options)
         self._running = Running(self.remote, options, reactor, self._slots, self.guard, meter, self._in_thread)
         self.active = self._running.active
+        self._managing = Managing(self.remote, options, engine, reactor, self.guard, self._running, commitments)
 
     async def start(self) -> None:
         """Start the receiver for C-MOVE deliveries when the configuration names its port and a client can ask."""
@@ -138,6 +137,8 @@ class DicomBackend:
                 return await self._retrieve_held(hold, operation, request, document, may_be_kept=may_be_kept)
             if may_be_kept:
                 return await self._retrieve_any(operation, request, document)
+            if operation == dicom_request.STEPS:
+                return await self._managing.step(request, is_held=hold is not None)
             return await self._perform(operation, request, document, hold)
         except HarmonydError as error:
             if isinstance(error, TooBroad):
@@ -236,11 +237,14 @@ class DicomBackend:
             return await self._echo(request, media_type)
         if operation == "store":
             return await self._store(request)
+        if operation == dicom_request.COMMIT:
+            find = partial(self._found, request)
+            return await self._managing.commit(request, document, media_type, find, is_held=hold is not None)
         build = partial(dicom_request.build_query, request, document, operation, self.options)
         query, shows = await hold.query(build) if hold is not None else (build(), None)
-        begins = self._witness.query if operation == "find" else self._witness.retrieve
+        begins = self._witness.query if operation in _QUESTIONS else self._witness.retrieve
         kept = self._running.begin(operation, request, audited=begins(self.remote, request, query))
-        if operation == "find":
+        if operation in _QUESTIONS:
             # What is shown to a caller is looked at as JSON where not all may be.
             as_received = shows is None and isinstance(request.body, IdentifierBody)
             found = self._engine.find(self.remote, query, replace(kept.op, as_received=as_received))
@@ -296,19 +300,16 @@ class DicomBackend:
 
         return await self._respond(kept, media_type, "instances", stream, record, once=once)
 
+    async def commit(self, references: Sequence[Reference], op: OperationContext, transaction_uid: str) -> Report:
+        """See ``Managing.ask``; of our own accord, so the guard is asked, too."""
+        self.guard.admit(dicom_request.COMMIT)
+        return await self._managing.ask(references, replace(op, slots=self._slots), transaction_uid)
+
     async def _echo(self, request: RequestEnvelope, media_type: str) -> ResponseEnvelope:
         async with self._running.recorded("echo", request) as (op, _):
             await self._engine.echo(self.remote, op)
             self.guard.note(None, "echo")
-        remote = self.remote
-        summary = {
-            "success": True,
-            "complete": True,
-            "remote_aet": remote.aet,
-            "host": remote.host,
-            "port": remote.port,
-        }
-        return ResponseEnvelope(results=FixedResults("echo", media_type, summary))
+        return ResponseEnvelope(results=echoed(self.remote, media_type))
 
     async def _store(self, request: RequestEnvelope) -> ResponseEnvelope:
         negotiate("store", request.headers.get("accept"))
@@ -364,7 +365,7 @@ class DicomBackend:
             self.guard.note(None)
             if first is not None:
                 kept.measure.first()
-            elif operation != "find":
+            elif operation not in _QUESTIONS:
                 raise_for_nothing(operation, stream.outcome)
         except Exception as error:
             self.guard.note(error)

@@ -50,6 +50,13 @@ _OUTCOME = {
 _SUBOPERATIONS = {name: {"type": ["integer", "null"]} for name in ("completed", "failed", "warning", "remaining")}
 
 
+_REFERENCE: Schema = {
+    "type": "object",
+    "required": ["sop_class_uid", "sop_instance_uid"],
+    "properties": {"sop_class_uid": TEXT, "sop_instance_uid": TEXT},
+}
+
+
 def _result(more: dict[str, Schema], *required: str) -> Schema:
     return {
         "type": "object",
@@ -82,6 +89,38 @@ SCHEMAS: dict[str, Schema] = {
         *("remote_aet", "host", "port"),
     ),
     "FindResult": _result({"matches": list_of(ref("DataSet")), "count": {"type": "integer"}}, "matches", "count"),
+    "WorklistIdentifier": {
+        "type": ["object", "null"],
+        "description": "Query keys, spelt as those of a find; those of the step (Modality, ScheduledStationAETitle …) "
+        "in ScheduledProcedureStepSequence, or beside it. There are no levels.",
+        "properties": {"return": {"enum": ["default", "requested", None]}},
+        "examples": [{"Modality": "CT", "ScheduledProcedureStepStartDate": "20240229"}],
+    },
+    "CommitRequest": {
+        "type": "object",
+        "description": "Either references, or the UIDs of a study (and series, and instance) that the PACS has.",
+        "properties": {
+            "references": list_of(_REFERENCE),
+            "StudyInstanceUID": TEXT,
+            "SeriesInstanceUID": TEXT,
+            "SOPInstanceUID": TEXT,
+            "wait_secs": {"type": "number", "exclusiveMinimum": 0, "description": "For the report; 60 unless given."},
+        },
+        "examples": [{"StudyInstanceUID": "1.2.840.113619.2.30.1"}],
+    },
+    "CommitResult": _result(
+        {
+            "transaction_uid": TEXT,
+            "committed": list_of(_REFERENCE),
+            "failed": list_of(
+                {
+                    **_REFERENCE,
+                    "properties": {**_REFERENCE["properties"], "failure_reason": TEXT},
+                }
+            ),
+        },
+        *("transaction_uid", "committed", "failed"),
+    ),
     "RetrieveResult": _result(
         {
             "instances": list_of(ref("DataSet")),
@@ -125,6 +164,7 @@ _SHAPES: dict[str, Media] = {
         media.DICOM: BINARY,
     },
     "store": {media.JSON: ref("StoreResult")},
+    "commit": {media.JSON: ref("CommitResult")},
 }
 _FIND: Media = {media.JSON: ref("FindIdentifier")}
 _RETRIEVE: Media = {media.JSON: ref("RetrieveIdentifier")}
@@ -149,6 +189,17 @@ OPERATIONS = (
         {200: Answer("The matches, none being an answer like any other.", _SHAPES["find"])},
         text=_CUT,
         body=_FIND,
+        body_is_required=False,
+        problems=(406, *_REMOTE, 507),
+    ),
+    Operation(
+        "POST",
+        "/worklist",
+        "worklist",
+        "C-FIND of the Modality Worklist: scheduled procedure steps",
+        {200: Answer("The matches, none being an answer like any other.", _SHAPES["find"])},
+        text=_CUT,
+        body={media.JSON: ref("WorklistIdentifier")},
         body_is_required=False,
         problems=(406, *_REMOTE, 507),
     ),
@@ -180,6 +231,16 @@ OPERATIONS = (
         {200: Answer("What the PACS said about each; success is true only when it took all.", _SHAPES["store"])},
         body=OBJECTS,
         problems=(406, *_REMOTE, 507),
+    ),
+    Operation(
+        "POST",
+        "/commit",
+        "commit",
+        "Storage Commitment: have the PACS commit itself to keep instances",
+        {200: Answer("What it reported about each; success is true only when all are committed.", _SHAPES["commit"])},
+        text="Needs engine = \"native\" of the backend.",
+        body={media.JSON: ref("CommitRequest")},
+        problems=(404, 406, *_REMOTE),
     ),
 )
 ANY = Operation(

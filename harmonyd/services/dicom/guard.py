@@ -26,6 +26,7 @@ __all__ = ["CircuitOpen", "Echo", "OutsideHours", "PacsGuard", "kind_of"]
 
 KINDS = ("echo", "find", "retrieve", "store")
 _RETRIEVES = ("get", "move")
+_LIKE = {"worklist": "find", "commit": "store", "mpps": "store"}
 _LOOK_SECS = 3600.0
 """At the latest after so long it is looked whether hours have begun: clocks are set."""
 _LEAST_SECS = 1.0
@@ -303,7 +304,7 @@ class PacsGuard:
 
 def kind_of(operation: str) -> str:
     """Return what permitted hours call an operation."""
-    return "retrieve" if operation in _RETRIEVES else operation
+    return "retrieve" if operation in _RETRIEVES else _LIKE.get(operation, operation)
 
 
 def _reason(error: BaseException | None) -> str:

@@ -10,21 +10,24 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from harmonyd.config.asking import COMMIT
 from harmonyd.config.model import DicomEndpointOptions
-from harmonyd.dimse.engine import Arrival, Association, EnginesByName, StoreScp, StoreScpConfig
+from harmonyd.dimse.engine import Arrival, Association, Engine, EnginesByName, StoreScp, StoreScpConfig
 from harmonyd.dimse.part10 import claimed_uid
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.pipeline.pipeline import Pipeline
 from harmonyd.services.base import Backend
 from harmonyd.services.dicom.at_once import deliver_one
 from harmonyd.services.dicom.auditing import Witness
+from harmonyd.services.dicom.committing import CommitmentMeans, Committing
+from harmonyd.services.dicom.forwarding import Forwarding
 from harmonyd.services.dicom.inbound_audit import InboundWitness
 from harmonyd.services.dicom.objects import ObjectBody, json_view
 from harmonyd.services.dicom.outcomes import spool_result
 from harmonyd.services.dicom.questions import Questions
-from harmonyd.spool.api import Entry, NewEntry, Result, Spool
+from harmonyd.spool.api import Delivered, Entry, NewEntry, Result, Spool
 from harmonyd.subject import Caller, from_text, to_text
-from harmonyd.tracing import Span, Trace, begin, is_tracing, parse
+from harmonyd.tracing import Span, begin, of_association
 
 InThread = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
@@ -62,8 +65,12 @@ class DicomEndpoint:
         in_thread: InThread,
         own: Backend | None = None,
         witness: Witness = Witness(),  # noqa: B008 - it is frozen
+        commitment: CommitmentMeans | None = None,
     ) -> None:
-        """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint."""
+        """``pipeline`` has at least one backend; ``own`` is one of these that lives and ends with this endpoint.
+
+        ``commitment`` None: nobody asks for any, and nobody is asked.
+        """
         self.name = name
         self._options = options
         self._pipeline = pipeline
@@ -77,20 +84,42 @@ class DicomEndpoint:
         self._engines = engines
         self._mode = (options.engine, options.store_scp)
         engine = engines[options.engine]
-        self._questions = Questions(lambda request: self._pipeline.handle(request), in_thread, options, witness)
+        self._committing = self._forwarding = None
+        if commitment is not None:
+            self._committing = Committing(name, commitment, in_thread, self._current, spool.outstanding)
+            self._forwarding = Forwarding(name, commitment, lambda: self._pipeline.backends, spool.retry)
+        self._questions = Questions(
+            lambda request: self._pipeline.handle(request),
+            in_thread,
+            options,
+            witness,
+            self._committing,
+            commitment.commitments if commitment is not None else None,
+        )
         self._scp: StoreScp = engine.store_scp(scp_config(name, options), self, spool.admission, self._questions)
 
     async def start(self) -> None:
         """Deliver what is in the spool, and receive. Raises what starting a receiver, or a backend, raises."""
         await self._start_own()
+        if self._forwarding is not None:
+            await self._forwarding.start()
         self._spool.attach(self.name, self, in_order=self._options.in_order)
         await self._scp.start()
+        if self._committing is not None:
+            await self._committing.start()
+
+    def _current(self) -> tuple[DicomEndpointOptions, Pipeline, Engine]:
+        return self._options, self._pipeline, self._engines[self._options.engine]
 
     async def stop(self) -> None:
         """Receive and deliver nothing any more; what is in the spool stays there."""
         await self._scp.stop()
         await self._spool.detach(self.name)
         await self.present_deliveries_end()
+        if self._committing is not None:
+            await self._committing.stop()
+        if self._forwarding is not None:
+            await self._forwarding.stop()
         started, self._started = self._started, None
         if started is not None:
             await started.stop()
@@ -149,7 +178,7 @@ class DicomEndpoint:
         entries = [_entry(arrival) for arrival in arrivals]
         span = begin(
             f"receive {self.name}",
-            _trace(arrivals[0].association.id) if arrivals else None,
+            of_association(arrivals[0].association.id) if arrivals else None,
             "consumer",
             harmonyd__endpoint=self.name,
             harmonyd__association=arrivals[0].association.id if arrivals else "",
@@ -158,6 +187,7 @@ class DicomEndpoint:
         try:
             with self._inbound.receiving(arrivals):
                 await self._spool.take(self.name, entries, list(self._pipeline.backends))
+            await self._note(arrivals)
         except BaseException as error:
             span.end(type(error).__name__)
             raise
@@ -169,6 +199,11 @@ class DicomEndpoint:
         entry = Entry(0, self.name, new.path, new.size_bytes, began, new.metadata, new.request_id)
         with self._inbound.receiving([arrival]):
             await self._run(deliver_one(self._pipeline, entry, self._outcomes))
+        await self._note([arrival])
+
+    async def _note(self, arrivals: Sequence[Arrival]) -> None:
+        if self._committing is not None and COMMIT in self._options.services:
+            await self._committing.arrived(arrivals)
 
     async def damaged(self, path: Path, association: Association, reason: str) -> None:
         uid = await self._in_thread(claimed_uid, path)
@@ -183,8 +218,17 @@ class DicomEndpoint:
         return {name: getattr(backend, "max_batch", 1) for name, backend in self._pipeline.backends.items()}
 
     async def deliver(self, backend: str, entries: Sequence[Entry]) -> Sequence[Result]:
-        outcomes = await self._run(self._outcomes(self._pipeline, backend, entries))
-        return [spool_result(outcome) for outcome in outcomes]
+        forwarding = self._forwarding
+
+        async def send(some: Sequence[Entry]) -> list[Result]:
+            outcomes = await self._run(self._outcomes(self._pipeline, backend, some))
+            return [spool_result(outcome) for outcome in outcomes]
+
+        watched = forwarding is not None and forwarding.watches(backend)
+        results = await forwarding.deliver(backend, entries, send) if forwarding and watched else await send(entries)
+        if self._committing is not None and any(isinstance(result, Delivered) for result in results):
+            self._committing.delivered()
+        return results
 
     async def _run(self, work: Coroutine[Any, Any, T]) -> T:
         delivery = Deferred.fromCoroutine(work)
@@ -276,11 +320,6 @@ def _entry(arrival: Arrival) -> NewEntry:
     return NewEntry(instance.path, instance.size_bytes, metadata, uuid.uuid4().hex, arrival.flushed)
 
 
-def _trace(association_id: str) -> Trace | None:
-    """All that came over one association is one trace, whose id is the association's, over restarts, too."""
-    return parse(f"00-{association_id}-{association_id[:16]}-01") if is_tracing() else None
-
-
 def _envelope(entry: Entry) -> RequestEnvelope:
     return RequestEnvelope(
         protocol="dicom",
@@ -296,5 +335,5 @@ def _envelope(entry: Entry) -> RequestEnvelope:
             from_text(entry.metadata.get("peer_certificate", "")),
             entry.metadata.get("calling_aet", ""),
         ),
-        trace=_trace(entry.metadata.get("association_id", "")),
+        trace=of_association(entry.metadata.get("association_id", "")),
     )

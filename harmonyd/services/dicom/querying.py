@@ -15,14 +15,15 @@ from twisted.logger import Logger
 from harmonyd.dimse import wire
 from harmonyd.dimse.elements import MalformedDataset
 from harmonyd.dimse.engine import Received
+from harmonyd.dimse.normalized import NormalizedAsked
 from harmonyd.dimse.serving import FIND, Asked, NotServed, Pending
-from harmonyd.dimse.status import OUT_OF_RESOURCES, UNABLE_TO_PROCESS
+from harmonyd.dimse.status import OUT_OF_RESOURCES
 from harmonyd.envelope import Record, RequestEnvelope, ResponseEnvelope, Results
 from harmonyd.errors import HarmonydError, StorageFull
 from harmonyd.privacy import said
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.asked import request_for
-from harmonyd.services.dicom.refusals import OUR_FAULT, not_answered, not_served
+from harmonyd.services.dicom.refusals import failed_here, not_answered, not_served
 
 MAX_BODY_BYTES = 10_000_000
 """Of an answer that is no stream of records: it is read as a whole."""
@@ -34,7 +35,7 @@ _log = Logger()
 
 
 @asynccontextmanager
-async def told_as_status(asked: Asked, request_id: str) -> AsyncIterator[None]:
+async def told_as_status(asked: Asked | NormalizedAsked, request_id: str) -> AsyncIterator[None]:
     """Whatever is raised inside becomes a ``NotServed``, and is logged."""
     try:
         yield
@@ -52,28 +53,27 @@ async def told_as_status(asked: Asked, request_id: str) -> AsyncIterator[None]:
             raise told from error
         fields: dict[str, Any] = _fields(asked, request_id)
         _log.failure("a question could not be answered, by our fault", **fields)
-        raise NotServed(UNABLE_TO_PROCESS, OUR_FAULT) from error
+        raise failed_here(asked.operation) from error
 
 
-def _say_refused(asked: Asked, request_id: str, told: NotServed, why: str) -> None:
+def _say_refused(asked: Asked | NormalizedAsked, request_id: str, told: NotServed, why: str) -> None:
     _log.warn(
         "{op} of {calling} ({peer}) is answered with status 0x{status:04X}: {why}",
-        op=f"C-{asked.operation.upper()}", status=told.status, why=why, **_fields(asked, request_id),
+        op=asked.name, status=told.status, why=why, **_fields(asked, request_id),
     )  # fmt: skip
 
 
-def _fields(asked: Asked, request_id: str) -> dict[str, str]:
+def _fields(asked: Asked | NormalizedAsked, request_id: str) -> dict[str, str]:
     known = asked.association
     return {
         "calling": known.calling_aet,
         "peer": known.peer,
         "association_id": known.id,
         "request": request_id,
-        "endpoint": known.called_aet,
     }
 
 
-async def answered(ask: Ask, asked: Asked, request: RequestEnvelope) -> ResponseEnvelope:
+async def answered(ask: Ask, asked: Asked | NormalizedAsked, request: RequestEnvelope) -> ResponseEnvelope:
     """The pipeline's answer, if it is a success. Raises ``NotServed``, and what the pipeline raises."""
     response = await ask(request)
     if not 200 <= response.status < 300:

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from harmonyd.config.asking import MoveDestination
 from harmonyd.config.model import DicomEndpointOptions
 from harmonyd.dimse.engine import RemoteNode
-from harmonyd.dimse.serving import Asked, NotServed, Pending, Retrieval
-from harmonyd.dimse.status import UNKNOWN_DESTINATION
+from harmonyd.dimse.normalized import ACTION, EVENT, NormalizedAnswer, NormalizedAsked
+from harmonyd.dimse.serving import STEPS, Asked, NotServed, Pending, Retrieval
+from harmonyd.dimse.status import UNKNOWN_DESTINATION, UNRECOGNIZED_OPERATION
 from harmonyd.services.base import Ask
 from harmonyd.services.dicom.auditing import Witness
+from harmonyd.services.dicom.commitments import Commitments
+from harmonyd.services.dicom.committing import Committing
+from harmonyd.services.dicom.node import peer_node
 from harmonyd.services.dicom.querying import InThread, Querying
 from harmonyd.services.dicom.retrieving import Retrieving
-
-_IDLE_SECS = 0.5
-"""Between two C-MOVEs. Some receivers serve one association at a time: others wait for as long as ours is open."""
-_MAX_PDU = 131072
+from harmonyd.services.dicom.stepping import Stepping
 
 
 class Questions:
     """``ask`` passes an envelope through the pipeline that the endpoint has at the moment."""
 
     def __init__(
-        self, ask: Ask, in_thread: InThread, options: DicomEndpointOptions, witness: Witness = Witness(),  # noqa: B008 - it is frozen
+        self,
+        ask: Ask,
+        in_thread: InThread,
+        options: DicomEndpointOptions,
+        witness: Witness = Witness(),  # noqa: B008 - it is frozen
+        committing: Committing | None = None,
+        commitments: Commitments | None = None,
     ) -> None:
+        """``committing`` answers who asks us for storage commitment, ``commitments`` hears whom we have asked."""
         self.options = options
         """What counts for the next question."""
         self._querying = Querying(ask, in_thread)
         self._retrieving = Retrieving(ask, in_thread)
+        self._stepping = Stepping(ask, in_thread)
+        self._committing = committing
+        self._commitments = commitments
         self._witness = witness
 
     def find(self, asked: Asked) -> AsyncGenerator[Pending, None]:
@@ -50,20 +60,15 @@ class Questions:
         if known is None:
             self._witness.unknown_destination(asked.association, aet)
             raise NotServed(UNKNOWN_DESTINATION, f"{aet or 'no AE title'} is no move destination here")
-        return _node(aet, known, asked.association.called_aet)
+        return peer_node(aet, known, asked.association.called_aet)
 
+    async def normalized(self, asked: NormalizedAsked) -> NormalizedAnswer:
+        """See ``Handler``."""
+        if asked.service == STEPS:
+            return await self._stepping.perform(asked)
+        if asked.request.operation == EVENT and self._commitments is not None:
+            return await self._commitments.heard(asked.request, asked.association.calling_aet)
+        if asked.request.operation == ACTION and self._committing is not None:
+            return await self._committing.requested(asked)
+        raise NotServed(UNRECOGNIZED_OPERATION, f"{asked.name} is not offered")
 
-def _node(aet: str, known: MoveDestination, our_aet: str) -> RemoteNode:
-    return RemoteNode(
-        f"move destination {aet}",
-        aet,
-        known.host,
-        known.port,
-        our_aet,
-        known.connect_timeout_secs,
-        known.association_timeout_secs,
-        _MAX_PDU,
-        known.max_associations,
-        _IDLE_SECS,
-        known.tls,
-    )

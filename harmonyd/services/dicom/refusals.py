@@ -9,12 +9,15 @@ from collections.abc import Mapping
 
 from harmonyd.dimse.elements import MalformedDataset
 from harmonyd.dimse.errors import DimseFailure, NoPresentationContext
-from harmonyd.dimse.serving import FIND, NotServed
+from harmonyd.dimse.serving import COMMIT, FIND, STEPS, NotServed
 from harmonyd.dimse.status import (
     CANNOT_PERFORM,
     DOES_NOT_MATCH,
+    INVALID_ATTRIBUTE_VALUE,
     NOT_AUTHORIZED,
     OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    RESOURCE_LIMITATION,
     SOP_CLASS_NOT_SUPPORTED,
     UNABLE_TO_PROCESS,
 )
@@ -55,6 +58,13 @@ _BY_HTTP_STATUS: Mapping[int, int] = {
     503: _BUSY,
     507: _BUSY,
 }
+_NORMALIZED = (COMMIT, STEPS)
+_NORMALIZED_STATUS: Mapping[int, int] = {
+    _BUSY: RESOURCE_LIMITATION,
+    UNABLE_TO_PROCESS: PROCESSING_FAILURE,
+    DOES_NOT_MATCH: INVALID_ATTRIBUTE_VALUE,
+}
+"""DIMSE-N has other codes (PS3.7 Annex C)."""
 OUR_FAULT = "our fault; the log says more"
 
 
@@ -67,6 +77,11 @@ def not_served(operation: str, error: HarmonydError) -> NotServed:
     status = next((_BY_CLASS[kind] for kind in type(error).__mro__ if kind in _BY_CLASS), UNABLE_TO_PROCESS)
     comment = error.detail if error.fault is not Fault.OURS or status == _BUSY else OUR_FAULT
     return NotServed(_of(operation, status), comment, failed=_failed(error))
+
+
+def failed_here(operation: str) -> NotServed:
+    """What a caller is told of what went wrong by our fault."""
+    return NotServed(_of(operation, UNABLE_TO_PROCESS), OUR_FAULT)
 
 
 def _failed(error: HarmonydError) -> int:
@@ -82,6 +97,8 @@ def not_answered(operation: str, status: int) -> NotServed:
 
 
 def _of(operation: str, status: int) -> int:
+    if operation in _NORMALIZED:
+        return _NORMALIZED_STATUS.get(status, status)
     if status != _BUSY:
         return status
     return OUT_OF_RESOURCES if operation == FIND else CANNOT_PERFORM

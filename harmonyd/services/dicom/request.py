@@ -10,12 +10,16 @@ from harmonyd.config.model import DicomBackendOptions
 from harmonyd.dimse.engine import Query, QueryModel
 from harmonyd.dimse.identifier import decode_json, parse_query, requested_operation
 from harmonyd.dimse.wire import changed_query, require_key
+from harmonyd.dimse.worklist import parse_worklist
 from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
 from harmonyd.services.dicom.asked import IDENTIFIER_PREFIX, IdentifierBody
+from harmonyd.services.dicom.managed import ManagedBody
 from harmonyd.services.dicom.selectivity import check_selective
 
-OPERATIONS = ("echo", "find", "get", "move", "store")
+OPERATIONS = ("echo", "find", "worklist", "get", "move", "store", "commit")
+WORKLIST, COMMIT, STEPS = "worklist", "commit", "mpps"
+"""The last is what only a caller of a dicom endpoint can ask for."""
 RETRIEVE = "retrieve"
 """Set by an endpoint that leaves the choice between get and move to the backend's ``dimse_retrieve_mode``."""
 JSON_LIMIT_BYTES = 100_000_000
@@ -43,7 +47,7 @@ async def read_document(request: RequestEnvelope) -> Any:
 
     Raises ``UnsupportedMediaType``, ``PayloadTooLarge`` or ``BadRequest``.
     """
-    if isinstance(request.body, IdentifierBody):
+    if isinstance(request.body, IdentifierBody | ManagedBody):
         return request.body.document(request)
     if request.body.length == 0:
         return None
@@ -71,7 +75,7 @@ def settle_operation(in_path: str | None, document: Any, *, fixed: bool) -> str:
     if operation is None:
         raise BadRequest(
             "The request names no operation",
-            hint='POST to {prefix}/echo, /find, /get, /move or /store, or put "operation" into the body.',
+            hint=f'POST to {{prefix}}/OPERATION ({", ".join(OPERATIONS)}), or put "operation" into the body.',
         )
     return operation
 
@@ -94,6 +98,8 @@ def build_query(
         for key, value in request.metadata.items()
         if key.startswith(IDENTIFIER_PREFIX)
     }
+    if operation == WORKLIST:
+        return parse_worklist(document, forced)
     model = QueryModel(options.query_model) if options.query_model else None
     destination = options.move_destination_aet if operation == "move" else None
     query = parse_query(document, operation=operation, model=model, forced=forced, destination=destination)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import CancelledError
 
 from harmonyd.dimse.dataset_json import file_to_json
-from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, Received, StoreResult
+from harmonyd.dimse.engine import Instance, Match, OperationStream, Outcome, Received, RemoteNode, StoreResult
 from harmonyd.dimse.errors import DimseError
 from harmonyd.dimse.uid import name_of
 from harmonyd.dimse.wire import json_of
@@ -199,6 +199,12 @@ class FixedResults:
 
     async def aclose(self) -> None:
         return None
+
+
+def echoed(remote: RemoteNode, media_type: str) -> FixedResults:
+    """Of a C-ECHO that was answered."""
+    summary = {"success": True, "complete": True, "remote_aet": remote.aet, "host": remote.host, "port": remote.port}
+    return FixedResults("echo", media_type, summary)
 
 
 @dataclass(frozen=True, slots=True)

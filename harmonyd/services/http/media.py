@@ -21,6 +21,8 @@ OFFERS: Mapping[str, tuple[str, ...]] = {
     "get": (JSON, MULTIPART_DICOM, ZIP, DICOM),
     "move": (JSON, MULTIPART_DICOM, ZIP, DICOM),
     "store": (JSON,),
+    "worklist": (JSON, DICOM_JSON, NDJSON),
+    "commit": (JSON,),
 }
 """Media types per operation; the first is the default."""
 

@@ -20,6 +20,7 @@ from harmonyd.dimse.native.exchange import Means
 from harmonyd.dimse.native.listeners import Listeners
 from harmonyd.dimse.native.pool import AssociationPool
 from harmonyd.dimse.native.scp import NativeStoreScp
+from harmonyd.dimse.normalized import NormalizedAnswer, NormalizedAsked
 from harmonyd.dimse.part10 import InstanceHeader, check_complete
 from harmonyd.dimse.recode import EXPLICIT_VR_LE
 from harmonyd.dimse.serving import SERVICES, Asked, NotServed, Pending
@@ -83,6 +84,9 @@ class Asking:
     retrieval: Retrieved | NotServed | None = None
     destinations: dict[str, RemoteNode] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
+    managed: list[NormalizedAsked] = field(default_factory=list)
+    answer: Any = None
+    """Of DIMSE-N: a coroutine function."""
     taken: int = 0
     """Steps of C-FINDs."""
     closed: int = 0
@@ -116,6 +120,10 @@ class Asking:
         if found is None:
             raise NotServed(0xA801, f"{asked.destination_aet} is unknown")
         return found
+
+    async def normalized(self, asked: NormalizedAsked) -> NormalizedAnswer:
+        self.managed.append(asked)
+        return await self.answer(asked)
 
     # --- the server
 

@@ -355,7 +355,7 @@ async def test_a_node_that_reads_slowly(scu: Scu, tmp_path: Path, tls: bool) -> 
     """A node is not silent while it takes what the kernel holds for it, however long that lasts."""
     raw = Raw()
     raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
-    node = scu.node(raw, association_timeout_secs=0.4)
+    node = scu.node(raw, association_timeout_secs=1.0)
     if tls:
         ca = Authority(tmp_path)
         context = server_context(ca.issue("node", ("127.0.0.1",)))

@@ -34,8 +34,8 @@ with ``association.send(context_id, command.response(status))``, and ``ReleaseRe
 ``association.respond_release()``.
 
 ``association`` has the rules for drivers and all transitions' effects, ``states`` the transitions, ``events`` what is
-told. Below them: ``inbound`` (framing), ``messages`` (order of fragments), ``contexts`` (negotiation), ``commands`` and
-``command_set``, ``pdu``, ``items`` and ``item_decoding``, ``reasons`` (words), ``errors``.
+told. Below them: ``inbound`` (framing), ``messages`` (order of fragments), ``contexts`` (negotiation), ``commands``,
+``commands_n`` and ``command_set``, ``pdu``, ``items`` and ``item_decoding``, ``reasons`` (words), ``errors``.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from harmonyd.dimse.native.core.commands import (
     c_move_rq,
     c_store_rq,
 )
+from harmonyd.dimse.native.core.commands_n import n_action_rq, n_create_rq, n_event_report_rq, n_set_rq
 from harmonyd.dimse.native.core.contexts import Answer, Context, Contexts, Preference, Support, negotiate
 from harmonyd.dimse.native.core.errors import AbortReason, AbortSource, BadCommandSet, NotAllowed, ProtocolViolation
 from harmonyd.dimse.native.core.events import (
@@ -127,5 +128,9 @@ __all__ = [
     "c_get_rq",
     "c_move_rq",
     "c_store_rq",
+    "n_action_rq",
+    "n_create_rq",
+    "n_event_report_rq",
+    "n_set_rq",
     "negotiate",
 ]

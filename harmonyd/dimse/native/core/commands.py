@@ -107,7 +107,7 @@ class Command:
         failed: int | None = None,
         warning: int | None = None,
     ) -> Command:
-        """The response to this request: its message id, its SOP class and, where it names one, its SOP instance."""
+        """The response to this request: its message id, SOP class and, where it names them, SOP instance and type."""
         return Command(
             self.field | _RESPONSE,
             message_id_being_responded_to=self.message_id,
@@ -119,6 +119,8 @@ class Command:
             completed=completed,
             failed=failed,
             warning=warning,
+            event_type_id=self.event_type_id,
+            action_type_id=self.action_type_id,
         )
 
     def announcing(self, has_data: bool) -> Command:

@@ -7,6 +7,7 @@ its own.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -45,6 +46,18 @@ def _pdvs(*pdvs: PresentationDataValueItem) -> bytes:
 
 def _pdv(data: bytes, **fields: int) -> PresentationDataValueItem:
     return PresentationDataValueItem(**{"context_id": 1, "is_command": 1, "is_last": 1, **fields}, data=data)
+
+
+def _element(element: int, value: bytes) -> bytes:
+    return struct.pack("<HHI", 0, element, len(value)) + value
+
+
+def _number(element: int, value: int) -> bytes:
+    return _element(element, struct.pack("<H", value))
+
+
+def _uid(value: str) -> bytes:
+    return value.encode() + b"\0" * (len(value) % 2)
 
 
 def _at(content: bytes, offset: int, replacement: bytes) -> bytes:
@@ -99,6 +112,23 @@ def entries() -> Iterator[tuple[str, str, bytes]]:
     yield "command-without-end", "a command that never ends", _pdvs(*[_pdv(b"\0" * 16000, is_last=0)]) * 8
     yield "command-element-too-long", "an element that ends behind the command", _pdvs(_pdv(_at(echo, 4, b"\xff" * 4)))
     yield "command-no-field", "a command set that does not say which", _pdvs(_pdv(b"\0\0\x10\x01\x02\0\0\0\x01\0"))
+    push_model, step = _uid("1.2.840.10008.1.20.1"), _uid("1.2.840.10008.3.1.2.3.3")
+    yield (
+        "n-action-without-message-id",
+        "an N-ACTION-RQ that cannot be answered",
+        _pdvs(_pdv(_element(3, push_model) + _number(0x100, 0x130) + _number(0x800, 1) + _number(0x1008, 1))),
+    )
+    event = _element(2, push_model) + _number(0x100, 0x100) + _number(0x110, 1) + _number(0x800, 0x101)
+    yield (
+        "n-event-long-type",
+        "an N-EVENT-REPORT-RQ whose Event Type ID has four bytes",
+        _pdvs(_pdv(event + _element(0x1002, b"\1\0\0\0"))),
+    )
+    yield (
+        "n-set-without-data",
+        "an N-SET-RQ that no data set follows",
+        _pdvs(_pdv(_element(3, step) + _number(0x100, 0x120) + _number(0x110, 1) + _number(0x800, 0x101))),
+    )
     yield (
         "command-unknown",
         "a command that does not exist",
