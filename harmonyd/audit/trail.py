@@ -32,6 +32,8 @@ FOLDER = "audit"
 MOST_EVENTS = 10_000
 """That wait for the writer."""
 MOST_AT_ONCE = 200
+GATHER_SECS = 0.02
+"""An event waits so long for others, which then share its way to the disk."""
 STOP_WRITE_SECS = 5.0
 STOP_SEND_SECS = 3.0
 
@@ -60,7 +62,7 @@ class AuditTrail:
         self._earlier: dict[str, int] = {}
         """Dropped by sinks that are no more."""
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = threading.Event()
         self._written = 0
         self._set_up(config)
 
@@ -114,7 +116,7 @@ class AuditTrail:
         """Write what waits in memory, send what can be sent soon, and end the threads. Events are taken no more."""
         thread = self._thread
         with self._changed:
-            self._stopping = True
+            self._stopping.set()
             self._changed.notify()
         if thread is not None:
             thread.join(STOP_WRITE_SECS)
@@ -190,7 +192,7 @@ class AuditTrail:
             self._written += len(lines)
             self._sender.wake()
             self._tell_of_losses(sinks)
-            if self._stopping and not self._events:
+            if self._stopping.is_set() and not self._events:
                 for sink in sinks:
                     sink.drop(sink.waiting)
                 return
@@ -199,8 +201,12 @@ class AuditTrail:
         """What there is to be written; nothing when something that failed is to be tried again."""
         with self._changed:
             failing = any(sink.is_failing for sink in self._sinks)
-            if not self._events and not self._stopping:
+            if not self._events and not self._stopping.is_set():
                 self._changed.wait(RETRY_SECS if failing else None)
+            is_one_of_few = 0 < len(self._events) < MOST_AT_ONCE
+        if is_one_of_few:
+            self._stopping.wait(GATHER_SECS)
+        with self._changed:
             events: list[tuple[float, AuditEvent]] = []
             while self._events and len(events) < MOST_AT_ONCE:
                 at, item = self._events[0]

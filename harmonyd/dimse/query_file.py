@@ -16,6 +16,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from harmonyd.dimse.dataset_json import dataset_to_json
 from harmonyd.dimse.engine import Query, Received
+from harmonyd.dimse.plain_keys import plain_keys
 from harmonyd.dimse.recode import EXPLICIT_VR_LE, IMPLICIT_VR_LE, recoded
 
 UTF_8 = "ISO_IR 192"
@@ -39,7 +40,12 @@ def identifier(query: Query, *, implicit: bool = False) -> bytes:
     if query.received is not None:
         to_uid = IMPLICIT_VR_LE if implicit else EXPLICIT_VR_LE
         return recoded(query.received.data, query.received.transfer_syntax_uid, to_uid)
-    ds = query.dataset
+    plain = plain_keys(query.dataset, implicit=implicit)
+    return plain if plain is not None else any_keys(query.dataset, implicit=implicit)
+
+
+def any_keys(ds: Dataset, *, implicit: bool) -> bytes:
+    """The same for whatever there is in a data set."""
     if "SpecificCharacterSet" not in ds and not _is_ascii(ds):
         ds = _copy(ds)
         declare_character_set(ds)

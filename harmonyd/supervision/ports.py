@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harmonyd.supervision import socket_diag
 from harmonyd.supervision.watcher import all_pids, members
 
 _ESTABLISHED = "01"
@@ -86,6 +87,14 @@ def owned_by_session(port: int, session: int) -> bool:
 
 def socket_between(one: Address, other: Address) -> Socket | None:
     """The socket at the end ``one`` of a connection over IPv4 within this machine; None when it is closed."""
+    try:
+        state, uid, inode = socket_diag.connection(one, other)
+    except OSError:
+        return _socket_in_table(one, other)  # it is gone, or we may not ask the kernel so
+    return Socket(f"{state:02X}", one[1], uid, str(inode))
+
+
+def _socket_in_table(one: Address, other: Address) -> Socket | None:
     ends = [_hexadecimal(one), _hexadecimal(other)]
     for fields in _lines("tcp"):
         if fields[1:3] == ends:

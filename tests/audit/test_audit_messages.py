@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from xml.etree.ElementTree import Element, fromstring
+from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 import pytest
 from audit_kit import counts, details, event_type, kind, objects, outcome, participants, text
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harmonyd.audit.api import AuditEvent, AuditKind, Node, Outcome, Queried, Transferred
-from harmonyd.audit.messages import ALERTS, MOST_BYTES, Reporter, message
+from harmonyd.audit.messages import ALERTS, MOST_BYTES, Reporter, clean, message, serialized
 from harmonyd.subject import OURSELVES, Caller, PeerCertificate, Subject
 
 AT = 1_800_000_000.25
@@ -178,3 +178,12 @@ def test_the_largest_message_is_within_the_bound() -> None:
     made(AuditEvent(AuditKind.QUERY, Outcome.SUCCESS, long, long, caller, subject, {}, query), reporter)
     told = {f"{number}{long}": long for number in range(100)}
     made(AuditEvent(AuditKind.SECURITY_ALERT, Outcome.SUCCESS, long, long, caller, subject, told), reporter)
+
+
+@given(st.text(), st.text(), st.text())
+def test_messages_are_serialized_as_elementtree_does(attribute: str, inner: str, outer: str) -> None:
+    """Whatever is in attributes and text, markup and other scripts among it."""
+    root = Element("A", {"a": clean(attribute), "b": ""})
+    SubElement(root, "B").text = clean(inner)
+    SubElement(root, "C", {"c": clean(outer)}).text = ""
+    assert serialized(root).encode("ascii", "xmlcharrefreplace") == tostring(root, encoding="us-ascii")

@@ -172,6 +172,7 @@ def test_where_it_goes_can_change(tmp_path: Path, collector: Collector, trails: 
         made = started(trails, tmp_path, syslog=collector.settings)
         made(alert("one"))
         collector.wait(1)
+        wait_until(lambda: made.figures().waiting == 0, "the collector is known to have it")
         made.configure(AuditConfig(enabled=True, syslog=second.settings))
         made(alert("two"))
         second.wait(1)

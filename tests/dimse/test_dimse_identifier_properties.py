@@ -16,7 +16,8 @@ from harmonyd.dimse.engine import Query
 from harmonyd.dimse.errors import IdentifierError
 from harmonyd.dimse.identifier import parse_query
 from harmonyd.dimse.keys import resolve, snake
-from harmonyd.dimse.query_file import query_bytes
+from harmonyd.dimse.plain_keys import plain_keys
+from harmonyd.dimse.query_file import any_keys, identifier, query_bytes
 
 # pydicom counts bytes, not characters, when it reads an element inside a sequence.
 pytestmark = pytest.mark.filterwarnings("ignore:The value length")
@@ -173,3 +174,37 @@ def test_every_keyword_is_found_in_snake_case(start: int) -> None:
             continue
         assert tag == keyword_dict[keyword]
         assert resolve(snake(keyword)).tag == tag
+
+
+ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="\\"), min_size=1, max_size=16)
+TEXTUAL: dict[str, st.SearchStrategy[Any]] = {
+    "PatientID": ASCII,
+    "PatientName": ASCII,
+    "PatientComments": ASCII,
+    "StudyInstanceUID": UIDS | st.lists(UIDS, min_size=2, max_size=4, unique=True),
+    "StudyDate": DATES,
+    "Modality": st.sampled_from(["CT", "U*", ["CT", "MR"]]),
+    "RetrieveURL": st.just("http://127.0.0.1/a"),
+    "OtherPatientNames": st.lists(ASCII, min_size=2, max_size=3),
+    **dict.fromkeys(("InstanceNumber", "Rows", "SliceThickness", "LargestImagePixelValue"), st.none()),
+}
+
+
+@SETTINGS
+@given(st.fixed_dictionaries({}, optional={key: values | st.none() for key, values in TEXTUAL.items()}), st.booleans())
+def test_plain_keys_are_written_as_pydicom_does(values: dict[str, Any], implicit: bool) -> None:
+    """Byte for byte, in either transfer syntax; whatever it does not write itself it leaves to pydicom."""
+    ds = Dataset()
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    plain = plain_keys(ds, implicit=implicit)
+    assert plain is not None or "LargestImagePixelValue" in values
+    assert plain in (None, any_keys(ds, implicit=implicit))
+
+
+@SETTINGS
+@given(PLAIN_DOCUMENTS, st.booleans())
+def test_no_query_is_written_otherwise_than_by_pydicom(document: dict[str, Any], implicit: bool) -> None:
+    """Queries with numbers, sequences and any script come out the same, whoever writes them."""
+    query = parse_query({**document, "return": "requested"}, operation="find")
+    assert identifier(query, implicit=implicit) == any_keys(query.dataset, implicit=implicit)

@@ -52,7 +52,7 @@ def test_a_worklist_has_no_level() -> None:
     ("keys", "model", "wrong"),
     [
         ({}, QueryModel.STUDY_ROOT, "no Query/Retrieve Level"),
-        ({"QueryRetrieveLevel": "FRAME"}, QueryModel.PATIENT_ROOT, "FRAME"),
+        ({"QueryRetrieveLevel": "FRAME"}, QueryModel.PATIENT_ROOT, "none that there is"),
         ({"QueryRetrieveLevel": "PATIENT"}, QueryModel.STUDY_ROOT, "no PATIENT level"),
     ],
 )

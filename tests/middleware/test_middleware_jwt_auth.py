@@ -20,6 +20,8 @@ from harmonyd.errors import TooManyRequests, Unauthorized, Unavailable
 from harmonyd.jwk import key_of_pem, parse_key_set
 from harmonyd.middleware.auth.jwt_auth import JwtAuth
 from harmonyd.middleware.auth.key_sets import AGAIN_SECS, STALE_SECS, ChangingKeys
+from harmonyd.middleware.auth.verified import MOST, VerifiedTokens
+from harmonyd.subject import Subject
 
 OPTIONS: dict[str, Any] = {
     "algorithms": ("RS256", "ES256", "EdDSA"),
@@ -185,6 +187,80 @@ async def test_who_guesses_has_to_wait_and_who_is_right_does_not() -> None:
     assert await link.on_request(request(bearer(signed()))) is None
     with pytest.raises(Unauthorized):
         await link.on_request(request(bearer(signed(exp=1))))
+
+
+# --- tokens that come again
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens that were verified, in their order."""
+    seen: list[str] = []
+    decode = jwt.decode
+
+    def watched(token: str, *args: Any, **options: Any) -> Any:
+        seen.append(token)
+        return decode(token, *args, **options)
+
+    monkeypatch.setattr(jwt, "decode", watched)
+    return seen
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_token_that_comes_again_is_not_verified_again(decoded: list[str]) -> None:
+    """The same subject without cryptography; another token of the same subject, and a changed one, are looked at."""
+    link = JwtAuth("who", OPTIONS, Watched().guard)
+    token = signed()
+    asked = [request(bearer(token)) for _ in range(3)]
+    for each in asked:
+        assert await link.on_request(each) is None
+    assert [each.subject for each in asked] == [asked[0].subject] * 3
+    assert decoded == [token]
+    other = signed(jti="2")
+    assert await link.on_request(request(bearer(other))) is None
+    with pytest.raises(Unauthorized):
+        await link.on_request(request(bearer(token[:-8] + "AAAAAAAA")))
+    assert decoded == [token, other, token[:-8] + "AAAAAAAA"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_is_withdrawn_takes_its_tokens_along(tmp_path: Path) -> None:
+    """A token that was right is refused as soon as the key set has its key no more."""
+    file = tmp_path / "keys.json"
+    file.write_bytes(key_set(entry(RSA, "one")))
+    watched = Watched()
+    link = JwtAuth("who", {**OPTIONS, "public_key": b"", "jwks_path": file}, watched.guard)
+    token = bearer(signed(headers={"kid": "one"}))
+    assert await link.on_request(request(token)) is None
+    assert await link.on_request(request(token)) is None
+    file.write_bytes(key_set(entry(EC, "two")))
+    watched.clock.advance(OPTIONS["jwks_refresh_secs"])
+    await link.on_request(request(token))  # makes it read again, and does not wait for that
+    with pytest.raises(Unauthorized):
+        await link.on_request(request(token))
+
+
+def test_what_was_verified_is_kept_for_its_time() -> None:
+    """From nbf to exp, each with the leeway, whichever way the clock jumps; and no more than there is room for."""
+    clock = [1000.0]
+    tokens = VerifiedTokens(10.0, lambda: clock[0])
+    key, subject = key_of_pem(pem_of(RSA)), Subject("ann", frozenset(), "jwt_auth")
+
+    def kept(at: float) -> bool:
+        clock[0] = 1000.0
+        tokens.put("token", subject, {"exp": 1060, "nbf": 900, "iat": 950}, key, "one", "RS256")
+        clock[0] = at
+        found = tokens.get("token")
+        assert found is None or (found.subject, found.key) == (subject, key)
+        return found is not None
+
+    assert [kept(at) for at in (939.9, 940.0, 1069.9, 1070.0)] == [False, True, True, False]
+    clock[0] = 1000.0
+    assert tokens.get("token") is None, "what was too old once is forgotten"
+    for number in range(MOST + 1):
+        tokens.put(f"token {number}", subject, {"exp": 1060}, key, "one", "RS256")
+    assert tokens.get("token 0") is None
+    assert tokens.get("token 1") is not None
 
 
 # --- key sets

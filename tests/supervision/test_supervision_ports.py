@@ -12,13 +12,16 @@ from contextlib import closing
 
 import pytest
 
+from harmonyd.supervision import ports, socket_diag
 from harmonyd.supervision.ports import (
     command,
     command_line,
+    connected_by_session,
     established,
     holder_text,
     owned_by_session,
     problem_text,
+    socket_between,
     try_port,
 )
 from harmonyd.testing.processes import free_port
@@ -89,3 +92,42 @@ def test_command_lines_are_printable(stranger: tuple[int, int]) -> None:
     assert command(process.pid) == ()
     assert command_line(process.pid) == "?"
     assert len(command_line(os.getpid())) <= 201
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket, socket.socket]]:
+    """A listener, who connected to it, and the accepted end."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as caller,
+        server.accept()[0] as accepted,
+    ):
+        yield server, caller, accepted
+
+
+def test_the_kernel_tells_of_a_connection_what_its_table_does(
+    pair: tuple[socket.socket, socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for one connection, and where that is not allowed, by its table of all: the same socket at either end."""
+    _, caller, accepted = pair
+    here, there = caller.getsockname(), caller.getpeername()
+    inodes = [str(os.fstat(each.fileno()).st_ino) for each in (caller, accepted)]
+    asked = [socket_between(here, there), socket_between(there, here)]
+    assert connected_by_session(here, there, os.getsid(0))
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not allowed")
+
+    monkeypatch.setattr(socket_diag, "connection", refused)
+    assert [socket_between(here, there), socket_between(there, here)] == asked
+    told = [(found.inode, found.uid, found.state) for found in asked if found]
+    assert told == [(inode, os.getuid(), "01") for inode in inodes]
+
+
+def test_a_listener_is_not_taken_for_a_connection(pair: tuple[socket.socket, socket.socket, socket.socket]) -> None:
+    """Of an end that nobody has connected from, the kernel finds the listener; that is no answer."""
+    server = pair[0]
+    with pytest.raises(OSError, match=r"another socket|No such file"):
+        socket_diag.connection(server.getsockname(), ("127.0.0.1", 1))
+    assert socket_between(server.getsockname(), ("127.0.0.1", 1)) is None
+    assert ports.connected_by_text(server.getsockname(), ("127.0.0.1", 1)) == "a process that has closed it since"

@@ -13,6 +13,7 @@ from harmonyd.middleware.auth.fetching import fetch
 from harmonyd.middleware.auth.guard import Guard
 from harmonyd.middleware.auth.key_sets import ChangingKeys, FixedKeys, Keys
 from harmonyd.middleware.auth.scheme import Scheme
+from harmonyd.middleware.auth.verified import VerifiedTokens
 from harmonyd.subject import Subject
 
 MOST_TOKEN = 12 * 1024
@@ -39,23 +40,32 @@ class JwtAuth(Scheme):
         self._subject_claim: str = options["subject_claim"]
         self._roles_claim: tuple[str, ...] = options["roles_claim"]
         self._keys = _keys(options, guard)
+        self._verified_tokens = VerifiedTokens(self._leeway_secs)
 
     def shown(self, request: RequestEnvelope) -> str | None:
         scheme, _, rest = request.headers.get(self.field, "").strip().partition(" ")
         return rest.strip() if scheme.lower() == "bearer" else None
 
     async def checked(self, request: RequestEnvelope, shown: str) -> Subject:
-        claims = await self._claims(request, shown)
+        if len(shown) > MOST_TOKEN or not shown.isascii():
+            self._refuse(request, "malformed")
+        known = self._verified_tokens.get(shown)
+        if known is not None:
+            trusted = await self._keys.candidates(known.kid, known.algorithm)
+            if any(key is known.key for key in trusted):
+                return known.subject
+        claims, key, kid, algorithm = await self._claims(request, shown)
         name = claims.get(self._subject_claim)
         if not isinstance(name, str) or not 1 <= len(name) <= _MOST_NAME or not name.isprintable():
             self._refuse(request, "no-subject")
-        return Subject(name, _roles(claims, self._roles_claim), self.type)
+        subject = Subject(name, _roles(claims, self._roles_claim), self.type)
+        self._verified_tokens.put(shown, subject, claims, key, kid, algorithm)
+        return subject
 
-    async def _claims(self, request: RequestEnvelope, token: str) -> dict[str, Any]:
+    async def _claims(self, request: RequestEnvelope, token: str) -> tuple[dict[str, Any], Key, str | None, str]:
+        """The claims, and what vouches for them."""
         import jwt
 
-        if len(token) > MOST_TOKEN or not token.isascii():
-            self._refuse(request, "malformed")
         try:
             header = jwt.get_unverified_header(token)
         except (jwt.InvalidTokenError, ValueError, RecursionError):
@@ -70,7 +80,7 @@ class JwtAuth(Scheme):
         for key in await self._keys.candidates(kid, algorithm):
             claims = self._verified(request, token, key, algorithm)
             if claims is not None:
-                return claims
+                return claims, key, kid, algorithm
         return self._refuse(request, "signature")
 
     def _verified(self, request: RequestEnvelope, token: str, key: Key, algorithm: str) -> dict[str, Any] | None:
