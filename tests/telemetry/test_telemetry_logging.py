@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pydicom import Dataset
+from pydicom.config import WARN, settings
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -181,8 +182,10 @@ def test_libraries_that_use_the_standard_library(log_path: Path) -> None:
     assert line.split(" ", 1)[1] == "WARN  [harmonyd.test.library] this {is} odd"
 
 
-def test_texts_of_pydicom_are_withheld(log_path: Path) -> None:
+def test_texts_of_pydicom_are_withheld(log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It quotes values, in its own log and in warnings."""
+    monkeypatch.setattr(settings, "reading_validation_mode", WARN)  # where it has been told to be silent
+    monkeypatch.setattr(settings, "writing_validation_mode", WARN)
     start_logging(LoggingConfig(level="debug", file=log_path))
     dataset = Dataset()
     with pytest.warns(UserWarning, match="Invalid value"):
