@@ -12,8 +12,6 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, cast
 
-from harmonyd.bodies import BytesBody
-from harmonyd.envelope import RequestEnvelope
 from harmonyd.errors import Conflict, MethodNotAllowed, NotFound
 from harmonyd.operations.events import event_stream, within
 from harmonyd.operations.operation import Operation, Owner, cancelled
@@ -110,18 +108,7 @@ class LongRunningEndpoint:
         """Who asks, by the pipeline's middleware, which sees nothing of these. Raises what that raises."""
         if self._route.identify is None:
             return request.subject
-        envelope = RequestEnvelope(
-            protocol="http",
-            method=request.method,
-            uri=request.uri,
-            path=request.path,
-            body=BytesBody(b""),
-            headers={name.lower(): value for name, value in request.headers.items()},
-            query=request.query,
-            metadata={"path": request.path},
-            id=request.id,
-        )
-        request.identify(envelope)
+        envelope = request.without_body()
         await self._route.identify(envelope)
         return envelope.subject
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from harmonyd.bodies import EmptyBody
 from harmonyd.envelope import Body, RequestEnvelope, ResponseEnvelope
 from harmonyd.permit import Permit
 from harmonyd.subject import Caller, Subject
@@ -52,6 +53,22 @@ class HttpRequest:
         envelope.subject = self.subject
         envelope.permit = self.permit
         envelope.consumed = self.consumed
+
+    def without_body(self) -> RequestEnvelope:
+        """Return the request for middleware that looks at its head, and decides who asks."""
+        envelope = RequestEnvelope(
+            protocol="http",
+            method=self.method,
+            uri=self.uri,
+            path=self.path,
+            body=EmptyBody(),
+            headers={name.lower(): value for name, value in self.headers.items()},
+            query=self.query,
+            metadata={"path": self.path},
+            id=self.id,
+        )
+        self.identify(envelope)
+        return envelope
 
 
 @dataclass(slots=True)

@@ -335,7 +335,7 @@ class HttpFrontEnd:
         assert match is not None, "admit sets it or refuses"
         endpoint = match.target.endpoint
         exchange.body = request.take_body()
-        asked = await identified(match.target, request.as_http(match, exchange.body))
+        asked = await identified(match.target, request.as_http(match, exchange.body), exchange.occasion)
         ask = exchange.asking(match.target.handle, asked)
         if isinstance(endpoint, ChoosesBackend):
             asked = endpoint.choose(asked)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harmonyd.bodies import BytesBody
-from harmonyd.envelope import RequestEnvelope
+from harmonyd.envelope import Occasion
 from harmonyd.errors import Forbidden
 from harmonyd.permit import NOTHING
 from harmonyd.services.base import AskingEndpoint, HttpRequest
@@ -14,8 +13,10 @@ from harmonyd.web.route import Route
 __all__ = ["identified"]
 
 
-async def identified(route: Route, request: HttpRequest) -> HttpRequest:
+async def identified(route: Route, request: HttpRequest, occasion: Occasion) -> HttpRequest:
     """Return ``request`` with what is known of who asks, and what they may do.
+
+    What the chain counts until the answer ends, it counts by ``occasion``, as the pipeline behind it does.
 
     Raises what the middleware raises, and ``Forbidden`` where ``route.action`` is not allowed.
     """
@@ -26,18 +27,8 @@ async def identified(route: Route, request: HttpRequest) -> HttpRequest:
     if _is_preflight(route, request):
         # A browser sends it without credentials (Fetch standard, section 3.2.2); the endpoint answers it by itself.
         return replace(request, permit=NOTHING)
-    envelope = RequestEnvelope(
-        protocol="http",
-        method=request.method,
-        uri=request.uri,
-        path=request.path,
-        body=BytesBody(b""),
-        headers={name.lower(): value for name, value in request.headers.items()},
-        query=request.query,
-        metadata={"path": request.path},
-        id=request.id,
-        caller=request.caller,
-    )
+    envelope = request.without_body()
+    envelope.occasion = occasion
     for link in route.chain:
         await link.on_request(envelope)
     if route.action and envelope.permit is not None and envelope.permit.limits(route.action, ""):
