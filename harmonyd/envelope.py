@@ -68,6 +68,42 @@ class ReshapedRecord(Protocol):
         ...
 
 
+class ReshapesJson(Protocol):
+    """Middleware that makes other JSON of a record's."""
+
+    async def reshaped(self, text: bytes) -> bytes:
+        """Return what it makes of ``text``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReshapedBy:
+    """A ``ReshapedRecord``: ``record`` as ``link`` has it."""
+
+    record: Record
+    link: ReshapesJson
+
+    @property
+    def path(self) -> Path | None:
+        return self.record.path
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def backend(self) -> str | None:
+        """Where it comes from, when several backends were asked."""
+        return getattr(self.record, "backend", None)
+
+    async def reshaped(self, text: bytes) -> bytes:
+        """See ``ReshapedRecord``."""
+        return await self.link.reshaped(text)
+
+    async def json(self) -> bytes:
+        return await self.reshaped(await self.record.json())
+
+
 class Results(Protocol):
     """The stream of records an operation produced, and after its end the truth about it.
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.threads import deferToThread
 
 from harmonyd.bodies import BytesBody
-from harmonyd.envelope import Record, RequestEnvelope, ResponseEnvelope, Results
+from harmonyd.envelope import Record, RequestEnvelope, ReshapedBy, ResponseEnvelope, Results
 from harmonyd.jolt import TransformFailed, decode, encode
 from harmonyd.middleware.json_view import request_json, response_json, too_large
 from harmonyd.middleware.specification import Specification, context_of
@@ -139,7 +137,7 @@ class _Reshaped:
 
     async def __aiter__(self) -> AsyncIterator[Record]:
         async for record in self._results:
-            yield _ReshapedRecord(record, self)
+            yield ReshapedBy(record, self)
 
     def summary(self) -> Mapping[str, Any]:
         """Those of the results behind."""
@@ -162,29 +160,3 @@ class _Reshaped:
 
     def _reshape(self, text: bytes) -> bytes:
         return encode(self._specification.apply_now(decode(text), self._context))
-
-
-@dataclass(frozen=True, slots=True)
-class _ReshapedRecord:
-    record: Record
-    results: _Reshaped
-
-    @property
-    def path(self) -> Path | None:
-        return self.record.path
-
-    @property
-    def name(self) -> str:
-        return self.record.name
-
-    @property
-    def backend(self) -> str | None:
-        """Where it comes from, when several backends were asked."""
-        return getattr(self.record, "backend", None)
-
-    async def reshaped(self, text: bytes) -> bytes:
-        """See ``ReshapedRecord``."""
-        return await self.results.reshaped(text)
-
-    async def json(self) -> bytes:
-        return await self.reshaped(await self.record.json())

@@ -11,7 +11,7 @@ from typing import Any
 
 from harmonyd.dimse.dataset_json import file_to_json
 from harmonyd.dimse.uid import name_of
-from harmonyd.envelope import Record, ReshapedRecord, Results
+from harmonyd.envelope import Record, ReshapedBy, ReshapedRecord, Results
 from harmonyd.rewriting.editor import Check, Done, Editor
 from harmonyd.rewriting.errors import BadObject, CannotRewrite
 from harmonyd.rewriting.objects import Rewritten
@@ -65,33 +65,6 @@ class FileRecord:
             await discard()
 
 
-@dataclass(frozen=True, slots=True)
-class ReshapedAgain:
-    """What middleware behind us makes of JSON, it makes of what was rewritten."""
-
-    record: Record
-    link: ReshapedRecord
-
-    @property
-    def path(self) -> Path | None:
-        return self.record.path
-
-    @property
-    def name(self) -> str:
-        return self.record.name
-
-    @property
-    def backend(self) -> str | None:
-        return getattr(self.record, "backend", None)
-
-    async def reshaped(self, text: bytes) -> bytes:
-        """See ``ReshapedRecord``."""
-        return await self.link.reshaped(text)
-
-    async def json(self) -> bytes:
-        return await self.reshaped(await self.record.json())
-
-
 class RewrittenResults:
     """``Results`` of others, record by record."""
 
@@ -118,7 +91,7 @@ class RewrittenResults:
             if made is None:
                 continue
             for link in reversed(links):
-                made = ReshapedAgain(made, link)
+                made = ReshapedBy(made, link)
             yield made
 
     def summary(self) -> Mapping[str, Any]:
